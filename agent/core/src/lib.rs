@@ -1,0 +1,5 @@
+//! Model, stages, frames, flow state: values and plain functions. Nothing here can reach a socket, a clock or a file.
+
+pub mod principal;
+
+pub use principal::Principal;

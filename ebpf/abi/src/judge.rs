@@ -1,0 +1,1 @@
+//! Verdicts as plain functions over values: the programs and the tests call the same code.

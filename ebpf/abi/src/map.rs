@@ -1,0 +1,257 @@
+//! Endpoints, workloads, addresses, services and counters.
+
+use core::mem::size_of;
+
+use crate::Addr;
+
+/// How far a namespace or workload has adopted the mesh.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Default)]
+pub enum Stage {
+    /// Untouched.
+    #[default]
+    Off = 0,
+    /// Counted and judged; nothing changes.
+    Observe = 1,
+    /// Tunnels to meshed peers, accepts plaintext and marks it.
+    Permissive = 2,
+    /// Accepts only tunnel and same-node kernel-attested traffic.
+    Strict = 3,
+}
+
+impl Stage {
+    /// The stage of a stored byte; anything unknown is the safest one, strict.
+    #[inline(always)]
+    pub const fn from_u8(v: u8) -> Self {
+        match v {
+            0 => Self::Off,
+            1 => Self::Observe,
+            2 => Self::Permissive,
+            _ => Self::Strict,
+        }
+    }
+
+    /// Meshed: its traffic with meshed peers travels in tunnels.
+    #[inline(always)]
+    pub const fn meshed(self) -> bool {
+        matches!(self, Self::Permissive | Self::Strict)
+    }
+}
+
+/// Flags of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// Being raised: unknown packets make legacy entries and pass, new SYNs pass below strict and are dropped in it.
+    pub const LEARN: u32 = 1 << 0;
+    /// May take the same-node fast path (unset for pods whose veth has a rate limit).
+    pub const FAST: u32 = 1 << 1;
+}
+
+/// A local workload bound to the host side of its veth.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Endpoint {
+    /// The workload.
+    pub handle: u32,
+    /// See [`endpoint_flags`].
+    pub flags: u32,
+    /// Policy set, by epoch parity.
+    pub set: [u32; 2],
+    /// Most flows that may be pending at once.
+    pub max_pending: u32,
+    /// Most flow entries.
+    pub max_flows: u32,
+    /// See [`Stage`].
+    pub stage: u8,
+    /// Zero.
+    pub _pad: [u8; 3],
+    /// MAC of the pod, as netlink tells; used until the pod's own frames told better.
+    pub pod_mac: [u8; 6],
+    /// MAC of the pod's gateway: the veth's host side, or the bridge it is a port of.
+    pub gateway_mac: [u8; 6],
+}
+
+/// What the kernel learned and counts about an endpoint; the agent writes zeros once and then only reads.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct EndpointUse {
+    /// Flows in state pending.
+    pub pending: u64,
+    /// Flow entries that this endpoint began or was the clear target of.
+    pub flows: u64,
+    /// Source MAC of the pod's last IP frame, destination MAC beside it; zero until seen.
+    pub pod_mac: [u8; 6],
+    /// Where that frame went.
+    pub gateway_mac: [u8; 6],
+    /// Zero.
+    pub _pad: [u8; 4],
+}
+
+/// Flags of [`Workload::flags`].
+pub mod workload_flags {
+    /// The handle is in use.
+    pub const LIVE: u8 = 1 << 0;
+    /// On this node.
+    pub const LOCAL: u8 = 1 << 1;
+    /// On this node, and both hooks are on its veth.
+    pub const ATTACHED: u8 = 1 << 2;
+}
+
+/// A workload as the programs know it; index is its handle.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Workload {
+    /// Class (principal and what selects it), by epoch parity.
+    pub class: [u32; 2],
+    /// Host-side interface when attached here, else 0.
+    pub ifindex: u32,
+    /// Node number, node-local numbering; 0: unknown.
+    pub node: u16,
+    /// See [`Stage`].
+    pub stage: u8,
+    /// See [`workload_flags`].
+    pub flags: u8,
+}
+
+/// What an address is.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AddrKind {
+    /// A workload's.
+    Workload = 1,
+    /// Another node's.
+    Node = 2,
+    /// This node's.
+    ThisNode = 3,
+    /// Claimed by two workloads: nobody's.
+    Disputed = 4,
+}
+
+/// Value of `ADDRS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AddrEntry {
+    /// Workload's handle, or 0.
+    pub handle: u32,
+    /// See [`AddrKind`].
+    pub kind: u8,
+    /// Zero.
+    pub _pad: [u8; 3],
+}
+
+/// Key of `SERVICES`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ServiceKey {
+    /// Cluster IP.
+    pub addr: Addr,
+    /// Service port.
+    pub port: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// Zero.
+    pub _pad: u8,
+}
+
+/// Flags of [`ServiceEntry::flags`].
+pub mod service_flags {
+    /// Every ready endpoint is meshed: the agent takes it. Unset: kube-proxy's, in the clear.
+    pub const CAPTURE: u32 = 1 << 0;
+}
+
+/// Value of `SERVICES`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ServiceEntry {
+    /// Service port's number, node-local; never 0.
+    pub id: u32,
+    /// See [`service_flags`].
+    pub flags: u32,
+}
+
+/// Key of `PAIRS`. The bucket with all numbers zero takes what no longer fits.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct PairKey {
+    /// Source class; 0: outside the mesh.
+    pub src_class: u32,
+    /// Destination class; 0: outside the mesh.
+    pub dst_class: u32,
+    /// Destination port.
+    pub port: u16,
+    /// See [`crate::Reason`].
+    pub reason: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// See [`crate::Verdict`].
+    pub verdict: u8,
+    /// Zero.
+    pub _pad: [u8; 2],
+}
+
+/// Value of `PAIRS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PairCount {
+    /// TCP: flows judged. Others: packets.
+    pub events: u64,
+    /// TCP: payload of the judged SYN's packet. Others: payload bytes.
+    pub bytes: u64,
+}
+
+/// Index into `STATS`.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stat {
+    /// TCP payload bytes of a strict endpoint to a meshed peer, outside a tunnel and not legacy. Must read zero.
+    LeakBytes = 0,
+    /// Packets seen from pods.
+    PodPackets = 1,
+    /// Packets redirected into the agent's namespace.
+    ToAgent = 2,
+    /// Packets redirected from the agent's namespace into a pod.
+    FromAgent = 3,
+    /// Packets that took the fast path.
+    Fast = 4,
+    /// Packets that passed in the clear.
+    Clear = 5,
+    /// Packets whose source address is not the endpoint's (counted in observe, dropped from permissive on).
+    Spoofed = 6,
+    /// TCP fragments and headers that could not be parsed.
+    Unparsable = 7,
+    /// VLAN-tagged frames.
+    Vlan = 8,
+    /// Packets of a known flow from an interface that is not its own.
+    WrongInterface = 9,
+    /// Packets without a flow entry that went to the agent's namespace to be reset.
+    Stray = 10,
+    /// SYNs dropped because the shard's ring was full.
+    RingFull = 11,
+    /// Flows denied because the flow table was full.
+    TableFull = 12,
+    /// SYNs dropped because the endpoint's pending quota was full.
+    PendingFull = 13,
+    /// Flows denied because the endpoint's entry quota was full.
+    QuotaFull = 14,
+    /// Events lost because the event ring was full.
+    EventsLost = 15,
+    /// Pair counts that went to the overflow bucket.
+    PairsOverflow = 16,
+    /// Packets dropped at a pod's egress because their flow is captured.
+    EgressCaptured = 17,
+    /// Frames from the agent's namespace that belong to no flow.
+    AgentStray = 18,
+    /// Other protocols than TCP, passed and counted.
+    NotTcp = 19,
+}
+
+/// Length of the `STATS` array.
+pub const STATS_LEN: u32 = 64;
+
+const _: () = assert!(size_of::<Endpoint>() == 40);
+const _: () = assert!(size_of::<EndpointUse>() == 32);
+const _: () = assert!(size_of::<Workload>() == 16);
+const _: () = assert!(size_of::<AddrEntry>() == 8);
+const _: () = assert!(size_of::<ServiceKey>() == 20);
+const _: () = assert!(size_of::<ServiceEntry>() == 8);
+const _: () = assert!(size_of::<PairKey>() == 16);
+const _: () = assert!(size_of::<PairCount>() == 16);
