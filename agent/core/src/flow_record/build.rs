@@ -1,0 +1,323 @@
+//! From the kernel's entry to a record.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+
+use kumiko_abi::flow::{TCP, UDP, dir_flags, flags};
+use kumiko_abi::{Flow, FlowId, FlowState, Reason, Stage, Verdict};
+
+use super::{
+    AgentFacts, Entry, FlowClose, FlowDirection, FlowPath, FlowPhase, FlowRecord, FlowSide, Party, PartyKind,
+    PartyName, ServiceName,
+};
+use crate::addr;
+
+/// From `CLOCK_MONOTONIC` to Unix time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Clock {
+    /// Unix time minus monotonic time, in ns.
+    pub unix_minus_monotonic: i64,
+}
+
+impl Clock {
+    /// Unix nanoseconds of a monotonic time; 0 stays 0 ("never").
+    pub fn unix(self, monotonic_ns: u64) -> u64 {
+        if monotonic_ns == 0 { 0 } else { monotonic_ns.saturating_add_signed(self.unix_minus_monotonic) }
+    }
+}
+
+/// Who is behind an address or a handle, as the model knows now.
+pub trait Directory {
+    /// The workload with this handle.
+    fn by_handle(&self, handle: u32) -> Option<PartyName>;
+    /// The workload or node with this address.
+    fn by_ip(&self, ip: IpAddr) -> Option<PartyName>;
+    /// The Service port with this node-local number.
+    fn service(&self, id: u32) -> Option<ServiceName>;
+}
+
+/// Names of both ends, as they were when the flow began: a record outlives its workloads.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Names {
+    /// The end that began it.
+    pub source: Option<PartyName>,
+    /// The other end.
+    pub destination: Option<PartyName>,
+    /// Service that was asked for.
+    pub service: Option<ServiceName>,
+}
+
+impl Names {
+    /// Looks up what is not known yet. Handles speak before addresses: an address can have been reused meanwhile.
+    pub fn complete(&mut self, directory: &dyn Directory, entry: &Entry, facts: &AgentFacts) {
+        let flow = &entry.flow;
+        let (source, asked) = addr::ends(&entry.key, flow.flags);
+        let look = |handle: u32, ip: IpAddr| {
+            (handle != 0).then(|| directory.by_handle(handle)).flatten().or_else(|| directory.by_ip(ip))
+        };
+        if self.source.is_none() {
+            self.source = look(flow.src, source.ip());
+        }
+        if self.service.is_none() {
+            let known = (flow.service != 0).then(|| directory.service(flow.service)).flatten();
+            self.service = facts.service.clone().or(known);
+        }
+        if self.destination.is_none() {
+            let target = facts.target.unwrap_or(asked);
+            // The address of a Service names no workload until an endpoint was chosen.
+            if facts.target.is_some() || self.service.is_none() || flow.dst != 0 {
+                self.destination = look(flow.dst, target.ip());
+            }
+        }
+    }
+}
+
+impl FlowRecord {
+    /// The record of an entry, seen from `node`.
+    pub fn build(node: &str, clock: Clock, entry: &Entry, names: &Names, facts: &AgentFacts) -> Self {
+        let flow = &entry.flow;
+        let has = |flag: u32| flow.flags & flag != 0;
+        let (source_addr, asked) = addr::ends(&entry.key, flow.flags);
+        let destination_addr = facts.target.filter(|_| names.service.is_some()).unwrap_or(asked);
+
+        let from_host = has(flags::HOST | flags::PROBE);
+        let source = if from_host && names.source.as_ref().is_none_or(|s| s.kind != PartyKind::Workload) {
+            host(source_addr, node)
+        } else {
+            party(source_addr, names.source.as_ref())
+        };
+        let destination = match (&names.destination, &names.service) {
+            (None, Some(service)) if facts.target.is_none() => service_party(destination_addr, service),
+            (name, _) => party(destination_addr, name.as_ref()),
+        };
+
+        let reason = reason(flow, facts);
+        let verdict = verdict(flow, reason);
+        let state = FlowState::from_u8(flow.state);
+        let phase = phase(flow, state, verdict, facts);
+        let path = path(state, verdict, remote(node, &source, &destination, facts));
+        let close = (phase == FlowPhase::Closed).then(|| close(flow, verdict, reason, facts)).flatten();
+        let end = if flow.over_ns != 0 { flow.over_ns } else { flow.last_ns.max(flow.first_ns) };
+        let [sent, received] = flow.dir;
+
+        Self {
+            id: hex_id(flow.id),
+            node: node.to_owned(),
+            report: 0,
+            start_unix_ns: clock.unix(flow.first_ns),
+            end_unix_ns: clock.unix(end),
+            direction: direction(node, flow, &source, &destination, facts),
+            service: names.service.clone(),
+            protocol: protocol(entry.key.proto),
+            path,
+            encrypted: path == FlowPath::Tunnel && (facts.opened || state == Some(FlowState::Captured)),
+            legacy: has(flags::LEGACY),
+            downgraded: has(flags::DOWNGRADED),
+            plaintext: has(flags::PLAINTEXT),
+            probe: has(flags::PROBE),
+            host: has(flags::HOST),
+            other_port: has(flags::OTHER_PORT),
+            hairpin: has(flags::HAIRPIN),
+            observed: has(flags::OBSERVED),
+            stage: local_stage(node, names),
+            state: phase,
+            verdict,
+            reason: Cow::Borrowed(reason.name()),
+            reason_text: Cow::Borrowed(reason.text()),
+            hint: Cow::Borrowed(reason.hint()),
+            errno: facts.errno,
+            bytes_sent: sent.bytes,
+            bytes_received: received.bytes,
+            packets_sent: sent.packets,
+            packets_received: received.packets,
+            rtt_us: facts.rtt_us,
+            retransmits: facts.retransmits,
+            close,
+            closed_by: close.and_then(|_| closed_by(flow, verdict, facts)),
+            peer_node: facts.peer_node.clone(),
+            tunnel: facts.tunnel,
+            handshake_us: facts.handshake_us,
+            connect_us: facts.connect_us,
+            epoch: flow.epoch,
+            source,
+            destination,
+        }
+    }
+}
+
+fn party(at: SocketAddr, name: Option<&PartyName>) -> Party {
+    let name = name.cloned().unwrap_or_default();
+    Party {
+        kind: name.kind,
+        namespace: name.namespace,
+        name: name.name,
+        service_account: name.service_account,
+        principal: name.principal,
+        ip: at.ip(),
+        port: at.port(),
+        node: name.node,
+    }
+}
+
+fn host(at: SocketAddr, node: &str) -> Party {
+    let name =
+        PartyName { kind: PartyKind::Node, name: node.to_owned(), node: node.to_owned(), ..PartyName::default() };
+    party(at, Some(&name))
+}
+
+fn service_party(at: SocketAddr, service: &ServiceName) -> Party {
+    let name = PartyName {
+        kind: PartyKind::Service,
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+        ..PartyName::default()
+    };
+    party(at, Some(&name))
+}
+
+fn protocol(number: u8) -> Cow<'static, str> {
+    match number {
+        TCP => Cow::Borrowed("tcp"),
+        UDP => Cow::Borrowed("udp"),
+        other => Cow::Owned(other.to_string()),
+    }
+}
+
+/// The agent's reason tells more than the kernel's, unless it only says that a stream ended as streams do.
+fn reason(flow: &Flow, facts: &AgentFacts) -> Reason {
+    let ordinary = |reason: &Reason| {
+        matches!(reason, Reason::None | Reason::Allowed | Reason::Finished | Reason::ClientReset | Reason::ServerReset)
+    };
+    facts
+        .reason
+        .and_then(Reason::from_u16)
+        .filter(|reason| !ordinary(reason))
+        .or_else(|| Reason::from_u16(flow.reason))
+        .unwrap_or(Reason::None)
+}
+
+fn verdict(flow: &Flow, reason: Reason) -> Verdict {
+    match reason as u16 {
+        // What the agent refused, or could not carry: policy, identity, capacity.
+        20..=21 | 23..=399 | 600..=799 => Verdict::Deny,
+        _ => match flow.verdict {
+            2 => Verdict::Deny,
+            3 => Verdict::Audit,
+            _ => Verdict::Allow,
+        },
+    }
+}
+
+fn phase(flow: &Flow, state: Option<FlowState>, verdict: Verdict, facts: &AgentFacts) -> FlowPhase {
+    let over = flow.over_ns != 0 || flow.flags & flags::OVER != 0;
+    if over || facts.close.is_some() || verdict == Verdict::Deny || state == Some(FlowState::Cut) {
+        FlowPhase::Closed
+    } else if state == Some(FlowState::Pending) {
+        FlowPhase::Pending
+    } else {
+        FlowPhase::Open
+    }
+}
+
+fn path(state: Option<FlowState>, verdict: Verdict, remote: bool) -> FlowPath {
+    match state {
+        _ if verdict == Verdict::Deny => FlowPath::Refused,
+        Some(FlowState::Direct) => FlowPath::Clear,
+        Some(FlowState::Fast) => FlowPath::Fast,
+        Some(FlowState::Pending | FlowState::Captured | FlowState::Cut) if remote => FlowPath::Tunnel,
+        Some(FlowState::Pending | FlowState::Captured | FlowState::Cut) => FlowPath::Agent,
+        None => FlowPath::Refused,
+    }
+}
+
+fn remote(node: &str, source: &Party, destination: &Party, facts: &AgentFacts) -> bool {
+    let elsewhere = |party: &Party| !party.node.is_empty() && party.node != node;
+    facts.remote || facts.tunnel.is_some() || elsewhere(source) || elsewhere(destination)
+}
+
+fn direction(node: &str, flow: &Flow, source: &Party, destination: &Party, facts: &AgentFacts) -> FlowDirection {
+    let here = |party: &Party, ifindex: u32| if party.node.is_empty() { ifindex != 0 } else { party.node == node };
+    if facts.delivering && facts.remote {
+        return FlowDirection::Inbound;
+    }
+    match (here(source, flow.src_ifindex), here(destination, flow.dst_ifindex)) {
+        (true, true) => FlowDirection::Local,
+        (false, true) => FlowDirection::Inbound,
+        (true, false) => FlowDirection::Outbound,
+        (false, false) if flow.src_ifindex == 0 && flow.dst_ifindex != 0 => FlowDirection::Inbound,
+        (false, false) => FlowDirection::Outbound,
+    }
+}
+
+fn local_stage(node: &str, names: &Names) -> Stage {
+    let ends = [names.source.as_ref(), names.destination.as_ref()];
+    ends.into_iter().flatten().filter(|name| name.node == node).map(|name| name.stage).max().unwrap_or(Stage::Off)
+}
+
+fn close(flow: &Flow, verdict: Verdict, reason: Reason, facts: &AgentFacts) -> Option<FlowClose> {
+    if let Some(close) = facts.close {
+        return Some(close);
+    }
+    if verdict == Verdict::Deny {
+        return Some(FlowClose::Refused);
+    }
+    match reason {
+        Reason::ConnectTimedOut => return Some(FlowClose::TimedOut),
+        Reason::ClientGone => return Some(FlowClose::GaveUp),
+        Reason::IdleExpired => return Some(FlowClose::Idle),
+        Reason::TunnelLost => return Some(FlowClose::TunnelLost),
+        reason if (400..600).contains(&(reason as u16)) => return Some(FlowClose::Refused),
+        _ => {}
+    }
+    let [_, received] = flow.dir;
+    let reset = flow.flags & flags::OVER_RST != 0;
+    if reset && flow.flags & flags::LEARNED == 0 && refused_by_server(received.flags, received.bytes) {
+        Some(FlowClose::Refused)
+    } else if reset {
+        Some(FlowClose::Rst)
+    } else if flow.flags & flags::OVER_GONE != 0 {
+        Some(FlowClose::EndpointGone)
+    } else if flow.flags & flags::OVER_FIN != 0 {
+        Some(FlowClose::Fin)
+    } else {
+        None
+    }
+}
+
+/// An RST where a SYN-ACK was due.
+fn refused_by_server(received_flags: u32, received_bytes: u64) -> bool {
+    received_flags & dir_flags::RST != 0 && received_flags & dir_flags::SYN == 0 && received_bytes == 0
+}
+
+fn closed_by(flow: &Flow, verdict: Verdict, facts: &AgentFacts) -> Option<FlowSide> {
+    if facts.closed_by.is_some() {
+        return facts.closed_by;
+    }
+    if verdict == Verdict::Deny {
+        return Some(FlowSide::Mesh);
+    }
+    let [sent, received] = flow.dir;
+    match (sent.flags & dir_flags::RST != 0, received.flags & dir_flags::RST != 0) {
+        (true, false) => Some(FlowSide::Source),
+        (false, true) => Some(FlowSide::Destination),
+        _ => None,
+    }
+}
+
+/// 32 hex digits.
+pub fn hex_id(id: FlowId) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |n: u8| DIGITS.get(usize::from(n)).map_or('0', |b| char::from(*b));
+    id.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// The id of 32 hex digits.
+pub fn id_from_hex(text: &str) -> Option<FlowId> {
+    if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    u128::from_str_radix(text, 16).ok().map(|n| FlowId(n.to_be_bytes()))
+}
+
+#[cfg(test)]
+mod tests;

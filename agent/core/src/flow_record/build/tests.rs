@@ -1,0 +1,256 @@
+use kumiko_abi::{Direction, FlowKey};
+
+use super::*;
+use crate::addr::flow_key;
+
+struct Fixed;
+
+impl Directory for Fixed {
+    fn by_handle(&self, handle: u32) -> Option<PartyName> {
+        match handle {
+            1 => Some(workload("client", "n1")),
+            2 => Some(workload("server", "n2")),
+            3 => Some(workload("cache", "n1")),
+            _ => None,
+        }
+    }
+
+    fn by_ip(&self, ip: IpAddr) -> Option<PartyName> {
+        match ip.to_string().as_str() {
+            "10.0.1.1" => self.by_handle(1),
+            "10.0.2.2" => self.by_handle(2),
+            "10.0.1.3" => self.by_handle(3),
+            _ => None,
+        }
+    }
+
+    fn service(&self, id: u32) -> Option<ServiceName> {
+        (id == 7).then(|| ServiceName {
+            namespace: "demo".into(),
+            name: "web".into(),
+            ip: "10.96.0.1".parse().unwrap(),
+            port: 80,
+        })
+    }
+}
+
+fn workload(name: &str, node: &str) -> PartyName {
+    PartyName {
+        kind: PartyKind::Workload,
+        namespace: "demo".into(),
+        name: name.into(),
+        service_account: name.into(),
+        principal: format!("spiffe://cluster.local/ns/demo/sa/{name}"),
+        node: node.into(),
+        stage: if name == "client" { Stage::Permissive } else { Stage::Strict },
+    }
+}
+
+fn entry(from: &str, to: &str, state: FlowState) -> Entry {
+    let (key, initiator): (FlowKey, u32) = flow_key(from.parse().unwrap(), to.parse().unwrap(), TCP);
+    let flow = Flow {
+        id: FlowId([0xab; 16]),
+        first_ns: 1_000,
+        last_syn_ns: 1_000,
+        last_ns: 5_000,
+        over_ns: 0,
+        src: 0,
+        dst: 0,
+        service: 0,
+        src_ifindex: 0,
+        dst_ifindex: 0,
+        generation: 1,
+        epoch: 3,
+        isn: 0,
+        flags: initiator,
+        shard: 0,
+        reason: Reason::Allowed as u16,
+        state: state as u8,
+        verdict: Verdict::Allow as u8,
+        _pad: [0; 6],
+        dir: [
+            Direction { packets: 3, bytes: 30, ..Direction::default() },
+            Direction { packets: 4, bytes: 400, ..Direction::default() },
+        ],
+    };
+    Entry { key, flow }
+}
+
+fn record(entry: &Entry, facts: &AgentFacts) -> FlowRecord {
+    let mut names = Names::default();
+    names.complete(&Fixed, entry, facts);
+    FlowRecord::build("n1", Clock { unix_minus_monotonic: 1_000_000 }, entry, &names, facts)
+}
+
+#[test]
+fn an_open_flow_to_another_node() {
+    let mut entry = entry("10.0.1.1:40000", "10.0.2.2:80", FlowState::Captured);
+    (entry.flow.src, entry.flow.dst, entry.flow.src_ifindex) = (1, 2, 9);
+    let facts =
+        AgentFacts { opened: true, tunnel: Some(4), peer_node: "n2".into(), remote: true, ..Default::default() };
+    let record = record(&entry, &facts);
+    assert_eq!(record.id, "ab".repeat(16));
+    assert_eq!((record.source.name.as_str(), record.source.port), ("client", 40000));
+    assert_eq!((record.destination.name.as_str(), record.destination.port), ("server", 80));
+    assert_eq!(
+        (record.path, record.direction, record.state),
+        (FlowPath::Tunnel, FlowDirection::Outbound, FlowPhase::Open)
+    );
+    assert!(record.encrypted && !record.legacy && !record.plaintext);
+    assert_eq!((record.start_unix_ns, record.end_unix_ns), (1_001_000, 1_005_000));
+    assert_eq!((record.bytes_sent, record.bytes_received), (30, 400));
+    assert_eq!((record.stage, record.close), (Stage::Permissive, None));
+}
+
+#[test]
+fn the_same_flow_where_it_is_delivered() {
+    let mut entry = entry("10.0.1.1:40000", "10.0.2.2:80", FlowState::Captured);
+    (entry.flow.src, entry.flow.dst, entry.flow.src_ifindex, entry.flow.dst_ifindex) = (1, 2, 5, 9);
+    entry.flow.flags |= flags::DELIVERED;
+    let facts = AgentFacts { opened: true, delivering: true, remote: true, ..Default::default() };
+    let mut names = Names::default();
+    names.complete(&Fixed, &entry, &facts);
+    let record = FlowRecord::build("n2", Clock::default(), &entry, &names, &facts);
+    assert_eq!((record.direction, record.path), (FlowDirection::Inbound, FlowPath::Tunnel));
+    assert_eq!(record.stage, Stage::Strict);
+    assert!(record.encrypted);
+}
+
+#[test]
+fn a_service_is_named_before_and_after_an_endpoint_is_chosen() {
+    let mut entry = entry("10.0.1.1:40000", "10.96.0.1:80", FlowState::Pending);
+    (entry.flow.src, entry.flow.service, entry.flow.src_ifindex) = (1, 7, 9);
+    let before = record(&entry, &AgentFacts::default());
+    assert_eq!((before.destination.kind, before.destination.name.as_str()), (PartyKind::Service, "web"));
+    assert_eq!((before.state, before.encrypted), (FlowPhase::Pending, false));
+
+    entry.flow.state = FlowState::Captured as u8;
+    let facts = AgentFacts { target: Some("10.0.2.2:8080".parse().unwrap()), remote: true, ..Default::default() };
+    let after = record(&entry, &facts);
+    assert_eq!((after.destination.name.as_str(), after.destination.port), ("server", 8080));
+    assert_eq!(after.service.unwrap().name, "web");
+}
+
+#[test]
+fn a_service_with_its_endpoint_on_the_same_node_stays_there() {
+    let mut entry = entry("10.0.1.1:40000", "10.96.0.1:80", FlowState::Captured);
+    (entry.flow.src, entry.flow.service, entry.flow.src_ifindex) = (1, 7, 9);
+    let facts = AgentFacts { target: Some("10.0.1.3:80".parse().unwrap()), opened: true, ..Default::default() };
+    let record = record(&entry, &facts);
+    assert_eq!((record.path, record.direction, record.encrypted), (FlowPath::Agent, FlowDirection::Local, false));
+    assert_eq!(record.stage, Stage::Strict);
+}
+
+#[test]
+fn refused_by_the_kernel() {
+    let mut entry = entry("192.0.2.7:5555", "10.0.1.3:6379", FlowState::Cut);
+    (entry.flow.dst, entry.flow.dst_ifindex) = (3, 8);
+    entry.flow.verdict = Verdict::Deny as u8;
+    entry.flow.reason = Reason::PlaintextRefused as u16;
+    let record = record(&entry, &AgentFacts::default());
+    assert_eq!((record.source.kind, record.direction), (PartyKind::Outside, FlowDirection::Inbound));
+    assert_eq!((record.path, record.state, record.verdict), (FlowPath::Refused, FlowPhase::Closed, Verdict::Deny));
+    assert_eq!((record.close, record.closed_by), (Some(FlowClose::Refused), Some(FlowSide::Mesh)));
+    assert_eq!(record.reason, "plaintext_refused");
+    assert!(!record.hint.is_empty());
+}
+
+#[test]
+fn refused_by_the_far_server_is_allowed_and_says_so() {
+    let mut entry = entry("10.0.1.1:40000", "10.0.2.2:81", FlowState::Cut);
+    (entry.flow.src, entry.flow.dst, entry.flow.src_ifindex) = (1, 2, 9);
+    let facts =
+        AgentFacts { reason: Some(Reason::ConnectRefused as u16), errno: 111, remote: true, ..Default::default() };
+    let record = record(&entry, &facts);
+    assert_eq!(
+        (record.verdict, record.path, record.close),
+        (Verdict::Allow, FlowPath::Tunnel, Some(FlowClose::Refused))
+    );
+    assert_eq!((record.reason.as_ref(), record.errno, record.encrypted), ("connect_refused", 111, false));
+}
+
+#[test]
+fn who_reset_it() {
+    let mut entry = entry("10.0.1.1:40000", "10.0.1.3:6379", FlowState::Fast);
+    entry.flow.over_ns = 6_000;
+    entry.flow.flags |= flags::OVER_RST;
+    entry.flow.dir[0].flags = dir_flags::SYN | dir_flags::RST;
+    entry.flow.dir[1].flags = dir_flags::SYN;
+    let by_client = record(&entry, &AgentFacts::default());
+    assert_eq!((by_client.close, by_client.closed_by), (Some(FlowClose::Rst), Some(FlowSide::Source)));
+    assert_eq!(by_client.end_unix_ns, 1_006_000);
+
+    entry.flow.dir[0].flags = dir_flags::SYN;
+    entry.flow.dir[1] = Direction { flags: dir_flags::RST, ..Direction::default() };
+    let refused = record(&entry, &AgentFacts::default());
+    assert_eq!((refused.close, refused.closed_by), (Some(FlowClose::Refused), Some(FlowSide::Destination)));
+    assert_eq!((refused.path, refused.verdict), (FlowPath::Fast, Verdict::Allow));
+}
+
+#[test]
+fn the_end_of_a_stream_does_not_hide_why_it_was_allowed() {
+    let mut entry = entry("10.0.1.1:40000", "198.51.100.1:443", FlowState::Direct);
+    entry.flow.reason = Reason::PeerOutsideMesh as u16;
+    entry.flow.flags |= flags::OVER_FIN | flags::PLAINTEXT;
+    entry.flow.over_ns = 9_000;
+    let facts = AgentFacts { reason: Some(Reason::Finished as u16), ..Default::default() };
+    let record = record(&entry, &facts);
+    assert_eq!((record.reason.as_ref(), record.close), ("peer_outside_mesh", Some(FlowClose::Fin)));
+    assert!(record.plaintext && !record.encrypted);
+}
+
+#[test]
+fn a_probe_comes_from_the_node() {
+    let mut entry = entry("10.244.1.1:33000", "10.0.1.3:8080", FlowState::Direct);
+    entry.flow.flags |= flags::PROBE;
+    entry.flow.dst = 3;
+    let record = record(&entry, &AgentFacts::default());
+    assert_eq!(
+        (record.source.kind, record.source.name.as_str(), record.direction),
+        (PartyKind::Node, "n1", FlowDirection::Local)
+    );
+}
+
+#[test]
+fn json_reads_back_and_lines_are_told_apart() {
+    let entry = entry("10.0.1.1:40000", "10.0.2.2:80", FlowState::Direct);
+    let record = record(&entry, &AgentFacts::default());
+    let text = serde_json::to_string(&record).unwrap();
+    assert!(text.contains("\"stage\":\"permissive\"") && text.contains("\"verdict\":\"allow\""), "{text}");
+    let line: super::super::FlowLine = serde_json::from_str(&text).unwrap();
+    assert_eq!(line, super::super::FlowLine::Flow(Box::new(record)));
+    let lost: super::super::FlowLine = serde_json::from_str("{\"lost\":12}").unwrap();
+    assert_eq!(lost, super::super::FlowLine::Lost { lost: 12 });
+}
+
+#[test]
+fn ids_are_hex() {
+    let id = FlowId([0, 1, 2, 3, 4, 5, 0xff, 0x10, 8, 9, 10, 11, 12, 13, 14, 15]);
+    assert_eq!(id_from_hex(&hex_id(id)), Some(id));
+    for bad in ["", "00", &"g".repeat(32), &format!("+{}", "0".repeat(31))] {
+        assert_eq!(id_from_hex(bad), None);
+    }
+}
+
+#[test]
+fn filters_choose() {
+    use super::super::FlowFilter;
+    let mut entry = entry("10.0.1.1:40000", "10.96.0.1:80", FlowState::Captured);
+    entry.flow.service = 7;
+    let facts = AgentFacts { target: Some("10.0.2.2:80".parse().unwrap()), remote: true, ..Default::default() };
+    let record = record(&entry, &facts);
+    let matches = |parts: &[(&str, &str)]| {
+        let mut filter = FlowFilter::default();
+        for (part, value) in parts {
+            assert!(filter.set(part, value).unwrap());
+        }
+        filter.matches(&record)
+    };
+    assert!(matches(&[]));
+    assert!(matches(&[("from", "demo/client"), ("to", "demo/server"), ("verdict", "allow")]));
+    assert!(matches(&[("to", "demo/web")]));
+    assert!(matches(&[("to", "10.96.0.1"), ("from", "demo/")]));
+    assert!(!matches(&[("verdict", "deny")]));
+    assert!(!matches(&[("from", "demo/server")]));
+    assert!(!FlowFilter::default().set("colour", "red").unwrap());
+}
