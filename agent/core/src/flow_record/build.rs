@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use kumiko_abi::flow::{TCP, UDP, dir_flags, flags};
 use kumiko_abi::{Flow, FlowId, FlowState, Reason, Stage, Verdict};
@@ -26,25 +27,26 @@ impl Clock {
     }
 }
 
-/// Who is behind an address or a handle, as the model knows now.
+/// Who is behind an address or a handle, as the model knows now. Shared values: a full flow table names each workload
+/// many times.
 pub trait Directory {
     /// The workload with this handle.
-    fn by_handle(&self, handle: u32) -> Option<PartyName>;
+    fn by_handle(&self, handle: u32) -> Option<Arc<PartyName>>;
     /// The workload or node with this address.
-    fn by_ip(&self, ip: IpAddr) -> Option<PartyName>;
+    fn by_ip(&self, ip: IpAddr) -> Option<Arc<PartyName>>;
     /// The Service port with this node-local number.
-    fn service(&self, id: u32) -> Option<ServiceName>;
+    fn service(&self, id: u32) -> Option<Arc<ServiceName>>;
 }
 
 /// Names of both ends, as they were when the flow began: a record outlives its workloads.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Names {
     /// The end that began it.
-    pub source: Option<PartyName>,
+    pub source: Option<Arc<PartyName>>,
     /// The other end.
-    pub destination: Option<PartyName>,
+    pub destination: Option<Arc<PartyName>>,
     /// Service that was asked for.
-    pub service: Option<ServiceName>,
+    pub service: Option<Arc<ServiceName>>,
 }
 
 impl Names {
@@ -60,7 +62,7 @@ impl Names {
         }
         if self.service.is_none() {
             let known = (flow.service != 0).then(|| directory.service(flow.service)).flatten();
-            self.service = facts.service.clone().or(known);
+            self.service = facts.service.clone().map(Arc::new).or(known);
         }
         if self.destination.is_none() {
             let target = facts.target.unwrap_or(asked);
@@ -84,11 +86,11 @@ impl FlowRecord {
         let source = if from_host && names.source.as_ref().is_none_or(|s| s.kind != PartyKind::Workload) {
             host(source_addr, node)
         } else {
-            party(source_addr, names.source.as_ref())
+            party(source_addr, names.source.as_deref())
         };
         let destination = match (&names.destination, &names.service) {
             (None, Some(service)) if facts.target.is_none() => service_party(destination_addr, service),
-            (name, _) => party(destination_addr, name.as_ref()),
+            (name, _) => party(destination_addr, name.as_deref()),
         };
 
         let reason = reason(flow, facts);
@@ -107,7 +109,7 @@ impl FlowRecord {
             start_unix_ns: clock.unix(flow.first_ns),
             end_unix_ns: clock.unix(end),
             direction: direction(node, flow, &source, &destination, facts),
-            service: names.service.clone(),
+            service: names.service.as_deref().cloned(),
             protocol: protocol(entry.key.proto),
             path,
             encrypted: path == FlowPath::Tunnel && (facts.opened || state == Some(FlowState::Captured)),

@@ -6,16 +6,16 @@ use crate::addr::flow_key;
 struct Fixed;
 
 impl Directory for Fixed {
-    fn by_handle(&self, handle: u32) -> Option<PartyName> {
+    fn by_handle(&self, handle: u32) -> Option<Arc<PartyName>> {
         match handle {
-            1 => Some(workload("client", "n1")),
-            2 => Some(workload("server", "n2")),
-            3 => Some(workload("cache", "n1")),
+            1 => Some(Arc::new(workload("client", "n1"))),
+            2 => Some(Arc::new(workload("server", "n2"))),
+            3 => Some(Arc::new(workload("cache", "n1"))),
             _ => None,
         }
     }
 
-    fn by_ip(&self, ip: IpAddr) -> Option<PartyName> {
+    fn by_ip(&self, ip: IpAddr) -> Option<Arc<PartyName>> {
         match ip.to_string().as_str() {
             "10.0.1.1" => self.by_handle(1),
             "10.0.2.2" => self.by_handle(2),
@@ -24,12 +24,14 @@ impl Directory for Fixed {
         }
     }
 
-    fn service(&self, id: u32) -> Option<ServiceName> {
-        (id == 7).then(|| ServiceName {
-            namespace: "demo".into(),
-            name: "web".into(),
-            ip: "10.96.0.1".parse().unwrap(),
-            port: 80,
+    fn service(&self, id: u32) -> Option<Arc<ServiceName>> {
+        (id == 7).then(|| {
+            Arc::new(ServiceName {
+                namespace: "demo".into(),
+                name: "web".into(),
+                ip: "10.96.0.1".parse().unwrap(),
+                port: 80,
+            })
         })
     }
 }

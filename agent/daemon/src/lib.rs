@@ -1,0 +1,4 @@
+//! The parts of `kumiko-agent`.
+
+pub mod options;
+pub mod telemetry;
