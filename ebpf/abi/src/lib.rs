@@ -18,11 +18,12 @@ pub mod judge;
 pub mod map;
 pub mod reason;
 pub mod record;
+pub mod segment;
 
 pub use command::{Command, CommandOp, CommandResult};
 pub use config::Config;
 pub use flow::{Addr, Direction, Flow, FlowId, FlowKey, FlowState};
-pub use map::{AddrEntry, AddrKind, Endpoint, EndpointUse, PairCount, PairKey, ServiceEntry, ServiceKey, Stage, Stat, Workload};
+pub use map::{AddrEntry, AddrKind, Endpoint, EndpointUse, PairCount, PairKey, ProbePort, ServiceEntry, ServiceKey, Stage, Stat, Workload};
 pub use reason::{Reason, Verdict};
 pub use record::{Event, EventKind, SynRecord};
 
@@ -64,6 +65,8 @@ pub mod names {
     pub const REASONS: &str = "REASONS";
     /// `per-CPU hash PairKey -> PairCount`.
     pub const PAIRS: &str = "PAIRS";
+    /// `hash ProbePort -> u8`: ports that a local workload declares for probes.
+    pub const PROBE_PORTS: &str = "PROBE_PORTS";
 }
 
 /// Names of the programs as they stand in the object.

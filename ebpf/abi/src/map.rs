@@ -198,6 +198,18 @@ pub struct PairCount {
     pub bytes: u64,
 }
 
+/// Key of `PROBE_PORTS`: the kubelet may reach this port of a strict workload.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct ProbePort {
+    /// The workload.
+    pub handle: u32,
+    /// Its TCP port.
+    pub port: u16,
+    /// Zero.
+    pub _pad: u16,
+}
+
 /// Index into `STATS`.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -254,4 +266,5 @@ const _: () = assert!(size_of::<AddrEntry>() == 8);
 const _: () = assert!(size_of::<ServiceKey>() == 20);
 const _: () = assert!(size_of::<ServiceEntry>() == 8);
 const _: () = assert!(size_of::<PairKey>() == 16);
+const _: () = assert!(size_of::<ProbePort>() == 8);
 const _: () = assert!(size_of::<PairCount>() == 16);
