@@ -1,0 +1,42 @@
+//! The guard: a process that takes a lab down when its maker is gone, whatever ended it.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::agents::binary;
+use crate::state;
+
+/// A running guard. Its end of the pipe closes with the owner.
+#[derive(Debug)]
+pub struct Guard {
+    child: Child,
+    _pipe: Option<ChildStdin>,
+}
+
+impl Guard {
+    /// Starts one for the lab `id`, in its own process group: Ctrl-C must not end it first.
+    pub fn start(id: &str) -> Result<Self> {
+        let mut command = Command::new(binary("kumiko-peer")?);
+        command.args(["guard", id]).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        let mut child = command.spawn().context("starting the lab's guard")?;
+        let pipe = child.stdin.take();
+        Ok(Self { child, _pipe: pipe })
+    }
+
+    /// Ends it: the lab has been taken down in order.
+    pub fn dismiss(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What the guard does: waits for the end of its input, then removes the lab.
+pub fn run(id: &str) -> Result<()> {
+    let mut rest = Vec::new();
+    let _ = std::io::stdin().read_to_end(&mut rest);
+    let _lock = state::lock()?;
+    state::remove(id)
+}

@@ -1,0 +1,283 @@
+//! A standing lab.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::agents::{self, NodeFiles};
+use crate::guard::Guard;
+use crate::manifests;
+use crate::netns::Netns;
+use crate::peer::Peer;
+use crate::spec::{Family, LabSpec, Stage, of_family};
+use crate::state::{self, LabState};
+use crate::{admin, services, topology};
+
+/// A lab; taken down when dropped, unless it is to be kept.
+#[derive(Debug)]
+pub struct Lab {
+    /// Its state file's content.
+    pub state: LabState,
+    /// Its nodes, in order.
+    pub nodes: Vec<Node>,
+    /// Its pods, in the spec's order.
+    pub pods: Vec<Pod>,
+    issuer: Option<Child>,
+    guard: Option<Guard>,
+}
+
+/// A node of a lab.
+#[derive(Debug)]
+pub struct Node {
+    /// From 1.
+    pub number: u8,
+    /// Its namespace.
+    pub netns: Netns,
+    /// Its files.
+    pub files: NodeFiles,
+    agent: Option<Child>,
+}
+
+/// A pod of a lab.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub netns: Netns,
+    /// Its addresses.
+    pub ips: [std::net::IpAddr; 2],
+}
+
+impl Pod {
+    /// Its address of a family.
+    pub fn ip(&self, family: Family) -> std::net::IpAddr {
+        of_family(self.ips, family)
+    }
+}
+
+impl Lab {
+    /// Builds the network, without agents: the direct twin of every comparison.
+    pub fn build(spec: &LabSpec) -> Result<Self> {
+        spec.check()?;
+        let state = LabState::create(spec)?;
+        let id = state.id.clone();
+        let dir = state::dir(&id);
+        let guard = if spec.keep { None } else { Some(Guard::start(&id)?) };
+        let nodes = (1..=spec.nodes)
+            .map(|number| Node {
+                number,
+                netns: Netns::named(topology::netns_name(&id, &format!("n{number}"))),
+                files: NodeFiles::new(&dir, number),
+                agent: None,
+            })
+            .collect();
+        let pods = spec.pods.iter().enumerate().map(|(index, pod)| Pod {
+            name: pod.name.clone(),
+            netns: Netns::named(topology::netns_name(&id, &pod.name)),
+            ips: spec.pod_ips(index),
+        });
+        let mut lab = Self { state, nodes, pods: pods.collect(), issuer: None, guard };
+        if let Err(cause) = lab.fill() {
+            lab.take_down()?;
+            return Err(cause.context("building the lab"));
+        }
+        Ok(lab)
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        let (id, spec) = (&self.state.id, &self.state.spec);
+        topology::build(id, spec)?;
+        services::install(id, spec)?;
+        manifests::write(&self.manifests(), id, spec)?;
+        for node in &self.nodes {
+            node.files.prepare(id, node.number)?;
+        }
+        Ok(())
+    }
+
+    /// Builds the network and starts issuer and agents; returns when all are ready.
+    pub fn up(spec: &LabSpec) -> Result<Self> {
+        let mut lab = Self::build(spec)?;
+        if let Err(cause) = lab.start_mesh() {
+            // A kept lab without agents would only be in the way; its logs are in the error.
+            lab.take_down()?;
+            return Err(cause);
+        }
+        Ok(lab)
+    }
+
+    /// Starts the issuer and every agent.
+    pub fn start_mesh(&mut self) -> Result<()> {
+        self.start_issuer()?;
+        for node in 1..=self.state.spec.nodes {
+            self.spawn_agent(node)?;
+        }
+        (1..=self.state.spec.nodes).try_for_each(|node| self.wait_agent(node))
+    }
+
+    fn start_issuer(&mut self) -> Result<()> {
+        let ns = Netns::named(topology::netns_name(&self.state.id, "issuer"));
+        let dir = self.dir();
+        self.issuer = Some(agents::start_issuer(&dir, &ns, &self.state.spec.svid_ttl)?);
+        for node in &self.nodes {
+            agents::write_token(&dir, &node.files, node.number)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the agent of a node (from 1) and waits until it is ready.
+    pub fn start_agent(&mut self, node: u8) -> Result<()> {
+        self.spawn_agent(node)?;
+        self.wait_agent(node)
+    }
+
+    /// Starts the agent of a node without waiting.
+    pub fn spawn_agent(&mut self, number: u8) -> Result<()> {
+        let (dir, id) = (self.dir(), self.state.id.clone());
+        let further = self.state.spec.agent_args.clone();
+        let node = self.node_mut(number)?;
+        if node.agent.is_some() {
+            bail!("the agent of n{number} runs already");
+        }
+        let child = agents::start_agent(&dir, &id, number, &node.netns, &further)?;
+        let process = agents::process_id(&child)?;
+        node.agent = Some(child);
+        if let Some(slot) = self.state.agents.get_mut(usize::from(number - 1)) {
+            *slot = Some(process);
+        }
+        self.state.write()
+    }
+
+    /// Waits until the agent of a node is ready.
+    pub fn wait_agent(&mut self, number: u8) -> Result<()> {
+        let node = self.node_mut(number)?;
+        let child = node.agent.as_mut().with_context(|| format!("the agent of n{number} was not started"))?;
+        agents::wait_ready(child, &node.files).with_context(|| format!("agent of n{number}"))
+    }
+
+    /// Sends a signal to the agent of a node.
+    pub fn signal_agent(&mut self, number: u8, signal: Signal) -> Result<()> {
+        let node = self.node_mut(number)?;
+        let child = node.agent.as_ref().with_context(|| format!("no agent runs on n{number}"))?;
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signalling the agent")
+    }
+
+    /// Kills the agent of a node with SIGKILL; returns when it is gone.
+    pub fn kill_agent(&mut self, number: u8) -> Result<()> {
+        self.signal_agent(number, Signal::SIGKILL)?;
+        self.reap_agent(number).map(drop)
+    }
+
+    /// Stops the agent of a node with SIGTERM; its exit status.
+    pub fn stop_agent(&mut self, number: u8) -> Result<std::process::ExitStatus> {
+        self.signal_agent(number, Signal::SIGTERM)?;
+        self.reap_agent(number)
+    }
+
+    fn reap_agent(&mut self, number: u8) -> Result<std::process::ExitStatus> {
+        let node = self.node_mut(number)?;
+        let mut child = node.agent.take().with_context(|| format!("no agent runs on n{number}"))?;
+        child.wait().context("waiting for the agent's end")
+    }
+
+    /// Moves a namespace to a stage.
+    pub fn set_stage(&self, namespace: &str, stage: Stage) -> Result<()> {
+        manifests::set_stage(&self.manifests(), namespace, stage)
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> PathBuf {
+        state::dir(&self.state.id)
+    }
+
+    /// The watched folder.
+    pub fn manifests(&self) -> PathBuf {
+        self.dir().join("manifests")
+    }
+
+    /// A node by its number, from 1.
+    pub fn node(&self, number: u8) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.number == number).with_context(|| format!("the lab has no node n{number}"))
+    }
+
+    fn node_mut(&mut self, number: u8) -> Result<&mut Node> {
+        let found = self.nodes.iter_mut().find(|node| node.number == number);
+        found.with_context(|| format!("the lab has no node n{number}"))
+    }
+
+    /// A pod by its name.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        self.pods.iter().find(|pod| pod.name == name).with_context(|| format!("the lab has no pod {name}"))
+    }
+
+    /// Cluster address of a Service.
+    pub fn service_ip(&self, name: &str, family: Family) -> Result<std::net::IpAddr> {
+        let index = self.state.spec.services.iter().position(|service| service.name == name);
+        Ok(of_family(LabSpec::service_ips(index.with_context(|| format!("the lab has no Service {name}"))?), family))
+    }
+
+    /// Starts a scripted peer in a pod.
+    pub fn peer(&self, pod: &str) -> Result<Peer> {
+        Peer::start(&self.pod(pod)?.netns, &self.dir().join(format!("peer-{pod}.log")))
+    }
+
+    /// Asks the admin API of a node's agent.
+    pub fn admin(&self, node: u8, path: &str) -> Result<Value> {
+        admin::get_json(&self.node(node)?.files.socket(), path)
+    }
+
+    /// The ends of all agents' logs, for a failure's message.
+    pub fn logs(&self, lines: usize) -> String {
+        let tails = self.nodes.iter().map(|node| {
+            format!(
+                "--- agent of n{} ({})\n{}",
+                node.number,
+                node.files.log.display(),
+                agents::tail(&node.files.log, lines)
+            )
+        });
+        tails.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Removes every trace of it.
+    pub fn take_down(&mut self) -> Result<()> {
+        {
+            let _lock = state::lock()?;
+            state::remove(&self.state.id)?;
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.dismiss();
+        }
+        // Reap: zombies of a long test run would add up.
+        for child in self.nodes.iter_mut().filter_map(|node| node.agent.as_mut()).chain(self.issuer.as_mut()) {
+            let _ = child.wait();
+        }
+        Ok(())
+    }
+
+    /// Copies all logs into `to`, before the lab goes.
+    pub fn save_logs(&self, to: &Path) -> Result<()> {
+        fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+        for node in &self.nodes {
+            let _ = fs::copy(&node.files.log, to.join(format!("agent-n{}.log", node.number)));
+        }
+        let _ = fs::copy(self.dir().join("issuer.log"), to.join("issuer.log"));
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.state.spec.keep
+            && let Err(cause) = self.take_down()
+        {
+            eprintln!("lab: {cause:#}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The watched folder of a lab: the desired state as YAML documents.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::netns::Netns;
+use crate::spec::{LabSpec, PodSpec, Stage, node_ips};
+use crate::state::replace;
+use crate::topology::netns_name;
+
+/// Writes the whole folder.
+pub fn write(dir: &Path, id: &str, spec: &LabSpec) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    replace(&dir.join("nodes.yaml"), nodes(spec).as_bytes())?;
+    for (name, stage) in &spec.namespaces {
+        set_stage(dir, name, *stage)?;
+    }
+    for index in 0..spec.pods.len() {
+        write_workload(dir, id, spec, index)?;
+    }
+    for index in 0..spec.services.len() {
+        write_service(dir, spec, index)?;
+    }
+    Ok(())
+}
+
+/// Moves a namespace to a stage: one label, one rename.
+pub fn set_stage(dir: &Path, namespace: &str, stage: Stage) -> Result<()> {
+    let text = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  labels:\n    kumiko.dev/stage: \"{stage}\"\n"
+    );
+    replace(&dir.join(format!("namespace-{namespace}.yaml")), text.as_bytes())
+}
+
+fn nodes(spec: &LabSpec) -> String {
+    let mut text = String::new();
+    for node in 1..=spec.nodes {
+        let [v4, v6] = node_ips(node);
+        let _ = write!(
+            text,
+            "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: n{node}\nstatus:\n  addresses:\n    \
+             - type: InternalIP\n      address: {v4}\n    - type: InternalIP\n      address: \"{v6}\"\n"
+        );
+    }
+    text
+}
+
+/// Writes the Workload of a pod, if the mesh shall know it.
+pub fn write_workload(dir: &Path, id: &str, spec: &LabSpec, index: usize) -> Result<()> {
+    let Some(pod) = spec.pods.get(index).filter(|pod| pod.workload) else { return Ok(()) };
+    let path = dir.join(format!("workload-{}.yaml", pod.name));
+    replace(&path, workload(id, spec, index, pod).as_bytes())
+}
+
+fn workload(id: &str, spec: &LabSpec, index: usize, pod: &PodSpec) -> String {
+    let [v4, v6] = spec.pod_ips(index);
+    let ns = Netns::named(netns_name(id, &pod.name));
+    let mut text = format!(
+        "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
+         uid: {uid}\n  labels:\n    app: {account}\n    pod: {name}\nspec:\n  serviceAccount: {account}\n  \
+         node: n{node}\n  ips: [\"{v4}\", \"{v6}\"]\n  attachment:\n    netns: {netns}\n    interface: eth0\n",
+        name = pod.name,
+        namespace = pod.namespace,
+        uid = uid(id, index),
+        account = pod.service_account,
+        node = pod.node,
+        netns = ns.path().display(),
+    );
+    if !pod.ports.is_empty() {
+        text += "  ports:\n";
+    }
+    for (n, port) in pod.ports.iter().enumerate() {
+        let _ = writeln!(text, "    - {{name: p{port}, port: {port}, protocol: TCP, probe: {}}}", n == 0);
+    }
+    text
+}
+
+/// UID of the pod at `index`.
+pub fn uid(id: &str, index: usize) -> String {
+    format!("0000{id}-0000-4000-8000-{index:012}")
+}
+
+/// Writes a Service and the slice of its endpoints.
+pub fn write_service(dir: &Path, spec: &LabSpec, index: usize) -> Result<()> {
+    let Some(service) = spec.services.get(index) else { return Ok(()) };
+    let [v4, v6] = LabSpec::service_ips(index);
+    let (name, namespace) = (&service.name, &service.namespace);
+    let mut text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\nspec:\n  \
+         clusterIP: {v4}\n  clusterIPs: [\"{v4}\", \"{v6}\"]\n  ports:\n"
+    );
+    for (port, target) in &service.ports {
+        let _ = writeln!(text, "    - {{name: p{port}, port: {port}, targetPort: {target}, protocol: TCP}}");
+    }
+    for (family, kind) in [(0, "IPv4"), (1, "IPv6")] {
+        let _ = write!(
+            text,
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-{}\n  \
+             namespace: {namespace}\n  labels:\n    kubernetes.io/service-name: {name}\naddressType: {kind}\nports:\n",
+            kind.to_lowercase()
+        );
+        for (port, target) in &service.ports {
+            let _ = writeln!(text, "  - {{name: p{port}, port: {target}, protocol: TCP}}");
+        }
+        text += "endpoints:\n";
+        for (at, pod) in spec.pods.iter().enumerate().filter(|(_, pod)| service.pods.contains(&pod.name)) {
+            let Some(ip) = spec.pod_ips(at).get(family).copied() else { continue };
+            let _ = write!(
+                text,
+                "  - addresses: [\"{ip}\"]\n    conditions: {{ready: true}}\n    nodeName: n{}\n    \
+                 targetRef: {{kind: Pod, name: {}, namespace: {}}}\n",
+                pod.node, pod.name, pod.namespace
+            );
+        }
+    }
+    replace(&dir.join(format!("service-{namespace}-{name}.yaml")), text.as_bytes())
+}
