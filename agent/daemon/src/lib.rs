@@ -1,4 +1,5 @@
 //! The parts of `kumiko-agent`.
 
+pub mod issuer;
 pub mod options;
 pub mod telemetry;
