@@ -4,6 +4,10 @@ pub mod addr;
 pub mod api;
 pub mod connect;
 pub mod flow_record;
+pub mod manifest;
+pub mod model;
 pub mod principal;
+pub mod route;
+pub mod stage;
 
 pub use principal::Principal;

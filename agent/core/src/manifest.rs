@@ -1,0 +1,150 @@
+//! YAML documents to validated objects, with diagnostics that say where, why and what to do.
+//!
+//! Unknown fields are refused: a misspelt `serviceAcount` that is silently skipped would give a workload another
+//! identity than its author meant. Input is bounded in size, depth and number of nodes, aliases included.
+
+mod check;
+mod de;
+mod diagnostic;
+mod folder;
+mod kinds;
+mod node;
+mod workload;
+
+pub use diagnostic::{Diagnostic, Place, Problem};
+pub use folder::{FileContent, FolderState};
+pub use kinds::{
+    BackendPort, EndpointSliceObject, NamespaceObject, NodeObject, PortTarget, ServiceObject, ServicePortObject,
+    SliceEndpoint,
+};
+pub use workload::{Attachment, WorkloadObject, WorkloadPort};
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use kumiko_abi::flow;
+
+/// Label of a namespace or workload that holds its stage.
+pub const STAGE_LABEL: &str = "kumiko.dev/stage";
+/// API group and version of kumiko's own kinds.
+pub const API_VERSION: &str = "kumiko.dev/v1alpha1";
+/// Largest file that is read, in bytes.
+pub const MAX_BYTES: usize = 8 << 20;
+
+/// A validated object with the names and addresses that it claims.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Object {
+    /// What it is.
+    pub kind: Kind,
+    /// Where its document begins.
+    pub place: Place,
+    /// What no other object may claim, with the place that claims it.
+    pub claims: Vec<(Claim, Place)>,
+}
+
+/// The kinds that are read.
+#[derive(Clone, PartialEq, Debug)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Namespace(NamespaceObject),
+    Node(NodeObject),
+    Service(ServiceObject),
+    EndpointSlice(EndpointSliceObject),
+    Workload(WorkloadObject),
+}
+
+/// Something that one object at most may have.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Claim {
+    /// Kind, namespace (empty for cluster-wide kinds) and name.
+    Name(&'static str, String, String),
+    /// A workload's UID.
+    Uid(String),
+    /// An address of a workload, node or Service.
+    Ip(IpAddr),
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(kind, namespace, name) if namespace.is_empty() => write!(f, "{kind} {name}"),
+            Self::Name(kind, namespace, name) => write!(f, "{kind} {namespace}/{name}"),
+            Self::Uid(uid) => write!(f, "UID {uid}"),
+            Self::Ip(ip) => write!(f, "address {ip}"),
+        }
+    }
+}
+
+/// Transport protocol of a port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => flow::TCP,
+            Self::Udp => flow::UDP,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+impl Kind {
+    /// Name of the kind, as in manifests.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Namespace(_) => "Namespace",
+            Self::Node(_) => "Node",
+            Self::Service(_) => "Service",
+            Self::EndpointSlice(_) => "EndpointSlice",
+            Self::Workload(_) => "Workload",
+        }
+    }
+}
+
+/// Reads every document of a file. Any problem refuses the whole file; all problems are told at once.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Object>, Vec<Diagnostic>> {
+    let told = |place, problem| vec![Diagnostic { file: file.to_owned(), place, problem }];
+    if text.len() > MAX_BYTES {
+        return Err(told(Place::FILE, Problem::TooLarge { bytes: text.len(), max: MAX_BYTES }));
+    }
+    let documents = node::parse(text).map_err(|(place, problem)| told(place, problem))?;
+    let mut objects = Vec::new();
+    let mut problems = Vec::new();
+    for document in &documents {
+        kinds::read(document, &mut objects, &mut problems);
+    }
+    let mut seen: HashMap<&Claim, Place> = HashMap::new();
+    for (claim, place) in objects.iter().flat_map(|object| &object.claims) {
+        if let Some(first) = seen.get(claim) {
+            problems.push((*place, Problem::Claimed { claim: claim.clone(), file: file.to_owned(), place: *first }));
+        } else {
+            seen.insert(claim, *place);
+        }
+    }
+    if problems.is_empty() {
+        return Ok(objects);
+    }
+    problems.sort_by_key(|(place, _)| *place);
+    Err(problems.into_iter().map(|(place, problem)| Diagnostic { file: file.to_owned(), place, problem }).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! The rules that a value has to keep, and the place where it breaks one.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use kumiko_abi::Stage;
+
+use super::node::{Node, Step};
+use super::{Claim, Place, Problem, Protocol, STAGE_LABEL};
+use crate::stage;
+
+/// RFC 1123 label: a namespace, a workload's or Service's name.
+const LABEL_RULE: &str = "must be 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit";
+/// RFC 1123 subdomain: most other names.
+const SUBDOMAIN_RULE: &str =
+    "must be labels of lower-case letters, digits and '-' joined by '.', at most 253 characters (RFC 1123)";
+const UID_RULE: &str = "must be 1 to 128 letters, digits, '-', '.' and '_'";
+const PORT_RULE: &str = "must be a port number from 1 to 65535";
+const PORT_NAME_RULE: &str = "must be a port name: 1 to 63 lower-case letters, digits and '-', at least one letter";
+const PROTOCOL_RULE: &str = "must be TCP, UDP or SCTP";
+const IP_RULE: &str = "must be an IPv4 or IPv6 address";
+const UNICAST_RULE: &str = "must be the address of one interface: not unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped";
+const INTERFACE_RULE: &str = "must be an interface name: 1 to 15 characters without spaces and '/'";
+const NETNS_RULE: &str = "must be an absolute path without '..', such as /run/netns/NAME";
+
+/// Collects the problems of one document.
+pub(super) struct Checker<'a> {
+    root: &'a Node,
+    problems: &'a mut Vec<(Place, Problem)>,
+    claims: Vec<(Claim, Place)>,
+}
+
+impl<'a> Checker<'a> {
+    pub(super) fn new(root: &'a Node, problems: &'a mut Vec<(Place, Problem)>) -> Self {
+        Self { root, problems, claims: Vec::new() }
+    }
+
+    pub(super) fn claims(self) -> Vec<(Claim, Place)> {
+        self.claims
+    }
+
+    pub(super) fn claim(&mut self, path: &[Step<'_>], claim: Claim) {
+        self.claims.push((claim, self.root.place_of(path)));
+    }
+
+    pub(super) fn problem(&mut self, path: &[Step<'_>], problem: Problem) {
+        self.problems.push((self.root.place_of(path), problem));
+    }
+
+    fn value(&mut self, path: &[Step<'_>], value: &str, rule: &'static str) {
+        // A megabyte of nonsense must not be repeated into every status page.
+        let value = value.chars().take(80).collect();
+        self.problem(path, Problem::Value { path: text_of(path), value, rule });
+    }
+
+    fn must(&mut self, fine: bool, path: &[Step<'_>], value: &str, rule: &'static str) {
+        if !fine {
+            self.value(path, value, rule);
+        }
+    }
+
+    /// A field that has to be there and not be empty.
+    pub(super) fn present<'v>(&mut self, path: &[Step<'_>], value: Option<&'v str>) -> Option<&'v str> {
+        let value = value.filter(|value| !value.is_empty());
+        if value.is_none() {
+            self.problem(path, Problem::Missing { path: text_of(path) });
+        }
+        value
+    }
+
+    /// A required name of one label.
+    pub(super) fn label(&mut self, path: &[Step<'_>], value: Option<&str>) -> String {
+        let Some(value) = self.present(path, value) else { return String::new() };
+        self.must(is_label(value), path, value, LABEL_RULE);
+        value.to_owned()
+    }
+
+    /// A required name of labels joined by dots.
+    pub(super) fn subdomain(&mut self, path: &[Step<'_>], value: Option<&str>) -> String {
+        let Some(value) = self.present(path, value) else { return String::new() };
+        let fine = value.len() <= 253 && value.split('.').all(is_label);
+        self.must(fine, path, value, SUBDOMAIN_RULE);
+        value.to_owned()
+    }
+
+    pub(super) fn uid(&mut self, path: &[Step<'_>], value: Option<&str>) -> String {
+        let Some(value) = self.present(path, value) else { return String::new() };
+        let fine = value.len() <= 128 && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        self.must(fine, path, value, UID_RULE);
+        value.to_owned()
+    }
+
+    /// A unicast address; `None` when it is not one.
+    pub(super) fn ip(&mut self, path: &[Step<'_>], value: &str) -> Option<IpAddr> {
+        let Ok(ip) = value.parse::<IpAddr>() else {
+            self.value(path, value, IP_RULE);
+            return None;
+        };
+        let fine = is_unicast(ip);
+        self.must(fine, path, value, UNICAST_RULE);
+        fine.then_some(ip)
+    }
+
+    pub(super) fn port(&mut self, path: &[Step<'_>], value: i64) -> u16 {
+        match u16::try_from(value) {
+            Ok(port) if port > 0 => port,
+            _ => {
+                self.value(path, &value.to_string(), PORT_RULE);
+                0
+            }
+        }
+    }
+
+    pub(super) fn port_name(&mut self, path: &[Step<'_>], value: &str) {
+        self.must(is_label(value) && value.bytes().any(|b| b.is_ascii_lowercase()), path, value, PORT_NAME_RULE);
+    }
+
+    pub(super) fn protocol(&mut self, path: &[Step<'_>], value: Option<&str>) -> Protocol {
+        match value {
+            None | Some("TCP") => Protocol::Tcp,
+            Some("UDP") => Protocol::Udp,
+            Some("SCTP") => Protocol::Sctp,
+            Some(other) => {
+                self.value(path, other, PROTOCOL_RULE);
+                Protocol::Tcp
+            }
+        }
+    }
+
+    pub(super) fn interface(&mut self, path: &[Step<'_>], value: &str) {
+        // dev_valid_name() of net/core/dev.c.
+        let fine = (1..=15).contains(&value.len())
+            && value != "."
+            && value != ".."
+            && value.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':');
+        self.must(fine, path, value, INTERFACE_RULE);
+    }
+
+    pub(super) fn netns(&mut self, path: &[Step<'_>], value: &str) {
+        let fine = value.starts_with('/')
+            && value.len() <= 4096
+            && !value.contains('\0')
+            && !value.split('/').any(|part| part == "..");
+        self.must(fine, path, value, NETNS_RULE);
+    }
+
+    /// The stage that the labels ask for.
+    pub(super) fn stage(&mut self, labels: Option<&BTreeMap<String, String>>) -> Option<Stage> {
+        let value = labels?.get(STAGE_LABEL)?;
+        let stage = stage::parse(value);
+        if stage.is_none() {
+            let value = value.chars().take(80).collect();
+            self.problem(&stage_path(), Problem::BadStage { value });
+        }
+        stage
+    }
+}
+
+/// Where the stage label stands.
+pub(super) fn stage_path() -> [Step<'static>; 3] {
+    [Step::Key("metadata"), Step::Key("labels"), Step::Key(STAGE_LABEL)]
+}
+
+fn is_label(text: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+fn is_unicast(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => {
+            !(v4.is_unspecified()
+                || v4.is_loopback()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_link_local()
+                || v4.octets()[0] == 0)
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_unspecified()
+                || v6.is_loopback()
+                || v6.is_multicast()
+                || v6.is_unicast_link_local()
+                || v6.to_ipv4_mapped().is_some())
+        }
+    }
+}
+
+/// `metadata.labels.x`, `spec.ips[1]`.
+pub(super) fn text_of(path: &[Step<'_>]) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Key(name) if text.is_empty() => text.push_str(name),
+            Step::Key(name) => {
+                text.push('.');
+                text.push_str(name);
+            }
+            Step::Index(index) => text.push_str(&format!("[{index}]")),
+        }
+    }
+    text
+}

@@ -1,0 +1,203 @@
+//! What is wrong with a manifest, where, and what to do.
+
+use std::fmt;
+
+use kumiko_abi::Stage;
+use thiserror::Error;
+
+use super::{Claim, MAX_BYTES, STAGE_LABEL};
+use crate::api::SourceDiagnostic;
+use crate::stage;
+
+/// Line and column, both from 1; 0 means the whole file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Place {
+    /// Line, from 1.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
+}
+
+impl Place {
+    /// The file as such.
+    pub const FILE: Self = Self { line: 0, column: 0 };
+}
+
+/// A problem with its place.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Diagnostic {
+    /// File, relative to the folder.
+    pub file: String,
+    /// Where in it.
+    pub place: Place,
+    /// What.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.place {
+            Place::FILE => write!(f, "{}: {}", self.file, self.problem),
+            Place { line, column } => write!(f, "{}:{line}:{column}: {}", self.file, self.problem),
+        }
+    }
+}
+
+impl From<&Diagnostic> for SourceDiagnostic {
+    fn from(d: &Diagnostic) -> Self {
+        Self { file: d.file.clone(), line: d.place.line, column: d.place.column, message: d.problem.to_string() }
+    }
+}
+
+/// Why a file, or a label in it, is refused.
+#[derive(Clone, PartialEq, Debug, Error)]
+pub enum Problem {
+    /// The file could not be read.
+    #[error("cannot be read: {why}: check its permissions")]
+    Unreadable {
+        /// The operating system's words.
+        why: String,
+    },
+    /// The file is no text.
+    #[error("is not UTF-8 text: save it as UTF-8")]
+    NotText,
+    /// Over [`MAX_BYTES`].
+    #[error("is {bytes} bytes long, the limit is {max}: split it into several files")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// More files than the folder may hold.
+    #[error("the folder holds more than {max} manifests: this file is left out; put several documents into one file")]
+    TooManyFiles {
+        /// The limit.
+        max: usize,
+    },
+    /// Not YAML.
+    #[error("is not YAML: {why}")]
+    Syntax {
+        /// The parser's words.
+        why: String,
+    },
+    /// Nested too deep.
+    #[error("is nested deeper than {max} levels")]
+    TooDeep {
+        /// The limit.
+        max: usize,
+    },
+    /// Too many values, aliases expanded.
+    #[error("holds more than {max} values (aliases expanded): split the file")]
+    TooManyValues {
+        /// The limit.
+        max: usize,
+    },
+    /// An alias to nothing, or to a value that contains it.
+    #[error("an alias to something that is not complete here: write the value out")]
+    BadAlias,
+    /// A YAML tag.
+    #[error("the YAML tag {tag} is not supported: remove it")]
+    Tag {
+        /// The tag.
+        tag: String,
+    },
+    /// A key that is no string.
+    #[error("a key must be a plain string")]
+    BadKey,
+    /// The same key twice in one mapping.
+    #[error("the key {key:?} stands here already (line {first}): remove one of them")]
+    DuplicateKey {
+        /// The key.
+        key: String,
+        /// Line of the first.
+        first: u32,
+    },
+    /// A document that is no mapping.
+    #[error("a document must be an object with apiVersion, kind and metadata")]
+    NotAnObject,
+    /// A field that has to be there.
+    #[error("{path} is missing: add it")]
+    Missing {
+        /// The field.
+        path: String,
+    },
+    /// A kind that is not read.
+    #[error(
+        "{kind} of {api_version} is not read here: only v1 Namespace, Node and Service, discovery.k8s.io/v1 EndpointSlice \
+         and kumiko.dev/v1alpha1 Workload are; remove the document or move it to another folder"
+    )]
+    UnknownKind {
+        /// apiVersion.
+        api_version: String,
+        /// kind.
+        kind: String,
+    },
+    /// A field that the kind does not have.
+    #[error("{kind} has no field {path}: check its spelling, or remove it")]
+    UnknownField {
+        /// The kind.
+        kind: String,
+        /// The field.
+        path: String,
+    },
+    /// A value of the wrong type.
+    #[error("{path}: {why}")]
+    Shape {
+        /// The field.
+        path: String,
+        /// What was found and expected.
+        why: String,
+    },
+    /// A value that breaks a rule.
+    #[error("{path}: {value:?} {rule}")]
+    Value {
+        /// The field.
+        path: String,
+        /// What it holds.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// No stage.
+    #[error("the label {STAGE_LABEL} is {value:?}: write off, observe, permissive or strict")]
+    BadStage {
+        /// What the label holds.
+        value: String,
+    },
+    /// Not exactly one of two ways to say where the veth is.
+    #[error("spec.attachment needs exactly one of netns (with interface) and veth")]
+    Attachment,
+    /// Two objects claim one name or address.
+    #[error("{claim} is already claimed at {file}:{}: remove one of the claims", place.line)]
+    Claimed {
+        /// What.
+        claim: Claim,
+        /// File of the first claim.
+        file: String,
+        /// Its place.
+        place: Place,
+    },
+    /// A workload's label may only raise its namespace's stage.
+    #[error(
+        "the label {STAGE_LABEL}={} would lower workload {workload} below its namespace's {}: the label is refused, the \
+         workload stays {}; a label may only raise",
+        stage::name(*label), stage::name(*namespace), stage::name(*namespace)
+    )]
+    Lowers {
+        /// Namespace and name.
+        workload: String,
+        /// The label.
+        label: Stage,
+        /// The namespace's stage.
+        namespace: Stage,
+    },
+    /// The folder itself.
+    #[error("the folder cannot be read: {why}: the last good state stays in force")]
+    Folder {
+        /// The operating system's words.
+        why: String,
+    },
+}
+
+const _: () = assert!(MAX_BYTES < u32::MAX as usize, "lines and columns fit u32");

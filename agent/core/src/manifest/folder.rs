@@ -1,0 +1,214 @@
+//! A folder of manifests over time: what is in force, and what is refused and why.
+//!
+//! A file is taken whole or not at all. A new version that cannot be read, or that claims what another file has, is
+//! refused: the last good version of that file stays. Who had a name or an address first keeps it; on a fresh start the
+//! file whose name comes first does. A refused version is tried again whenever anything changes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::{Claim, Diagnostic, Object, Place, Problem, parse};
+
+/// What was read from a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FileContent {
+    /// Its text.
+    Text(String),
+    /// It is no UTF-8.
+    NotText,
+    /// It is longer than [`super::MAX_BYTES`]; it was not read.
+    TooLarge(usize),
+    /// It could not be read: the operating system's words.
+    Unreadable(String),
+    /// The folder holds too many files; this one was not read. Carries the limit.
+    TooMany(usize),
+}
+
+/// A file's objects, shared between versions.
+type Objects = Arc<Vec<Object>>;
+
+#[derive(Clone, Debug, Default)]
+struct File {
+    digest: [u8; 32],
+    /// The last version that was read.
+    newest: Option<Result<Objects, Vec<Diagnostic>>>,
+    /// The version in force.
+    good: Option<Objects>,
+    /// Why the newest version is not in force though it could be read.
+    clashes: Vec<Diagnostic>,
+}
+
+/// Every file of the folder with its last good version.
+#[derive(Clone, Debug, Default)]
+pub struct FolderState {
+    files: BTreeMap<String, File>,
+}
+
+impl FolderState {
+    /// Takes a complete reading of the folder, by file name; files that are not in it are gone. Says whether the objects
+    /// in force or the diagnostics changed.
+    pub fn apply(&mut self, read: BTreeMap<String, FileContent>) -> bool {
+        let gone: Vec<String> = self.files.keys().filter(|name| !read.contains_key(*name)).cloned().collect();
+        let mut changed = !gone.is_empty();
+        for name in gone {
+            self.files.remove(&name);
+        }
+        for (name, content) in read {
+            let digest = digest(&content);
+            let file = self.files.entry(name.clone()).or_default();
+            if file.newest.is_none() || file.digest != digest {
+                file.digest = digest;
+                file.newest = Some(understand(&name, content));
+                changed = true;
+            }
+        }
+        if changed {
+            self.settle();
+        }
+        changed
+    }
+
+    /// Decides which files' newest versions come into force.
+    fn settle(&mut self) {
+        let had: HashMap<Claim, String> = self
+            .files
+            .iter()
+            .flat_map(|(name, file)| claims(file.good.as_ref()).map(|(claim, _)| (claim.clone(), name.clone())))
+            .collect();
+        let mut held_back: BTreeSet<String> = BTreeSet::new();
+        while let Some(loser) = self.first_loser(&held_back, &had) {
+            held_back.insert(loser);
+        }
+        // Holding one file back can free what another was held back for.
+        while let Some(free) = held_back.iter().find(|name| self.clashes(name, &held_back).is_empty()).cloned() {
+            held_back.remove(&free);
+        }
+        let clashes: Vec<(String, Vec<Diagnostic>)> =
+            held_back.iter().map(|name| (name.clone(), self.clashes(name, &held_back))).collect();
+        for (name, file) in &mut self.files {
+            file.clashes.clear();
+            if let (Some(Ok(newest)), false) = (&file.newest, held_back.contains(name)) {
+                file.good = Some(newest.clone());
+            }
+        }
+        for (name, diagnostics) in clashes {
+            if let Some(file) = self.files.get_mut(&name) {
+                file.clashes = diagnostics;
+            }
+        }
+    }
+
+    /// The version that would be in force, and whether it is a new one.
+    fn version<'a>(&self, name: &str, file: &'a File, held_back: &BTreeSet<String>) -> (Option<&'a Objects>, bool) {
+        match &file.newest {
+            Some(Ok(newest)) if !held_back.contains(name) => {
+                let new = file.good.as_ref().is_none_or(|good| !Arc::ptr_eq(good, newest));
+                (Some(newest), new)
+            }
+            _ => (file.good.as_ref(), false),
+        }
+    }
+
+    /// First file, by name, whose new version claims what another file has or had first.
+    fn first_loser(&self, held_back: &BTreeSet<String>, had: &HashMap<Claim, String>) -> Option<String> {
+        let mut owners: HashMap<&Claim, &str> = HashMap::new();
+        let mut losers: BTreeSet<&str> = BTreeSet::new();
+        // What is in force already comes first: it can lose to nobody.
+        for newcomers in [false, true] {
+            for (name, file) in &self.files {
+                let (objects, new) = self.version(name, file, held_back);
+                if new != newcomers {
+                    continue;
+                }
+                for (claim, _) in claims(objects) {
+                    let Some(owner) = owners.get(claim).copied() else {
+                        owners.insert(claim, name);
+                        continue;
+                    };
+                    if new && had.get(claim).is_some_and(|first| first == name) {
+                        // Had it before the one that was met first here: that one is a newcomer too.
+                        losers.insert(owner);
+                        owners.insert(claim, name);
+                    } else {
+                        losers.insert(name);
+                    }
+                }
+            }
+        }
+        losers.first().map(|name| (*name).to_owned())
+    }
+
+    /// What the newest version of a file claims that is another's.
+    fn clashes(&self, name: &str, held_back: &BTreeSet<String>) -> Vec<Diagnostic> {
+        let Some(Some(Ok(newest))) = self.files.get(name).map(|file| &file.newest) else { return Vec::new() };
+        let wanted: HashMap<&Claim, Place> = claims(Some(newest)).map(|(claim, place)| (claim, *place)).collect();
+        let mut found = Vec::new();
+        for (other, file) in self.files.iter().filter(|(other, _)| *other != name) {
+            for (claim, theirs) in claims(self.version(other, file, held_back).0) {
+                if let Some(place) = wanted.get(claim) {
+                    let problem = Problem::Claimed { claim: claim.clone(), file: other.clone(), place: *theirs };
+                    found.push(Diagnostic { file: name.to_owned(), place: *place, problem });
+                }
+            }
+        }
+        found.sort_by_key(|diagnostic| diagnostic.place);
+        found
+    }
+
+    /// Objects in force with their file, by file name and then as they stand in it.
+    pub fn objects(&self) -> impl Iterator<Item = (&str, &Object)> {
+        self.files.iter().flat_map(|(name, file)| {
+            file.good.iter().flat_map(move |objects| objects.iter().map(move |object| (name.as_str(), object)))
+        })
+    }
+
+    /// Everything that is refused, by file and place.
+    pub fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.files.values().flat_map(|file| {
+            let unreadable = match &file.newest {
+                Some(Err(diagnostics)) => diagnostics.as_slice(),
+                _ => &[],
+            };
+            unreadable.iter().chain(&file.clashes)
+        })
+    }
+
+    /// Number of files of which a version is in force.
+    pub fn files_in_force(&self) -> usize {
+        self.files.values().filter(|file| file.good.is_some()).count()
+    }
+
+    /// Names of the files whose newest version is refused.
+    pub fn refused_files(&self) -> HashSet<&str> {
+        let refused = |file: &File| matches!(file.newest, Some(Err(_))) || !file.clashes.is_empty();
+        self.files.iter().filter(|(_, file)| refused(file)).map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+fn claims(objects: Option<&Objects>) -> impl Iterator<Item = &(Claim, Place)> {
+    objects.into_iter().flat_map(|objects| objects.iter().flat_map(|object| &object.claims))
+}
+
+fn understand(name: &str, content: FileContent) -> Result<Objects, Vec<Diagnostic>> {
+    let problem = match content {
+        FileContent::Text(text) => return parse(name, &text).map(Arc::new),
+        FileContent::NotText => Problem::NotText,
+        FileContent::TooLarge(bytes) => Problem::TooLarge { bytes, max: super::MAX_BYTES },
+        FileContent::Unreadable(why) => Problem::Unreadable { why },
+        FileContent::TooMany(max) => Problem::TooManyFiles { max },
+    };
+    Err(vec![Diagnostic { file: name.to_owned(), place: Place::FILE, problem }])
+}
+
+fn digest(content: &FileContent) -> [u8; 32] {
+    let (tag, text) = match content {
+        FileContent::Text(text) => ("text", text.as_str()),
+        FileContent::NotText => ("not text", ""),
+        FileContent::TooLarge(_) => ("too large", ""),
+        FileContent::Unreadable(why) => ("unreadable", why.as_str()),
+        FileContent::TooMany(_) => ("too many", ""),
+    };
+    Sha256::new().chain_update(tag).chain_update([0]).chain_update(text).finalize().into()
+}

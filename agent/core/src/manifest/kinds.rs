@@ -1,0 +1,332 @@
+//! Documents to objects: Kubernetes' own kinds, whole as clusters print them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kumiko_abi::Stage;
+
+use super::check::Checker;
+use super::node::{Node, Step, Value};
+use super::{API_VERSION, Claim, Kind, Object, Place, Problem, Protocol, de, workload};
+
+/// `v1` Namespace.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NamespaceObject {
+    /// Name.
+    pub name: String,
+    /// Stage of its label, `off` without one.
+    pub stage: Stage,
+}
+
+/// `v1` Node.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeObject {
+    /// Name.
+    pub name: String,
+    /// InternalIP addresses, in order.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// `v1` Service.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServiceObject {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Cluster IPs; empty when headless or external.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<ServicePortObject>,
+    /// Labels that a workload must have; `None`: its EndpointSlices are made by someone else.
+    pub selector: Option<BTreeMap<String, String>>,
+    /// Endpoints count before they are ready.
+    pub publish_not_ready: bool,
+}
+
+/// A port of a Service.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServicePortObject {
+    /// Name; may be empty when it is the only one.
+    pub name: String,
+    /// Port of the cluster IP.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port of the endpoints, when they follow from the selector.
+    pub target: PortTarget,
+}
+
+/// Port of the endpoints.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PortTarget {
+    /// The same for all.
+    Number(u16),
+    /// Each workload's port of this name.
+    Name(String),
+}
+
+/// `discovery.k8s.io/v1` EndpointSlice.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EndpointSliceObject {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Service that it belongs to, by label.
+    pub service: Option<String>,
+    /// Its endpoints are names, not addresses.
+    pub fqdn: bool,
+    /// Endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+    /// Ports, by the Service port's name.
+    pub ports: Vec<BackendPort>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SliceEndpoint {
+    /// Addresses, which all mean the same endpoint.
+    pub addresses: Vec<IpAddr>,
+    /// Ready; unknown counts as ready.
+    pub ready: bool,
+}
+
+/// One port of a slice.
+#[derive(Clone, PartialEq, Debug)]
+pub struct BackendPort {
+    /// Name of the Service's port.
+    pub name: String,
+    /// Number.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+const METADATA: Step<'_> = Step::Key("metadata");
+const SPEC: Step<'_> = Step::Key("spec");
+const NAME: [Step<'_>; 2] = [METADATA, Step::Key("name")];
+const NAMESPACE: [Step<'_>; 2] = [METADATA, Step::Key("namespace")];
+/// A `v1` List holds objects, not lists; this bounds a list in a list.
+const LIST: &str = "List";
+
+/// Reads one document; a `v1` List counts as its items.
+pub(super) fn read(root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(Place, Problem)>) {
+    if !matches!(root.value, Value::Map(_)) {
+        problems.push((root.place, Problem::NotAnObject));
+        return;
+    }
+    let (version, kind) = (root.text("apiVersion"), root.text("kind"));
+    for (path, value) in [("apiVersion", version), ("kind", kind)] {
+        if value.is_none() {
+            problems.push((root.place, Problem::Missing { path: path.to_owned() }));
+        }
+    }
+    let (Some(version), Some(kind)) = (version, kind) else { return };
+    if (version, kind) == ("v1", LIST) {
+        return list(root, objects, problems);
+    }
+    let before = problems.len();
+    let read = match (version, kind) {
+        ("v1", "Namespace") => namespace(root, problems),
+        ("v1", "Node") => node(root, problems),
+        ("v1", "Service") => service(root, problems),
+        ("discovery.k8s.io/v1", "EndpointSlice") => endpoint_slice(root, problems),
+        (API_VERSION, "Workload") => workload::read(root, problems).map(|(w, claims)| (Kind::Workload(w), claims)),
+        _ => {
+            let place = root.place_of(&[Step::Key("kind")]);
+            problems.push((place, Problem::UnknownKind { api_version: short(version), kind: short(kind) }));
+            None
+        }
+    };
+    if let Some((kind, claims)) = read.filter(|_| problems.len() == before) {
+        objects.push(Object { kind, place: root.place, claims });
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn list(root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(Place, Problem)>) {
+    let Value::Map(entries) = &root.value else { return };
+    for (key, node) in entries {
+        match (key.name.as_str(), &node.value) {
+            ("apiVersion" | "kind" | "metadata", _) => {}
+            ("items", Value::List(items)) => {
+                for item in items {
+                    if item.text("kind") == Some(LIST) {
+                        let (api_version, kind) = ("v1".to_owned(), LIST.to_owned());
+                        problems.push((item.place, Problem::UnknownKind { api_version, kind }));
+                    } else {
+                        read(item, objects, problems);
+                    }
+                }
+            }
+            ("items", _) => {
+                let why = "expected a list".to_owned();
+                problems.push((node.place, Problem::Shape { path: "items".to_owned(), why }));
+            }
+            (path, _) => {
+                let (kind, path) = (LIST.to_owned(), short(path));
+                problems.push((key.place, Problem::UnknownField { kind, path }));
+            }
+        }
+    }
+}
+
+/// Reads a type; reports a wrong shape and every field that the type does not have.
+pub(super) fn typed<'a, T: serde::Deserialize<'a>>(
+    root: &'a Node,
+    kind: &str,
+    problems: &mut Vec<(Place, Problem)>,
+) -> Option<T> {
+    let (value, unknown) = de::read(root);
+    for field in unknown {
+        problems.push((field.place, Problem::UnknownField { kind: kind.to_owned(), path: field.path }));
+    }
+    match value {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let (place, path, why) = error.parts();
+            let path = if path.is_empty() { kind.to_owned() } else { path };
+            problems.push((place, Problem::Shape { path, why }));
+            None
+        }
+    }
+}
+
+type Read = Option<(Kind, Vec<(Claim, Place)>)>;
+
+fn namespace(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: core::Namespace = typed(root, "Namespace", problems)?;
+    let mut check = Checker::new(root, problems);
+    let name = check.label(&NAME, raw.metadata.name.as_deref());
+    let stage = check.stage(raw.metadata.labels.as_ref()).unwrap_or_default();
+    check.claim(&NAME, Claim::Name("Namespace", String::new(), name.clone()));
+    Some((Kind::Namespace(NamespaceObject { name, stage }), check.claims()))
+}
+
+fn node(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: core::Node = typed(root, "Node", problems)?;
+    let mut check = Checker::new(root, problems);
+    let name = check.subdomain(&NAME, raw.metadata.name.as_deref());
+    check.claim(&NAME, Claim::Name("Node", String::new(), name.clone()));
+    let listed = raw.status.and_then(|status| status.addresses).unwrap_or_default();
+    let mut addresses = Vec::new();
+    for (index, listed) in listed.iter().enumerate().filter(|(_, listed)| listed.type_ == "InternalIP") {
+        let path = [Step::Key("status"), Step::Key("addresses"), Step::Index(index), Step::Key("address")];
+        if let Some(ip) = check.ip(&path, &listed.address) {
+            check.claim(&path, Claim::Ip(ip));
+            addresses.push(ip);
+        }
+    }
+    if !listed.iter().any(|listed| listed.type_ == "InternalIP") {
+        let path = "status.addresses of type InternalIP".to_owned();
+        check.problem(&[Step::Key("status"), Step::Key("addresses")], Problem::Missing { path });
+    }
+    Some((Kind::Node(NodeObject { name, addresses }), check.claims()))
+}
+
+/// Namespace, name and the claim on them.
+fn named(check: &mut Checker<'_>, kind: &'static str, metadata: &ObjectMeta) -> (String, String) {
+    let namespace = check.label(&NAMESPACE, metadata.namespace.as_deref());
+    let name = check.subdomain(&NAME, metadata.name.as_deref());
+    check.claim(&NAME, Claim::Name(kind, namespace.clone(), name.clone()));
+    (namespace, name)
+}
+
+fn service(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: core::Service = typed(root, "Service", problems)?;
+    let mut check = Checker::new(root, problems);
+    let (namespace, name) = named(&mut check, "Service", &raw.metadata);
+    let spec = raw.spec.unwrap_or_default();
+    let cluster_ips = cluster_ips(&mut check, &spec);
+    let mut ports: Vec<ServicePortObject> = Vec::new();
+    for (index, raw) in spec.ports.unwrap_or_default().into_iter().enumerate() {
+        let path = |field| [SPEC, Step::Key("ports"), Step::Index(index), Step::Key(field)];
+        let port = check.port(&path("port"), i64::from(raw.port));
+        let protocol = check.protocol(&path("protocol"), raw.protocol.as_deref());
+        let target = match raw.target_port {
+            None => PortTarget::Number(port),
+            Some(IntOrString::Int(number)) => {
+                PortTarget::Number(check.port(&path("targetPort"), i64::from(number)))
+            }
+            Some(IntOrString::String(name)) => {
+                check.port_name(&path("targetPort"), &name);
+                PortTarget::Name(name)
+            }
+        };
+        if ports.iter().any(|other| (other.port, other.protocol) == (port, protocol)) {
+            let (path_text, value) = (super::check::text_of(&path("port")), format!("{port}/{protocol}"));
+            let rule = "is another port of this Service already";
+            check.problem(&path("port"), Problem::Value { path: path_text, value, rule });
+        }
+        ports.push(ServicePortObject { name: raw.name.unwrap_or_default(), port, protocol, target });
+    }
+    let selector = spec.selector.filter(|selector| !selector.is_empty());
+    let publish_not_ready = spec.publish_not_ready_addresses.unwrap_or(false);
+    let object = ServiceObject { namespace, name, cluster_ips, ports, selector, publish_not_ready };
+    Some((Kind::Service(object), check.claims()))
+}
+
+fn cluster_ips(check: &mut Checker<'_>, spec: &core::ServiceSpec) -> Vec<IpAddr> {
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return Vec::new();
+    }
+    let mut ips: Vec<IpAddr> = Vec::new();
+    let listed = spec.cluster_ips.iter().flatten().enumerate();
+    let listed = listed.map(|(index, text)| (vec![SPEC, Step::Key("clusterIPs"), Step::Index(index)], text));
+    let single = spec.cluster_ip.iter().map(|text| (vec![SPEC, Step::Key("clusterIP")], text));
+    for (path, text) in listed.chain(single).filter(|(_, text)| !text.is_empty() && *text != "None") {
+        match check.ip(&path, text) {
+            // clusterIP repeats the first of clusterIPs.
+            Some(ip) if !ips.contains(&ip) => {
+                check.claim(&path, Claim::Ip(ip));
+                ips.push(ip);
+            }
+            _ => {}
+        }
+    }
+    ips
+}
+
+fn endpoint_slice(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: discovery::EndpointSlice = typed(root, "EndpointSlice", problems)?;
+    let mut check = Checker::new(root, problems);
+    let (namespace, name) = named(&mut check, "EndpointSlice", &raw.metadata);
+    let service = raw.metadata.labels.and_then(|mut labels| labels.remove("kubernetes.io/service-name"));
+    let fqdn = match raw.address_type.as_str() {
+        "IPv4" | "IPv6" => false,
+        "FQDN" => true,
+        other => {
+            let (path, value, rule) = ("addressType".to_owned(), short(other), "must be IPv4, IPv6 or FQDN");
+            check.problem(&[Step::Key("addressType")], Problem::Value { path, value, rule });
+            false
+        }
+    };
+    let mut endpoints = Vec::new();
+    for (index, raw) in raw.endpoints.iter().flatten().enumerate().filter(|_| !fqdn) {
+        let path = |i| [Step::Key("endpoints"), Step::Index(index), Step::Key("addresses"), Step::Index(i)];
+        let ips = raw.addresses.iter().enumerate();
+        let addresses = ips.filter_map(|(i, text)| check.ip(&path(i), text)).collect();
+        let ready = raw.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
+        endpoints.push(SliceEndpoint { addresses, ready });
+    }
+    let mut ports = Vec::new();
+    for (index, raw) in raw.ports.unwrap_or_default().into_iter().enumerate() {
+        let path = |field| [Step::Key("ports"), Step::Index(index), Step::Key(field)];
+        let protocol = check.protocol(&path("protocol"), raw.protocol.as_deref());
+        // Without a number the slice speaks for any port: nothing to connect to.
+        if let Some(port) = raw.port {
+            let port = check.port(&path("port"), i64::from(port));
+            ports.push(BackendPort { name: raw.name.unwrap_or_default(), port, protocol });
+        }
+    }
+    let object = EndpointSliceObject { namespace, name, service, fqdn, endpoints, ports };
+    Some((Kind::EndpointSlice(object), check.claims()))
+}

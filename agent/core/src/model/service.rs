@@ -1,0 +1,188 @@
+//! Services with their endpoints, resolved.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::{Protocol, Workload};
+use crate::manifest::{EndpointSliceObject, PortTarget, ServiceObject, ServicePortObject};
+
+/// A Service with at least one cluster IP, or a headless one without.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Service {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Cluster IPs.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One port of a Service.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServicePort {
+    /// Name; may be empty.
+    pub name: String,
+    /// Port of the cluster IP.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Ready endpoints that have IPv4.
+    pub v4: Backends,
+    /// Ready endpoints that have IPv6.
+    pub v6: Backends,
+}
+
+/// Ready endpoints of a Service port in one family.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Backends {
+    /// There is one at least, and each is a meshed workload: the agent takes connections.
+    pub capture: bool,
+    /// The endpoints, by address.
+    pub ready: Vec<Backend>,
+}
+
+/// A ready endpoint.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Backend {
+    /// Address and target port.
+    pub addr: SocketAddr,
+    /// Whose address it is; `None`: not of the mesh.
+    pub workload: Option<Arc<Workload>>,
+}
+
+/// A Service's port by name, for flows and ids.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServiceRef {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Port of the cluster IP.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServiceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.namespace, self.name, self.port)
+    }
+}
+
+impl ServicePort {
+    /// The endpoints that are of the same family as the cluster IP that was asked.
+    pub fn backends(&self, asked: IpAddr) -> &Backends {
+        if asked.is_ipv4() { &self.v4 } else { &self.v6 }
+    }
+}
+
+impl Service {
+    /// Name of one of its ports.
+    pub fn reference(&self, port: &ServicePort) -> ServiceRef {
+        ServiceRef {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            port: port.port,
+            protocol: port.protocol,
+        }
+    }
+}
+
+/// What is needed to resolve endpoints.
+pub(super) struct Lookup<'a> {
+    /// EndpointSlices by namespace and Service.
+    pub(super) slices: BTreeMap<(&'a str, &'a str), Vec<&'a EndpointSliceObject>>,
+    /// Workloads by namespace.
+    pub(super) workloads: BTreeMap<&'a str, Vec<&'a Arc<Workload>>>,
+    /// Whose address it is.
+    pub(super) by_ip: &'a dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+}
+
+impl Lookup<'_> {
+    pub(super) fn resolve(&self, object: &ServiceObject) -> Service {
+        let port = |port: &ServicePortObject| {
+            let mut ready = match self.slices.get(&(object.namespace.as_str(), object.name.as_str())) {
+                Some(slices) => self.from_slices(slices, object, port),
+                None => self.from_selector(object, port),
+            };
+            ready.sort_by_key(|backend| backend.addr);
+            ready.dedup_by_key(|backend| backend.addr);
+            let (v4, v6) = ready.into_iter().partition::<Vec<_>, _>(|backend| backend.addr.is_ipv4());
+            ServicePort {
+                name: port.name.clone(),
+                port: port.port,
+                protocol: port.protocol,
+                v4: Backends::new(v4),
+                v6: Backends::new(v6),
+            }
+        };
+        Service {
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+            cluster_ips: object.cluster_ips.clone(),
+            ports: object.ports.iter().map(port).collect(),
+        }
+    }
+
+    fn from_slices(
+        &self,
+        slices: &[&EndpointSliceObject],
+        service: &ServiceObject,
+        port: &ServicePortObject,
+    ) -> Vec<Backend> {
+        let mut found = Vec::new();
+        for slice in slices {
+            // A slice names its ports as the Service does.
+            let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+            for number in numbers {
+                for endpoint in slice.endpoints.iter().filter(|e| e.ready || service.publish_not_ready) {
+                    // All addresses of an endpoint mean the same thing (EndpointSlice API): the first is used.
+                    let Some(ip) = endpoint.addresses.first() else { continue };
+                    let addr = SocketAddr::new(*ip, number.port);
+                    found.push(Backend { addr, workload: (self.by_ip)(*ip) });
+                }
+            }
+        }
+        found
+    }
+
+    fn from_selector(&self, service: &ServiceObject, port: &ServicePortObject) -> Vec<Backend> {
+        let Some(selector) = &service.selector else { return Vec::new() };
+        let workloads = self.workloads.get(service.namespace.as_str());
+        let chosen = workloads.into_iter().flatten().filter(|workload| {
+            (workload.ready || service.publish_not_ready)
+                && selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+        });
+        let mut found = Vec::new();
+        for workload in chosen {
+            let number = match &port.target {
+                PortTarget::Number(number) => Some(*number),
+                PortTarget::Name(name) => workload
+                    .ports
+                    .iter()
+                    .find(|declared| declared.name == *name && declared.protocol == port.protocol)
+                    .map(|declared| declared.port),
+            };
+            // A workload without a port of that name is no endpoint for this port (EndpointSlice controller's rule).
+            let Some(number) = number else { continue };
+            for like in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+                if let Some(ip) = workload.ip_like(like) {
+                    let workload = Some(Arc::clone(workload));
+                    found.push(Backend { addr: SocketAddr::new(ip, number), workload });
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Backends {
+    fn new(ready: Vec<Backend>) -> Self {
+        let meshed = |backend: &Backend| backend.workload.as_ref().is_some_and(|workload| workload.meshed());
+        Self { capture: !ready.is_empty() && ready.iter().all(meshed), ready }
+    }
+}

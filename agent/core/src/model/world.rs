@@ -1,0 +1,216 @@
+//! The snapshot and its lookups.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use kumiko_abi::Stage;
+
+use super::service::Lookup;
+use super::{Node, Protocol, Service, ServicePort, Workload};
+use crate::manifest::{Diagnostic, Kind, Object, Problem, WorkloadObject};
+use crate::principal::{Principal, PrincipalError};
+use crate::stage;
+
+/// Everything that is desired, at one moment. Addresses, UIDs and names are unique in it.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct World {
+    epoch: u64,
+    trust_domain: String,
+    namespaces: BTreeMap<String, Stage>,
+    workloads: BTreeMap<String, Arc<Workload>>,
+    by_name: BTreeMap<(String, String), Arc<Workload>>,
+    by_ip: HashMap<IpAddr, Arc<Workload>>,
+    nodes: BTreeMap<String, Node>,
+    node_by_ip: HashMap<IpAddr, String>,
+    services: Vec<Arc<Service>>,
+    service_by_addr: HashMap<(IpAddr, u16, Protocol), (usize, usize)>,
+    principals: HashMap<String, BTreeSet<Principal>>,
+}
+
+impl World {
+    /// Builds the snapshot of objects that [`crate::manifest::FolderState`] holds in force (so names and addresses are
+    /// unique; should they not be, the first claim wins). Labels that would lower a stage are refused and told.
+    ///
+    /// # Errors
+    /// The trust domain is none.
+    pub fn build<'a>(
+        trust_domain: &str,
+        epoch: u64,
+        objects: impl IntoIterator<Item = (&'a str, &'a Object)>,
+    ) -> Result<(Self, Vec<Diagnostic>), PrincipalError> {
+        Principal::new(trust_domain, "x", "x")?;
+        let mut world = Self { epoch, trust_domain: trust_domain.to_owned(), ..Self::default() };
+        let (mut workloads, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new());
+        for (file, object) in objects {
+            match &object.kind {
+                Kind::Namespace(namespace) => {
+                    world.namespaces.entry(namespace.name.clone()).or_insert(namespace.stage);
+                }
+                Kind::Node(node) => {
+                    let node = Node { name: node.name.clone(), addresses: node.addresses.clone() };
+                    for ip in &node.addresses {
+                        world.node_by_ip.entry(*ip).or_insert_with(|| node.name.clone());
+                    }
+                    world.nodes.entry(node.name.clone()).or_insert(node);
+                }
+                Kind::Service(service) => services.push(service),
+                Kind::EndpointSlice(slice) => slices.push(slice),
+                Kind::Workload(workload) => workloads.push((file, workload)),
+            }
+        }
+        let mut diagnostics = Vec::new();
+        for (file, object) in workloads {
+            diagnostics.extend(world.lowers(file, object));
+            world.add(object)?;
+        }
+        world.resolve(&services, &slices);
+        Ok((world, diagnostics))
+    }
+
+    fn lowers(&self, file: &str, object: &WorkloadObject) -> Option<Diagnostic> {
+        let namespace = self.namespace_stage(&object.namespace);
+        let (label, place) = object.stage.filter(|(label, _)| *label < namespace)?;
+        let workload = format!("{}/{}", object.namespace, object.name);
+        Some(Diagnostic { file: file.to_owned(), place, problem: Problem::Lowers { workload, label, namespace } })
+    }
+
+    fn add(&mut self, object: &WorkloadObject) -> Result<(), PrincipalError> {
+        let own = object.stage.map(|(stage, _)| stage);
+        let workload = Arc::new(Workload {
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+            uid: object.uid.clone(),
+            service_account: object.service_account.clone(),
+            principal: Principal::new(&self.trust_domain, &object.namespace, &object.service_account)?,
+            labels: object.labels.clone(),
+            node: object.node.clone(),
+            ips: object.ips.clone(),
+            ports: object.ports.clone(),
+            attachment: object.attachment.clone(),
+            ready: object.ready,
+            stage: stage::effective(self.namespace_stage(&object.namespace), own),
+        });
+        for ip in &workload.ips {
+            self.by_ip.entry(*ip).or_insert_with(|| workload.clone());
+        }
+        self.principals.entry(workload.node.clone()).or_default().insert(workload.principal.clone());
+        let name = (workload.namespace.clone(), workload.name.clone());
+        self.by_name.entry(name).or_insert_with(|| workload.clone());
+        self.workloads.entry(workload.uid.clone()).or_insert(workload);
+        Ok(())
+    }
+
+    fn resolve(
+        &mut self,
+        services: &[&crate::manifest::ServiceObject],
+        slices: &[&crate::manifest::EndpointSliceObject],
+    ) {
+        let by_ip = |ip: IpAddr| self.by_ip.get(&ip).cloned();
+        let mut lookup = Lookup { slices: BTreeMap::new(), workloads: BTreeMap::new(), by_ip: &by_ip };
+        for slice in slices {
+            if let Some(service) = &slice.service {
+                lookup.slices.entry((&slice.namespace, service)).or_default().push(slice);
+            }
+        }
+        for workload in self.workloads.values() {
+            lookup.workloads.entry(&workload.namespace).or_default().push(workload);
+        }
+        let resolved: Vec<Arc<Service>> = services.iter().map(|object| Arc::new(lookup.resolve(object))).collect();
+        for (number, service) in resolved.iter().enumerate() {
+            for (index, port) in service.ports.iter().enumerate() {
+                for ip in &service.cluster_ips {
+                    self.service_by_addr.entry((*ip, port.port, port.protocol)).or_insert((number, index));
+                }
+            }
+        }
+        self.services = resolved;
+    }
+
+    /// Number of the snapshot; a later one is higher.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The trust domain of all principals.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// Stage of a namespace, `off` if it is not known.
+    pub fn namespace_stage(&self, name: &str) -> Stage {
+        self.namespaces.get(name).copied().unwrap_or_default()
+    }
+
+    /// Namespaces with their stages, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&str, Stage)> {
+        self.namespaces.iter().map(|(name, stage)| (name.as_str(), *stage))
+    }
+
+    /// All workloads, by UID.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// Workloads of a node, by UID.
+    pub fn workloads_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> {
+        self.workloads.values().filter(move |workload| workload.node == node)
+    }
+
+    /// The workload with a UID.
+    pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload of a namespace and name.
+    pub fn workload_named(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.by_name.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// Whose address it is.
+    pub fn workload_at(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.by_ip.get(&ip)
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// The node that has an InternalIP.
+    pub fn node_at(&self, ip: IpAddr) -> Option<&Node> {
+        self.nodes.get(self.node_by_ip.get(&ip)?)
+    }
+
+    /// All Services.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.iter()
+    }
+
+    /// The Service and its port behind a cluster IP and port.
+    pub fn service_at(&self, ip: IpAddr, port: u16, protocol: Protocol) -> Option<(&Arc<Service>, &ServicePort)> {
+        let (number, index) = self.service_by_addr.get(&(ip, port, protocol))?;
+        let service = self.services.get(*number)?;
+        Some((service, service.ports.get(*index)?))
+    }
+
+    /// Whether a node has a workload with a principal: what an issuer may sign for it.
+    pub fn node_has_principal(&self, node: &str, principal: &Principal) -> bool {
+        self.principals.get(node).is_some_and(|principals| principals.contains(principal))
+    }
+
+    /// Principals of a node's workloads.
+    pub fn principals_on(&self, node: &str) -> impl Iterator<Item = &Principal> {
+        self.principals.get(node).into_iter().flatten()
+    }
+
+    /// Number of objects in force.
+    pub fn objects(&self) -> usize {
+        self.namespaces.len() + self.workloads.len() + self.nodes.len() + self.services.len()
+    }
+}

@@ -1,0 +1,147 @@
+//! Where a captured connection goes, and whether one that arrives may be delivered: plain functions over the model.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use kumiko_abi::Reason;
+
+use crate::Principal;
+use crate::model::{Node, Protocol, ServiceRef, Workload, World};
+
+/// A parked SYN, as far as its route depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SynView {
+    /// Client's address and port.
+    pub client: SocketAddr,
+    /// Address and port that it asked for: a workload's or a Service's.
+    pub asked: SocketAddr,
+    /// Any number; chooses among ready endpoints (random, or a hash for affinity).
+    pub pick: u64,
+}
+
+/// Where a connection goes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plan {
+    /// Client's workload.
+    pub source: Arc<Workload>,
+    /// The chosen workload; may be the client itself, through a Service.
+    pub target: Arc<Workload>,
+    /// Address and port of the target.
+    pub target_addr: SocketAddr,
+    /// Where the target's agent listens; `None`: the target is on this node.
+    pub node_addr: Option<IpAddr>,
+    /// The Service that was asked for.
+    pub service: Option<ServiceRef>,
+    /// What this node's certificate must prove.
+    pub source_principal: Principal,
+    /// What the other node's certificate must prove.
+    pub target_principal: Principal,
+}
+
+/// Plans a connection of a workload of `node`.
+///
+/// # Errors
+/// `UnknownSource`: the client is no workload of this node. `ServiceNotMeshed`, `NoReadyEndpoint`: the kernel's view of
+/// the Service was older. `PeerOutsideMesh`, `DestinationGone`: the same for a workload's address. `NoSuchNode`.
+pub fn plan(world: &World, node: &str, syn: &SynView) -> Result<Plan, Reason> {
+    let source = world.workload_at(syn.client.ip()).filter(|source| source.node == node).ok_or(Reason::UnknownSource)?;
+    let service = world.service_at(syn.asked.ip(), syn.asked.port(), Protocol::Tcp);
+    let (target, target_addr, service) = match service {
+        Some((service, port)) => {
+            let backends = port.backends(syn.asked.ip());
+            if backends.ready.is_empty() {
+                return Err(Reason::NoReadyEndpoint);
+            }
+            let chosen = choose(syn.pick, backends.ready.len()).and_then(|index| backends.ready.get(index));
+            let chosen = chosen.filter(|_| backends.capture).ok_or(Reason::ServiceNotMeshed)?;
+            let workload = chosen.workload.as_ref().ok_or(Reason::ServiceNotMeshed)?;
+            (workload, chosen.addr, Some(service.reference(port)))
+        }
+        None => {
+            let target = world.workload_at(syn.asked.ip()).ok_or(Reason::DestinationGone)?;
+            if !target.meshed() {
+                return Err(Reason::PeerOutsideMesh);
+            }
+            (target, syn.asked, None)
+        }
+    };
+    let node_addr = if target.node == node { None } else { Some(tunnel_addr(world, node, &target.node)?) };
+    Ok(Plan {
+        source: source.clone(),
+        target: target.clone(),
+        target_addr,
+        node_addr,
+        service,
+        source_principal: source.principal.clone(),
+        target_principal: target.principal.clone(),
+    })
+}
+
+/// An index below `count`, every one as likely, without the bias and the division of a remainder.
+fn choose(pick: u64, count: usize) -> Option<usize> {
+    let product = u128::from(pick).checked_mul(u128::try_from(count).ok()?)?;
+    usize::try_from(product >> 64).ok()
+}
+
+/// Address of another node's agent: of a family that this node has too, in that node's order.
+fn tunnel_addr(world: &World, here: &str, there: &str) -> Result<IpAddr, Reason> {
+    let there = &world.node(there).ok_or(Reason::NoSuchNode)?.addresses;
+    let own: &[IpAddr] = world.node(here).map_or(&[], |node: &Node| &node.addresses);
+    let shared = there.iter().find(|ip| own.iter().any(|mine| mine.is_ipv4() == ip.is_ipv4()));
+    shared.or(there.first()).copied().ok_or(Reason::NoSuchNode)
+}
+
+/// What an OPEN says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenView<'a> {
+    /// Client's address and port.
+    pub client: SocketAddr,
+    /// Destination pod's address and port.
+    pub destination: SocketAddr,
+    /// Destination workload's UID.
+    pub destination_uid: &'a str,
+}
+
+/// An OPEN that may be delivered, once its target is attached.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Accepted {
+    /// Client's workload.
+    pub source: Arc<Workload>,
+    /// Target workload, on this node.
+    pub target: Arc<Workload>,
+}
+
+/// Checks an OPEN: the source address belongs to the principal of the client certificate and to the dialling node; the
+/// destination address belongs to the asked UID, here, and to the principal that this side's certificate showed.
+///
+/// # Errors
+/// `UnknownSource` and `DestinationGone` may be the model being late: worth 500 ms. `SourceMismatch` and
+/// `DestinationMismatch` are final.
+pub fn check_open(
+    world: &World,
+    node: &str,
+    open: &OpenView<'_>,
+    peer_principal: &Principal,
+    peer_node_ip: IpAddr,
+    shown_principal: &Principal,
+) -> Result<Accepted, Reason> {
+    let source = world.workload_at(open.client.ip()).ok_or(Reason::UnknownSource)?;
+    let dialler = world.node_at(peer_node_ip.to_canonical()).ok_or(Reason::UnknownSource)?;
+    if source.node != dialler.name {
+        return Err(Reason::UnknownSource);
+    }
+    if source.principal != *peer_principal {
+        return Err(Reason::SourceMismatch);
+    }
+    let target = world
+        .workload_at(open.destination.ip())
+        .filter(|target| target.uid == open.destination_uid && target.node == node)
+        .ok_or(Reason::DestinationGone)?;
+    if target.principal != *shown_principal {
+        return Err(Reason::DestinationMismatch);
+    }
+    Ok(Accepted { source: source.clone(), target: target.clone() })
+}
+
+#[cfg(test)]
+mod tests;
