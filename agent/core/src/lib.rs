@@ -2,6 +2,7 @@
 
 pub mod addr;
 pub mod api;
+pub mod compile;
 pub mod connect;
 pub mod flow_record;
 pub mod manifest;

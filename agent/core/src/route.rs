@@ -44,7 +44,8 @@ pub struct Plan {
 /// `UnknownSource`: the client is no workload of this node. `ServiceNotMeshed`, `NoReadyEndpoint`: the kernel's view of
 /// the Service was older. `PeerOutsideMesh`, `DestinationGone`: the same for a workload's address. `NoSuchNode`.
 pub fn plan(world: &World, node: &str, syn: &SynView) -> Result<Plan, Reason> {
-    let source = world.workload_at(syn.client.ip()).filter(|source| source.node == node).ok_or(Reason::UnknownSource)?;
+    let source =
+        world.workload_at(syn.client.ip()).filter(|source| source.node == node).ok_or(Reason::UnknownSource)?;
     let service = world.service_at(syn.asked.ip(), syn.asked.port(), Protocol::Tcp);
     let (target, target_addr, service) = match service {
         Some((service, port)) => {

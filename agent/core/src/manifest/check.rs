@@ -10,7 +10,8 @@ use super::{Claim, Place, Problem, Protocol, STAGE_LABEL};
 use crate::stage;
 
 /// RFC 1123 label: a namespace, a workload's or Service's name.
-const LABEL_RULE: &str = "must be 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit";
+const LABEL_RULE: &str =
+    "must be 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit";
 /// RFC 1123 subdomain: most other names.
 const SUBDOMAIN_RULE: &str =
     "must be labels of lower-case letters, digits and '-' joined by '.', at most 253 characters (RFC 1123)";
@@ -19,7 +20,8 @@ const PORT_RULE: &str = "must be a port number from 1 to 65535";
 const PORT_NAME_RULE: &str = "must be a port name: 1 to 63 lower-case letters, digits and '-', at least one letter";
 const PROTOCOL_RULE: &str = "must be TCP, UDP or SCTP";
 const IP_RULE: &str = "must be an IPv4 or IPv6 address";
-const UNICAST_RULE: &str = "must be the address of one interface: not unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped";
+const UNICAST_RULE: &str =
+    "must be the address of one interface: not unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped";
 const INTERFACE_RULE: &str = "must be an interface name: 1 to 15 characters without spaces and '/'";
 const NETNS_RULE: &str = "must be an absolute path without '..', such as /run/netns/NAME";
 

@@ -129,9 +129,12 @@ impl<'a> Reader<'a, '_> {
             Value::List(items) => {
                 visitor.visit_seq(Items { items: items.iter(), index: 0, path: self.path, unknown: self.unknown })
             }
-            Value::Map(entries) => {
-                visitor.visit_map(Entries { entries: entries.iter(), value: None, path: self.path, unknown: self.unknown })
-            }
+            Value::Map(entries) => visitor.visit_map(Entries {
+                entries: entries.iter(),
+                value: None,
+                path: self.path,
+                unknown: self.unknown,
+            }),
         }
     }
 }

@@ -253,9 +253,7 @@ fn service(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
         let protocol = check.protocol(&path("protocol"), raw.protocol.as_deref());
         let target = match raw.target_port {
             None => PortTarget::Number(port),
-            Some(IntOrString::Int(number)) => {
-                PortTarget::Number(check.port(&path("targetPort"), i64::from(number)))
-            }
+            Some(IntOrString::Int(number)) => PortTarget::Number(check.port(&path("targetPort"), i64::from(number))),
             Some(IntOrString::String(name)) => {
                 check.port_name(&path("targetPort"), &name);
                 PortTarget::Name(name)

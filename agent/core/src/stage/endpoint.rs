@@ -54,13 +54,15 @@ pub fn next(phase: Phase, wanted: Stage, facts: Facts) -> Action {
     match phase {
         Phase::Detached if wanted == Stage::Off => Action::Wait,
         Phase::Detached => Action::Attach(way_to(wanted)),
-        Phase::Learning(stage) if stage != wanted => {
-            Action::Set { phase: way_to(wanted), lowered: !wanted.meshed() }
-        }
+        Phase::Learning(stage) if stage != wanted => Action::Set { phase: way_to(wanted), lowered: !wanted.meshed() },
         Phase::Learning(_) if !facts.learnt => Action::Learn,
         Phase::Learning(stage) => Action::Set { phase: Phase::Enforcing(stage), lowered: false },
         Phase::Enforcing(stage) if stage == wanted => {
-            if stage == Stage::Off && !facts.carried { Action::Detach } else { Action::Wait }
+            if stage == Stage::Off && !facts.carried {
+                Action::Detach
+            } else {
+                Action::Wait
+            }
         }
         Phase::Enforcing(stage) if wanted > stage => Action::Set { phase: way_to(wanted), lowered: false },
         Phase::Enforcing(stage) => {

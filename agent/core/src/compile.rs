@@ -1,0 +1,171 @@
+//! The model as the kernel's maps of one node hold it, and the way from one state to the next.
+//!
+//! Pure and deterministic: the same model, attachments and numbers give the same maps, whatever came before.
+
+mod change;
+mod numbers;
+
+pub use change::{Op, diff};
+pub use numbers::{Handles, MAX_HANDLE, Numbers, Shortage};
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kumiko_abi::map::{endpoint_flags, service_flags, workload_flags};
+use kumiko_abi::{Addr, AddrEntry, AddrKind, Endpoint, ServiceEntry, ServiceKey, Stage, Workload as KernelWorkload};
+
+use crate::addr::to_abi;
+use crate::model::{Protocol, Workload, World};
+use crate::stage::Phase;
+
+/// Most flows of one endpoint that may be pending at once: a SYN flood of one pod stops here.
+pub const MAX_PENDING: u32 = 4096;
+/// Most flow entries of one endpoint: a quarter of the table, so one scanning pod does not deny the node.
+pub const MAX_FLOWS: u32 = 65_536;
+
+/// A local workload whose veth carries the hooks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AttachedEndpoint {
+    /// Host-side interface.
+    pub ifindex: u32,
+    /// Where it is on its way.
+    pub phase: Phase,
+    /// May take the same-node fast path.
+    pub fast: bool,
+    /// MAC of the pod.
+    pub pod_mac: [u8; 6],
+    /// MAC that the pod sends to.
+    pub gateway_mac: [u8; 6],
+}
+
+/// Attached local workloads by UID.
+pub type Attached = BTreeMap<String, AttachedEndpoint>;
+
+/// What a local workload that is not attached counts as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unattached {
+    /// Not meshed: its hooks are about to go on, and refusing its peers meanwhile would be an error they never had.
+    Open,
+    /// Of its own stage: connections to it are refused until its veth is there.
+    Closed,
+}
+
+/// Contents of the maps.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Desired {
+    /// `WORKLOADS` by handle.
+    pub workloads: BTreeMap<u32, KernelWorkload>,
+    /// `ADDRS`.
+    pub addrs: BTreeMap<Addr, AddrEntry>,
+    /// `PROBE_PORTS`: handle and port.
+    pub probe_ports: BTreeSet<(u32, u16)>,
+    /// `ENDPOINTS` by interface.
+    pub endpoints: BTreeMap<u32, Endpoint>,
+    /// `SERVICES`, by address, port and protocol.
+    pub services: BTreeMap<(Addr, u16, u8), ServiceEntry>,
+}
+
+/// The key of `SERVICES` for a key of [`Desired::services`].
+pub const fn service_key(key: (Addr, u16, u8)) -> ServiceKey {
+    ServiceKey { addr: key.0, port: key.1, proto: key.2, _pad: 0 }
+}
+
+/// What the maps of `node` have to hold. Workloads, classes and Services without a number ([`Handles::assign`] ran out)
+/// are left out.
+pub fn compile(world: &World, node: &str, attached: &Attached, handles: &Handles, unattached: Unattached) -> Desired {
+    let mut desired = Desired::default();
+    for known in world.nodes() {
+        let kind = if known.name == node { AddrKind::ThisNode } else { AddrKind::Node };
+        for ip in &known.addresses {
+            desired.addrs.insert(to_abi(*ip), AddrEntry { handle: 0, kind: kind as u8, _pad: [0; 3] });
+        }
+    }
+    for workload in world.workloads() {
+        let Some(handle) = handles.workload(&workload.uid) else { continue };
+        let local = workload.node == node;
+        let here = attached.get(&workload.uid).filter(|_| local);
+        desired.workloads.insert(handle, kernel_workload(workload, handles, local, here, unattached));
+        for ip in &workload.ips {
+            let entry = AddrEntry { handle, kind: AddrKind::Workload as u8, _pad: [0; 3] };
+            desired.addrs.insert(to_abi(*ip), entry);
+        }
+        if local {
+            let probes = workload.ports.iter().filter(|port| port.probe && port.protocol == Protocol::Tcp);
+            desired.probe_ports.extend(probes.map(|port| (handle, port.port)));
+        }
+        if let Some(here) = here {
+            desired.endpoints.insert(here.ifindex, endpoint(handle, here));
+        }
+    }
+    services(world, handles, &mut desired);
+    desired
+}
+
+fn kernel_workload(
+    workload: &Workload,
+    handles: &Handles,
+    local: bool,
+    here: Option<&AttachedEndpoint>,
+    unattached: Unattached,
+) -> KernelWorkload {
+    let mut flags = workload_flags::LIVE;
+    let mut stage = workload.stage;
+    if local {
+        flags |= workload_flags::LOCAL;
+        match here {
+            Some(_) => flags |= workload_flags::ATTACHED,
+            None if unattached == Unattached::Open => stage = Stage::Off,
+            None => {}
+        }
+    }
+    let class = handles.class(&workload.principal).unwrap_or_default();
+    KernelWorkload {
+        class: [class; 2],
+        ifindex: here.map_or(0, |here| here.ifindex),
+        node: handles.node(&workload.node).unwrap_or_default(),
+        stage: stage as u8,
+        flags,
+    }
+}
+
+/// The kernel's view of an attached endpoint.
+pub fn endpoint(handle: u32, here: &AttachedEndpoint) -> Endpoint {
+    let (stage, learn) = match here.phase {
+        Phase::Detached => (Stage::Off, 0),
+        Phase::Learning(stage) => (stage, endpoint_flags::LEARN),
+        Phase::Enforcing(stage) => (stage, 0),
+    };
+    Endpoint {
+        handle,
+        flags: learn | if here.fast { endpoint_flags::FAST } else { 0 },
+        set: [0; 2],
+        max_pending: MAX_PENDING,
+        max_flows: MAX_FLOWS,
+        stage: stage as u8,
+        _pad: [0; 3],
+        pod_mac: here.pod_mac,
+        gateway_mac: here.gateway_mac,
+    }
+}
+
+/// The phase that an endpoint left in the map was in; the agent before us may have ended anywhere.
+pub fn phase_of(endpoint: &Endpoint) -> Phase {
+    let stage = Stage::from_u8(endpoint.stage);
+    if endpoint.flags & endpoint_flags::LEARN != 0 { Phase::Learning(stage) } else { Phase::Enforcing(stage) }
+}
+
+fn services(world: &World, handles: &Handles, desired: &mut Desired) {
+    for service in world.services() {
+        for port in &service.ports {
+            let Some(id) = handles.service(&service.reference(port)) else { continue };
+            for ip in &service.cluster_ips {
+                let capture = port.protocol == Protocol::Tcp && port.backends(*ip).capture;
+                let flags = if capture { service_flags::CAPTURE } else { 0 };
+                let key = (to_abi(*ip), port.port, port.protocol.number());
+                desired.services.insert(key, ServiceEntry { id, flags });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
