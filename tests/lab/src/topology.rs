@@ -91,7 +91,7 @@ fn build_pod(id: &str, spec: &LabSpec, index: usize) -> Result<()> {
             ))
         }
         Net::Bridged => {
-            node.ip(&format!("link set {name} master cni0 type bridge_slave hairpin on"))?;
+            node.ip(&format!("link set {name} master cni0\nlink set {name} type bridge_slave hairpin on"))?;
             ns.ip(&format!(
                 "addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n\
                  route add default via 10.244.{number}.1 dev eth0\nroute add default via fd00:244:{number}::1 dev eth0"
