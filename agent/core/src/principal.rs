@@ -40,8 +40,7 @@ impl Principal {
         for (part, value) in
             [("trust domain", trust_domain), ("namespace", namespace), ("service account", service_account)]
         {
-            let fine =
-                |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_');
+            let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_');
             if value.is_empty() || value.len() > 253 || !value.bytes().all(fine) || value == "." || value == ".." {
                 return Err(PrincipalError::Part { part, value: value.to_owned() });
             }
@@ -114,7 +113,14 @@ mod tests {
 
     #[test]
     fn refuses_other_forms() {
-        for bad in ["", "spiffe://td", "spiffe://td/ns/a/sa/", "spiffe://td/ns/a/sa/b/c", "https://td/ns/a/sa/b", "spiffe://TD/ns/a/sa/b"] {
+        for bad in [
+            "",
+            "spiffe://td",
+            "spiffe://td/ns/a/sa/",
+            "spiffe://td/ns/a/sa/b/c",
+            "https://td/ns/a/sa/b",
+            "spiffe://TD/ns/a/sa/b",
+        ] {
             assert!(bad.parse::<Principal>().is_err(), "{bad}");
         }
     }
