@@ -1,0 +1,165 @@
+//! The agent's side: what its sockets send (tc ingress of `kumiko0`), and which listener takes a SYN (`sk_lookup`).
+
+use core::ptr;
+
+use aya_ebpf::{bindings::bpf_sk_lookup, programs::SkLookupContext};
+use kumiko_abi::{
+    Config, FlowKey, FlowState, Stat,
+    flow::{
+        TCP,
+        flags::{DELIVERED, OVER_RST},
+    },
+    segment::bits::{ACK, RST, SYN},
+};
+
+use crate::{
+    capture::slot,
+    counters::{coarse_now, count},
+    ends,
+    maps::{LISTENERS, Scratch},
+    packet::{Kind, parse},
+    redirect::{as_if_from_pod, into_pod},
+    skb::{DROP, Skb},
+    table::{self, Entry, get, set},
+    track::{finish, track},
+};
+
+/// `SK_DROP`: no socket is found, so the kernel answers RST.
+pub(crate) const SK_DROP: u32 = 0;
+/// `SK_PASS`.
+pub(crate) const SK_PASS: u32 = 1;
+const AF_INET6: u32 = 10;
+
+pub(crate) fn ingress(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
+    let action = match parse(skb, s) {
+        Kind::Tcp => tcp(skb, s),
+        Kind::Error => error(skb, s),
+        _ => None,
+    };
+    let _ = config;
+    action.unwrap_or_else(|| {
+        count(Stat::AgentStray);
+        DROP
+    })
+}
+
+#[inline(always)]
+fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
+    let reset = s.packet.flags & RST != 0;
+    let Some(entry) = table::find(&s.key) else { return if reset { refusal(skb, s) } else { None } };
+    match entry.state() {
+        FlowState::Captured => carried(skb, s, entry),
+        FlowState::Cut if reset => {
+            // The kernel's answer to a packet of a cut flow is what ends it.
+            finish(s, entry, OVER_RST, coarse_now());
+            refusal(skb, s)
+        }
+        _ => None,
+    }
+}
+
+/// A segment of one of the agent's sockets.
+#[inline(always)]
+fn carried(skb: Skb, s: &Scratch, entry: Entry) -> Option<i32> {
+    let p = &s.packet;
+    let from = entry.from_initiator(p.src_is_lo);
+    if entry.sender(from) != skb.ifindex() {
+        return None;
+    }
+    let pod = entry.sender(!from);
+    if pod == 0 {
+        return None;
+    }
+    if from && p.is(SYN, SYN | ACK | RST) && entry.flags() & DELIVERED != 0 {
+        set!(entry, isn = p.seq);
+        set!(entry, last_syn_ns = coarse_now());
+    }
+    track(s, entry, from);
+    count(Stat::FromAgent);
+    Some(into_pod(skb, pod))
+}
+
+/// An RST that answers a refused, stray or cut packet: to the pod that sent it, or out in the name of the pod that was
+/// meant.
+#[inline(always)]
+fn refusal(skb: Skb, s: &Scratch) -> Option<i32> {
+    let to = ends::attached(s.packet.dst);
+    if to != 0 {
+        count(Stat::FromAgent);
+        return Some(into_pod(skb, to));
+    }
+    let of = ends::attached(s.packet.src);
+    if of == 0 {
+        return None;
+    }
+    count(Stat::FromAgent);
+    Some(as_if_from_pod(skb, of))
+}
+
+/// An ICMP error: about a flow of the pod that it goes to, or nothing.
+#[inline(always)]
+fn error(skb: Skb, s: &Scratch) -> Option<i32> {
+    let entry = table::find(&s.key)?;
+    if matches!(entry.state(), FlowState::Direct | FlowState::Fast) {
+        return None;
+    }
+    let to = ends::attached(s.packet.dst);
+    if to == 0 || (get!(entry, src_ifindex) != to && get!(entry, dst_ifindex) != to) {
+        return None;
+    }
+    count(Stat::FromAgent);
+    Some(into_pod(skb, to))
+}
+
+/// Reads one field of the context.
+macro_rules! field {
+    ($ctx:expr, $name:ident) => {
+        // SAFETY: the context is valid while the program runs. Volatile: LLVM would merge reads into refused widths.
+        unsafe { ptr::read_volatile(&raw const (*$ctx).$name) }
+    };
+}
+
+/// Reads one word of an address.
+macro_rules! word {
+    ($ctx:expr, $name:ident, $at:literal) => {
+        // SAFETY: as above.
+        unsafe { ptr::read_volatile((&raw const (*$ctx).$name).cast::<u32>().add($at)) }
+    };
+}
+
+#[inline(always)]
+fn join(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_ne_bytes(), b.to_ne_bytes());
+    let ([c0, c1, c2, c3], [d0, d1, d2, d3]) = (c.to_ne_bytes(), d.to_ne_bytes());
+    [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3]
+}
+
+/// Gives a SYN to the listener of the shard that parked it. Without a captured entry nothing is found: RST.
+pub(crate) fn lookup(ctx: &SkLookupContext, config: &Config) -> u32 {
+    let raw: *mut bpf_sk_lookup = ctx.lookup;
+    if field!(raw, protocol) != u32::from(TCP) {
+        return SK_PASS;
+    }
+    let v6 = field!(raw, family) == AF_INET6;
+    let mapped = 0xffff_u32.to_be();
+    let (remote, local) = if v6 {
+        (
+            join(word!(raw, remote_ip6, 0), word!(raw, remote_ip6, 1), word!(raw, remote_ip6, 2), word!(raw, remote_ip6, 3)),
+            join(word!(raw, local_ip6, 0), word!(raw, local_ip6, 1), word!(raw, local_ip6, 2), word!(raw, local_ip6, 3)),
+        )
+    } else {
+        (join(0, 0, mapped, field!(raw, remote_ip4)), join(0, 0, mapped, field!(raw, local_ip4)))
+    };
+    let remote_port = u16::from_be(field!(raw, remote_port));
+    let local_port = field!(raw, local_port) as u16;
+    let (key, _) = FlowKey::of_packet(&remote, remote_port, &local, local_port, TCP);
+    let Some(entry) = table::find(&key) else { return SK_DROP };
+    let takes = matches!(entry.state(), FlowState::Captured)
+        && get!(entry, generation) == config.generation
+        && entry.flags() & DELIVERED == 0;
+    if !takes {
+        return SK_DROP;
+    }
+    let slot = slot(u32::from(get!(entry, shard)), v6);
+    if LISTENERS.redirect_sk_lookup(ctx, slot, 0).is_ok() { SK_PASS } else { SK_DROP }
+}

@@ -1,0 +1,213 @@
+//! Honest connect, the kernel's half: a SYN is parked with the shard that will dial.
+
+use aya_ebpf::helpers::generated as helpers;
+use kumiko_abi::{
+    Config, Flow, FlowState, MAX_SHARDS, Reason, Stat, SynRecord, Verdict,
+    config::config_flags,
+    flow::flags::COUNTED_PENDING,
+    judge::{self, Decision},
+    record::SYN_MAX,
+    segment::{OptionStep, option_step},
+};
+
+use crate::{
+    counters::{self, count, ring},
+    ends::{Hook, stage},
+    judge::{Ends, compose, count_judged, deny},
+    maps::{LISTENERS, SYNS, Scratch},
+    skb::Skb,
+    table::{self, Inserted},
+};
+
+/// Most TCP options in a header: 40 bytes.
+const MAX_OPTIONS: u32 = 40;
+
+/// What came of parking a SYN.
+pub(crate) enum Parked {
+    /// It is with the agent, or there is no room for it: drop the packet.
+    Done,
+    /// Denied and counted: into the agent's namespace with it.
+    Refused,
+    /// It cannot be captured; this is what becomes of it.
+    Instead(Decision),
+}
+
+/// Slot of a shard's listener in `LISTENERS`.
+#[inline(always)]
+pub(crate) fn slot(shard: u32, v6: bool) -> u32 {
+    shard * 2 + u32::from(v6)
+}
+
+/// Whether the listener still exists: the socket's death empties the slot, so no heartbeat is needed.
+#[inline(always)]
+pub(crate) fn alive(slot: u32) -> bool {
+    // SAFETY: a lookup in a map of sockets takes a reference, which is given back at once.
+    unsafe {
+        let socket = helpers::bpf_map_lookup_elem(ring(&LISTENERS), (&raw const slot).cast());
+        if socket.is_null() {
+            return false;
+        }
+        helpers::bpf_sk_release(socket);
+        true
+    }
+}
+
+/// The shard of a flow, from its key.
+#[inline(always)]
+fn shard_of(s: &Scratch, config: &Config) -> u32 {
+    let shards = if config.shards == 0 || config.shards > MAX_SHARDS { 1 } else { config.shards };
+    let p = &s.packet;
+    let ends = p.src[0] ^ p.src[1] ^ p.dst[0].rotate_left(17) ^ p.dst[1].rotate_left(31);
+    let mix = (ends ^ u64::from(p.sport) << 16 ^ u64::from(p.dport)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // Scaled instead of divided: the same spread, and no division by a number that the verifier does not know.
+    (((mix >> 32) * u64::from(shards)) >> 32) as u32
+}
+
+/// Parks the SYN in hand, or says what else becomes of it.
+#[inline(never)]
+pub(crate) fn park(hook: &Hook<'_>, s: &mut Scratch, ends: &Ends, old: *mut Flow) -> Parked {
+    let Hook { skb, config, endpoint, ifindex } = *hook;
+    let stage = stage(endpoint);
+    let shard = shard_of(s, config);
+    // Liveness first: a dead agent must leave no pending entry behind.
+    if !alive(slot(shard, s.packet.v6)) {
+        let clear = config.flags & config_flags::PERMISSIVE_WITHOUT_AGENT != 0;
+        return Parked::Instead(judge::without_agent(stage, clear));
+    }
+    if signed(skb, s) {
+        return Parked::Instead(judge::uncarriable(stage));
+    }
+    if !table::take_pending(ifindex, endpoint.max_pending) {
+        count(Stat::PendingFull);
+        counters::reason(Reason::PendingQuota);
+        return Parked::Done;
+    }
+    let ends = Ends { dst_ifindex: config.agent_ifindex, ..*ends };
+    let decision = Decision {
+        action: judge::Action::Capture,
+        verdict: Verdict::Allow,
+        reason: Reason::Allowed,
+        flags: COUNTED_PENDING,
+    };
+    compose(s, config, ends, decision, FlowState::Pending);
+    s.flow.shard = shard as u16;
+    let failed = match hand_over(skb, s, config, old) {
+        Ok(()) => {
+            count_judged(s, config, ends, Verdict::Allow, Reason::Allowed);
+            return Parked::Done;
+        }
+        Err(failed) => failed,
+    };
+    table::give_pending(ifindex);
+    let reason = match failed {
+        Failed::Ring => {
+            count(Stat::RingFull);
+            counters::reason(Reason::RingFull);
+            return Parked::Done;
+        }
+        Failed::Insert(Inserted::Full) => {
+            count(Stat::TableFull);
+            Reason::TableFull
+        }
+        Failed::Insert(Inserted::Quota) => {
+            count(Stat::QuotaFull);
+            Reason::FlowQuota
+        }
+        Failed::Insert(_) => return Parked::Done,
+        Failed::Headers => {
+            count(Stat::Unparsable);
+            Reason::Unparsable
+        }
+    };
+    deny(s, config, ends, reason, old);
+    Parked::Refused
+}
+
+enum Failed {
+    /// The shard has no ring, or it is full.
+    Ring,
+    /// The headers are longer than a record takes.
+    Headers,
+    /// No entry could be made.
+    Insert(Inserted),
+}
+
+/// Reserves the record, makes the entry, submits: in this order a record never lacks its entry, and an entry never
+/// waits for a record that found no room.
+#[inline(always)]
+fn hand_over(skb: Skb, s: &mut Scratch, config: &Config, old: *mut Flow) -> Result<(), Failed> {
+    let length = s.packet.l4 + s.packet.header;
+    if length > SYN_MAX as u32 || length < 54 {
+        return Err(Failed::Headers);
+    }
+    let Some(syns) = SYNS.get(u32::from(s.flow.shard)) else { return Err(Failed::Ring) };
+    // SAFETY: null or memory of the asked size, which is submitted or discarded on every path; all fields but the
+    // unused end of `frame` are written.
+    unsafe {
+        let record = helpers::bpf_ringbuf_reserve(ring(syns), size_of::<SynRecord>() as u64, 0).cast::<SynRecord>();
+        if record.is_null() {
+            return Err(Failed::Ring);
+        }
+        let frame = (&raw mut (*record).frame).cast::<u8>();
+        if !skb.load_at(0, frame, length) {
+            helpers::bpf_ringbuf_discard(record.cast(), 0);
+            return Err(Failed::Headers);
+        }
+        // The payload of a TFO SYN is cut off, so the lengths change; the client sends it again.
+        let p = &s.packet;
+        let (at, value) = if p.v6 { (18, length - 54) } else { (16, length - 14) };
+        frame.add(at).cast::<[u8; 2]>().write((value as u16).to_be_bytes());
+        core::ptr::copy_nonoverlapping(&raw const s.key, &raw mut (*record).key, 1);
+        (*record).id = s.flow.id;
+        (*record).first_ns = s.flow.first_ns;
+        (*record).generation = s.flow.generation;
+        (*record).ifindex = s.flow.src_ifindex;
+        (*record).src = s.flow.src;
+        (*record).dst = s.flow.dst;
+        (*record).service = s.flow.service;
+        (*record).flags = s.flow.flags;
+        (*record).shard = s.flow.shard;
+        (*record).len = length as u16;
+        (*record).l3 = 14;
+        (*record).l4 = p.l4 as u16;
+        let inserted = table::insert(s, config, old);
+        if inserted != Inserted::Done {
+            helpers::bpf_ringbuf_discard(record.cast(), 0);
+            return Err(Failed::Insert(inserted));
+        }
+        helpers::bpf_ringbuf_submit(record.cast(), 0);
+    }
+    Ok(())
+}
+
+/// Whether the SYN carries a signature option.
+#[inline(always)]
+fn signed(skb: Skb, s: &mut Scratch) -> bool {
+    let length = s.packet.header.wrapping_sub(20);
+    if length == 0 || length > MAX_OPTIONS {
+        return false;
+    }
+    // SAFETY: at most 40 of the 64 bytes.
+    if !unsafe { skb.load_at(s.packet.l4 + 20, (&raw mut s.options).cast(), length) } {
+        return false;
+    }
+    s.option_at = 0;
+    for _ in 0..MAX_OPTIONS {
+        // SAFETY: a field of scratch; volatile, so that it is a number from memory for the verifier, every time.
+        let at = unsafe { core::ptr::read_volatile(&raw const s.option_at) };
+        if at >= length {
+            return false;
+        }
+        let kind = s.options.get((at & 63) as usize).copied().unwrap_or(0);
+        let bytes = s.options.get((at + 1 & 63) as usize).copied().unwrap_or(0);
+        match option_step(kind, bytes) {
+            OptionStep::End => return false,
+            OptionStep::Signed => return true,
+            // SAFETY: as above.
+            OptionStep::Skip(by) => unsafe {
+                core::ptr::write_volatile(&raw mut s.option_at, at + u32::from(by));
+            },
+        }
+    }
+    false
+}

@@ -1,0 +1,179 @@
+//! Who the two ends of a packet are.
+
+use core::mem::transmute;
+
+use kumiko_abi::{
+    Addr, AddrEntry, AddrKind, Config, Endpoint, ServiceEntry, ServiceKey, Stage, Workload,
+    config::config_flags,
+    flow::TCP,
+    judge::{self, Asker, Peer},
+    map::{ProbePort, endpoint_flags, workload_flags},
+};
+
+use crate::{
+    maps::{ADDRS, CONFIG, ENDPOINTS, PROBE_PORTS, SERVICES, WORKLOADS},
+    packet::Packet,
+    skb::Skb,
+};
+
+/// Where a packet is judged.
+#[derive(Clone, Copy)]
+pub(crate) struct Hook<'a> {
+    pub(crate) skb: Skb,
+    pub(crate) config: &'a Config,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) ifindex: u32,
+}
+
+/// The endpoint of this hook as a value; absent is the same as off.
+#[inline(always)]
+pub(crate) fn endpoint(ifindex: u32) -> Endpoint {
+    // SAFETY: copied at once.
+    unsafe { ENDPOINTS.get(ifindex) }.copied().unwrap_or_default()
+}
+
+#[inline(always)]
+pub(crate) fn stage(of: &Endpoint) -> Stage {
+    Stage::from_u8(of.stage)
+}
+
+#[inline(always)]
+pub(crate) fn learns(of: &Endpoint) -> bool {
+    of.flags & endpoint_flags::LEARN != 0
+}
+
+/// The node's configuration.
+#[inline(always)]
+pub(crate) fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+#[inline(always)]
+fn bytes(addr: [u64; 2]) -> Addr {
+    // SAFETY: two words in memory order are sixteen bytes.
+    unsafe { transmute::<[u64; 2], Addr>(addr) }
+}
+
+/// What the map says about an address.
+#[inline(always)]
+pub(crate) fn addr(of: [u64; 2]) -> Option<AddrEntry> {
+    // SAFETY: copied at once.
+    unsafe { ADDRS.get(bytes(of)) }.copied()
+}
+
+/// Handle of the workload that has this address, or 0.
+#[inline(always)]
+pub(crate) fn handle(of: [u64; 2]) -> u32 {
+    match addr(of) {
+        Some(entry) if entry.kind == AddrKind::Workload as u8 => entry.handle,
+        _ => 0,
+    }
+}
+
+/// Interface of the local endpoint that has this address, or 0.
+#[inline(always)]
+pub(crate) fn attached(of: [u64; 2]) -> u32 {
+    let handle = handle(of);
+    if handle == 0 {
+        return 0;
+    }
+    let Some(workload) = WORKLOADS.get(handle) else { return 0 };
+    if workload.flags & workload_flags::ATTACHED != 0 { workload.ifindex } else { 0 }
+}
+
+/// The far end of a SYN that a pod sends.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) peer: Peer,
+    /// Workload, or 0.
+    pub(crate) handle: u32,
+    /// Service, or 0.
+    pub(crate) service: u32,
+    /// Its interface when it is attached here, else 0.
+    pub(crate) ifindex: u32,
+    /// It may take the fast path.
+    pub(crate) fast: bool,
+}
+
+/// Looks up the destination of a SYN.
+#[inline(always)]
+pub(crate) fn target(p: &Packet, config: &Config) -> Target {
+    let key = ServiceKey { addr: bytes(p.dst), port: p.dport, proto: TCP, _pad: 0 };
+    // SAFETY: copied at once.
+    let service: Option<ServiceEntry> = unsafe { SERVICES.get(key) }.copied();
+    if let Some(service) = service {
+        let peer = judge::peer(Some(&service), None, None, p.dport);
+        return Target { peer, handle: 0, service: service.id, ifindex: 0, fast: false };
+    }
+    let entry = addr(p.dst);
+    let handle = match &entry {
+        Some(entry) if entry.kind == AddrKind::Workload as u8 => entry.handle,
+        _ => 0,
+    };
+    let workload: Option<Workload> = if handle == 0 { None } else { WORKLOADS.get(handle).copied() };
+    let peer = judge::peer(None, entry.as_ref(), workload.as_ref(), p.dport);
+    let ifindex = match workload {
+        Some(w) if w.flags & workload_flags::ATTACHED != 0 => w.ifindex,
+        _ => 0,
+    };
+    let fast = matches!(peer, Peer::Local)
+        && config.flags & config_flags::FAST_PATH != 0
+        && endpoint(ifindex).flags & endpoint_flags::FAST != 0;
+    Target { peer, handle, service: 0, ifindex, fast }
+}
+
+/// `169.254.0.0/16` and `fe80::/10`.
+#[inline(always)]
+fn link_local(addr: [u64; 2]) -> bool {
+    let (first, second) = (u64::from_be(addr[0]), u64::from_be(addr[1]));
+    first >> 54 == 0xfe80 >> 6 || (first == 0 && second >> 16 == 0xffff_a9fe)
+}
+
+/// `0.0.0.0` and `::`: what DHCP and duplicate address detection send from.
+#[inline(always)]
+fn unspecified(addr: [u64; 2]) -> bool {
+    addr[0] == 0 && matches!(u64::from_be(addr[1]), 0 | 0xffff_0000_0000)
+}
+
+/// Whether the source address is the endpoint's own, proved by the veth that the packet came from.
+#[inline(always)]
+pub(crate) fn source_is_own(p: &Packet, endpoint: &Endpoint) -> bool {
+    let handle = handle(p.src);
+    handle != 0 && handle == endpoint.handle
+}
+
+/// Whether the endpoint may send from this address.
+#[inline(always)]
+pub(crate) fn source_allowed(p: &Packet, endpoint: &Endpoint) -> bool {
+    if source_is_own(p, endpoint) {
+        return true;
+    }
+    if p.proto == TCP {
+        // Within the link only: from a link-local address to a mesh address, TCP would go round the judgement.
+        return link_local(p.src) && link_local(p.dst);
+    }
+    link_local(p.src) || unspecified(p.src)
+}
+
+/// Who sends a packet that the host's stack hands to a pod.
+#[inline(always)]
+pub(crate) fn asker(skb: Skb, p: &Packet, endpoint: &Endpoint, config: &Config) -> Asker {
+    let workload = match addr(p.src) {
+        Some(entry) if entry.kind == AddrKind::ThisNode as u8 => return host_asker(skb, p, endpoint, config),
+        Some(entry) => entry.kind == AddrKind::Workload as u8,
+        None => false,
+    };
+    // A bridge hands on a pod's packet with that pod's socket still on it: its address tells it from the host's own.
+    if workload || skb.cgroup() == 0 { Asker::Unknown } else { host_asker(skb, p, endpoint, config) }
+}
+
+#[inline(always)]
+fn host_asker(skb: Skb, p: &Packet, endpoint: &Endpoint, config: &Config) -> Asker {
+    if config.kubelet_cgroup != 0 && skb.cgroup_ancestor(config.kubelet_level) == config.kubelet_cgroup {
+        let port = ProbePort { handle: endpoint.handle, port: p.dport, _pad: 0 };
+        if PROBE_PORTS.get_ptr(port).is_some() {
+            return Asker::Probe;
+        }
+    }
+    Asker::Host
+}

@@ -1,0 +1,148 @@
+//! Carries out verdicts: makes the entry, counts, tells the agent.
+
+use kumiko_abi::{
+    Config, Direction, Endpoint, EventKind, Flow, FlowId, FlowState, Reason, Stage, Stat, Verdict,
+    flow::{TCP, dir_flags, flags},
+    judge::{Action, Decision, drops_tagged, enforces},
+    segment::{bits, next_seq},
+};
+
+use crate::{
+    counters::{self, Pair, count, emit},
+    ends::stage,
+    maps::Scratch,
+    packet::Kind,
+    skb::{DROP, PASS},
+    table::{self, Inserted},
+};
+
+/// The two ends of a flow to be entered. The packet in hand is the initiator's unless `answer`.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
+    pub(crate) src: u32,
+    pub(crate) dst: u32,
+    pub(crate) service: u32,
+    pub(crate) src_ifindex: u32,
+    pub(crate) dst_ifindex: u32,
+    /// The packet is the target's answer, so the initiator is its destination.
+    pub(crate) answer: bool,
+}
+
+/// Fills `s.flow` for the packet in hand. Times and id are stamped too.
+#[inline(always)]
+pub(crate) fn compose(s: &mut Scratch, config: &Config, ends: Ends, decision: Decision, state: FlowState) {
+    let p = &s.packet;
+    let isn = if ends.answer { p.ack.wrapping_sub(1) } else { p.seq };
+    let initiator_is_lo = p.src_is_lo != ends.answer;
+    let own = Direction {
+        packets: 1,
+        bytes: u64::from(p.payload),
+        seq: next_seq(p.seq, p.payload, p.flags),
+        ack: p.ack,
+        fin_seq: 0,
+        flags: if p.flags & bits::SYN != 0 { dir_flags::SYN } else { 0 },
+    };
+    let unseen = Direction { packets: 0, bytes: 0, seq: p.ack, ack: 0, fin_seq: 0, flags: 0 };
+    s.flow = Flow {
+        id: FlowId([0; 16]),
+        first_ns: 0,
+        last_syn_ns: 0,
+        last_ns: 0,
+        over_ns: 0,
+        src: ends.src,
+        dst: ends.dst,
+        service: ends.service,
+        src_ifindex: ends.src_ifindex,
+        dst_ifindex: ends.dst_ifindex,
+        generation: config.generation,
+        epoch: config.epoch,
+        isn,
+        flags: decision.flags | if initiator_is_lo { flags::INITIATOR_IS_LO } else { 0 },
+        shard: 0,
+        reason: decision.reason as u16,
+        state: state as u8,
+        verdict: decision.verdict as u8,
+        _pad: [0; 6],
+        dir: if ends.answer { [unseen, own] } else { [own, unseen] },
+    };
+    let now = counters::now();
+    table::stamp(s, config, now);
+}
+
+/// Counts the judged flow that `s.flow` describes.
+#[inline(always)]
+pub(crate) fn count_judged(s: &mut Scratch, config: &Config, ends: Ends, verdict: Verdict, reason: Reason) {
+    let p = &s.packet;
+    let port = if ends.answer { p.sport } else { p.dport };
+    let bytes = u64::from(p.payload);
+    counters::pair(s, config, Pair { src: ends.src, dst: ends.dst, port, proto: TCP, verdict, reason, bytes });
+}
+
+/// What came of entering a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entered {
+    /// It stands in the table.
+    Done,
+    /// No room, and the stage never stops anything: pass without an entry.
+    Skip,
+    /// No room: refuse.
+    Refuse(Reason),
+    /// Another CPU is at it: drop, the packet comes again.
+    Again,
+}
+
+/// Enters a `Direct` or `Fast` flow, counts it, tells the agent.
+#[inline(always)]
+pub(crate) fn enter(
+    s: &mut Scratch,
+    config: &Config,
+    ends: Ends,
+    (decision, old, stage): (Decision, *mut Flow, Stage),
+) -> Entered {
+    let state = if matches!(decision.action, Action::Fast) { FlowState::Fast } else { FlowState::Direct };
+    compose(s, config, ends, decision, state);
+    let failed = match table::insert(s, config, old) {
+        Inserted::Done => {
+            count_judged(s, config, ends, decision.verdict, decision.reason);
+            emit(EventKind::New, &s.key, &s.flow);
+            return Entered::Done;
+        }
+        Inserted::Busy => return if enforces(stage) { Entered::Again } else { Entered::Skip },
+        Inserted::Full => {
+            count(Stat::TableFull);
+            Reason::TableFull
+        }
+        Inserted::Quota => {
+            count(Stat::QuotaFull);
+            Reason::FlowQuota
+        }
+    };
+    if enforces(stage) { Entered::Refuse(failed) } else { Entered::Skip }
+}
+
+/// Counts and tells a refused flow; the caller sends the packet to the agent's namespace or drops it.
+#[inline(always)]
+pub(crate) fn deny(s: &mut Scratch, config: &Config, ends: Ends, reason: Reason, old: *mut Flow) {
+    let decision = Decision { action: Action::Refuse, verdict: Verdict::Deny, reason, flags: 0 };
+    compose(s, config, ends, decision, FlowState::Cut);
+    table::overtake(s, config, old);
+    count_judged(s, config, ends, Verdict::Deny, reason);
+    emit(EventKind::Denied, &s.key, &s.flow);
+}
+
+/// A packet that cannot be judged: tagged, or unreadable. Counted; dropped where the stage says so.
+#[inline(always)]
+pub(crate) fn unjudged(kind: Kind, endpoint: &Endpoint) -> i32 {
+    let stage = stage(endpoint);
+    if matches!(stage, Stage::Off) {
+        return PASS;
+    }
+    let (stat, reason, drops) = if matches!(kind, Kind::Tagged) {
+        (Stat::Vlan, Reason::TaggedFrame, drops_tagged(stage))
+    } else {
+        (Stat::Unparsable, Reason::Unparsable, enforces(stage))
+    };
+    count(stat);
+    counters::reason(reason);
+    if drops { DROP } else { PASS }
+}

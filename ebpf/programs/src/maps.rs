@@ -1,0 +1,83 @@
+//! Every map, and per-CPU scratch space.
+//!
+//! All are BTF maps. The loader pins those that [`kumiko_abi::names`] names, in a directory that carries the layout's
+//! version; [`SCRATCH`] and [`COMMAND_SCRATCH`] live as long as the programs.
+
+use aya_ebpf::{
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap},
+    macros::btf_map,
+};
+use kumiko_abi::{
+    Addr, AddrEntry, Config, Endpoint, EndpointUse, Flow, FlowId, FlowKey, MAX_SHARDS, PairCount, PairKey, ProbePort,
+    ServiceEntry, ServiceKey, Workload, map::STATS_LEN, reason::REASONS_LEN,
+};
+
+use crate::packet::Packet;
+
+/// `BPF_F_NO_PREALLOC`: memory follows what is used, and a slot is not recycled under a reader's hands.
+const NO_PREALLOC: usize = 1;
+/// Bytes of a shard's ring: about 850 parked SYNs.
+pub(crate) const SYN_RING_BYTES: usize = 256 * 1024;
+/// Bytes of the event ring.
+const EVENT_RING_BYTES: usize = 1024 * 1024;
+
+#[btf_map]
+pub(crate) static FLOWS: HashMap<FlowKey, Flow, 262_144, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static ENDPOINTS: HashMap<u32, Endpoint, 4_096, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static ENDPOINT_USE: HashMap<u32, EndpointUse, 4_096, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static WORKLOADS: Array<Workload, 65_536> = Array::new();
+#[btf_map]
+pub(crate) static ADDRS: HashMap<Addr, AddrEntry, 131_072, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static SERVICES: HashMap<ServiceKey, ServiceEntry, 65_536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static PROBE_PORTS: HashMap<ProbePort, u8, 65_536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+pub(crate) static LISTENERS: SockMap<{ MAX_SHARDS as usize * 2 }> = SockMap::new();
+#[btf_map]
+pub(crate) static SYNS: ArrayOfMaps<RingBuf<u8, SYN_RING_BYTES>, { MAX_SHARDS as usize }> = ArrayOfMaps::new();
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<u8, EVENT_RING_BYTES> = RingBuf::new();
+#[btf_map]
+pub(crate) static STATS: PerCpuArray<u64, { STATS_LEN as usize }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static REASONS: PerCpuArray<u64, { REASONS_LEN as usize }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static PAIRS: PerCpuHashMap<PairKey, PairCount, 16_384, NO_PREALLOC> = PerCpuHashMap::new();
+
+/// What does not fit into 512 bytes of stack.
+#[repr(C, align(8))]
+pub(crate) struct Scratch {
+    /// The packet in hand.
+    pub(crate) packet: Packet,
+    /// Key of its flow, or of the flow that an ICMP error is about.
+    pub(crate) key: FlowKey,
+    /// An entry being made.
+    pub(crate) flow: Flow,
+    /// A command's flow id.
+    pub(crate) id: FlowId,
+    /// Key of a pair counter.
+    pub(crate) pair: PairKey,
+    /// TCP options.
+    pub(crate) options: [u8; 64],
+    /// Position in them. In memory, so that the verifier forgets its value and one pass covers every option.
+    pub(crate) option_at: u32,
+    /// Flow ids made on this CPU.
+    pub(crate) sequence: u32,
+}
+
+#[btf_map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+/// A second one, since a command may be interrupted by a packet on the same CPU.
+#[btf_map]
+pub(crate) static COMMAND_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+// Addresses in the key are written as pairs of words.
+const _: () = assert!(core::mem::offset_of!(Scratch, key) % 8 == 0);
+const _: () = assert!(core::mem::offset_of!(Scratch, flow) % 8 == 0);
+const _: () = assert!(core::mem::offset_of!(Scratch, id) % 8 == 0);

@@ -1,0 +1,351 @@
+//! From bytes to a [`Packet`]: Ethernet, IPv4 with options, IPv6 with extension headers, TCP, and ICMP errors.
+//!
+//! Everything is copied with `bpf_skb_load_bytes`, which reads paged data too and spares the verifier the bounds of
+//! every pointer.
+
+use kumiko_abi::{FlowKey, flow::TCP};
+
+use crate::{maps::Scratch, skb::Skb};
+
+const ETH: u32 = 14;
+const TYPE_IPV4: u16 = 0x0800;
+const TYPE_IPV6: u16 = 0x86dd;
+const TYPE_VLAN: u16 = 0x8100;
+const TYPE_QINQ: u16 = 0x88a8;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+/// Extension headers that are followed; a packet with more counts as unparsable.
+const MAX_EXTENSIONS: u32 = 8;
+
+/// `::ffff:0:0/96`, where IPv4 addresses live, second half's upper part as it stands in memory.
+const V4_PREFIX: u32 = 0x0000_ffff_u32.to_be();
+
+/// Ethernet and IP header, placed so that every field of both is aligned.
+#[repr(C, align(8))]
+pub(crate) struct Head {
+    _pad: u16,
+    pub(crate) dst_mac: [u16; 3],
+    pub(crate) src_mac: [u16; 3],
+    ethertype: u16,
+    ip: [u32; 10],
+}
+
+/// What a packet is.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// No IP: ARP and the like.
+    NotIp = 0,
+    /// VLAN-tagged: not looked into.
+    Tagged = 1,
+    /// A TCP fragment, or headers that cannot be read.
+    Bad = 2,
+    /// IP, but not TCP.
+    Other = 3,
+    /// An ICMP error about a TCP packet; the scratch key names that packet's flow.
+    Error = 4,
+    /// TCP; the scratch key names its flow.
+    Tcp = 5,
+}
+
+/// A parsed packet. Addresses as two halves in memory order; ports and numbers in host order.
+#[repr(C, align(8))]
+pub(crate) struct Packet {
+    pub(crate) head: Head,
+    pub(crate) src: [u64; 2],
+    pub(crate) dst: [u64; 2],
+    tcp: [u32; 5],
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    /// Transport payload, bytes.
+    pub(crate) payload: u32,
+    /// Offset of the transport header.
+    pub(crate) l4: u32,
+    /// Length of the TCP header.
+    pub(crate) header: u32,
+    /// Where the IP header says the packet ends; 0: it does not say.
+    end: u32,
+    pub(crate) sport: u16,
+    pub(crate) dport: u16,
+    /// IP protocol, after extension headers.
+    pub(crate) proto: u8,
+    /// TCP flags.
+    pub(crate) flags: u8,
+    /// ICMP type.
+    pub(crate) icmp: u8,
+    pub(crate) v6: bool,
+    /// Whether the source is the key's lower end.
+    pub(crate) src_is_lo: bool,
+    /// A fragment (never TCP).
+    fragment: bool,
+    _pad: [u8; 6],
+    extension: [u8; 8],
+}
+
+impl Packet {
+    #[inline(always)]
+    pub(crate) fn unicast(&self) -> bool {
+        // The group bit is the lowest of the first byte on the wire.
+        self.head.dst_mac[0] & u16::from_ne_bytes([1, 0]) == 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn is(&self, bits: u8, of: u8) -> bool {
+        self.flags & of == bits
+    }
+}
+
+/// Parses the packet into `s.packet` and `s.key`.
+#[inline(never)]
+pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
+    if skb.tagged() {
+        return Kind::Tagged;
+    }
+    let p = &mut s.packet;
+    p.fragment = false;
+    p.sport = 0;
+    p.dport = 0;
+    match skb.ethertype() {
+        TYPE_IPV4 => {
+            // SAFETY: 34 bytes from `dst_mac` end inside `head`.
+            if !unsafe { skb.load::<34>(0, (&raw mut p.head.dst_mac).cast()) } {
+                return Kind::Bad;
+            }
+            if !ipv4(p) {
+                return Kind::Bad;
+            }
+        }
+        TYPE_IPV6 => {
+            // SAFETY: 54 bytes from `dst_mac` end with `head`.
+            if !unsafe { skb.load::<54>(0, (&raw mut p.head.dst_mac).cast()) } {
+                return Kind::Bad;
+            }
+            if !ipv6(skb, p) {
+                return Kind::Bad;
+            }
+        }
+        TYPE_VLAN | TYPE_QINQ => return Kind::Tagged,
+        _ => return Kind::NotIp,
+    }
+    let end = if p.end != 0 && p.end < skb.len() { p.end } else { skb.len() };
+    p.payload = if end > p.l4 { end - p.l4 } else { 0 };
+    if p.fragment {
+        return if p.proto == TCP { Kind::Bad } else { Kind::Other };
+    }
+    match p.proto {
+        TCP => {
+            if !tcp(skb, p) {
+                return Kind::Bad;
+            }
+            set_key(&mut s.key, p);
+            Kind::Tcp
+        }
+        UDP => {
+            ports(skb, p);
+            Kind::Other
+        }
+        ICMP | ICMPV6 => icmp(skb, s),
+        _ => Kind::Other,
+    }
+}
+
+#[inline(always)]
+fn v4(raw: u32) -> u64 {
+    u64::from(V4_PREFIX) | u64::from(raw) << 32
+}
+
+#[inline(always)]
+fn ipv4(p: &mut Packet) -> bool {
+    let first = u32::from_be(p.head.ip[0]);
+    let header = (first >> 24 & 0xf) * 4;
+    if first >> 28 != 4 || header < 20 {
+        return false;
+    }
+    let second = u32::from_be(p.head.ip[1]);
+    // More-fragments bit and offset.
+    p.fragment = second & 0x3fff != 0;
+    p.proto = (u32::from_be(p.head.ip[2]) >> 16) as u8;
+    p.src = [0, v4(p.head.ip[3])];
+    p.dst = [0, v4(p.head.ip[4])];
+    p.v6 = false;
+    p.l4 = ETH + header;
+    // BIG TCP says 0. Otherwise the length tells padding from payload.
+    let total = first & 0xffff;
+    p.end = if total == 0 { 0 } else { ETH + total };
+    true
+}
+
+#[inline(always)]
+fn ipv6(skb: Skb, p: &mut Packet) -> bool {
+    if u32::from_be(p.head.ip[0]) >> 28 != 6 {
+        return false;
+    }
+    let ip = &p.head.ip;
+    p.src = [u64::from(ip[2]) | u64::from(ip[3]) << 32, u64::from(ip[4]) | u64::from(ip[5]) << 32];
+    p.dst = [u64::from(ip[6]) | u64::from(ip[7]) << 32, u64::from(ip[8]) | u64::from(ip[9]) << 32];
+    p.v6 = true;
+    let second = u32::from_be(ip[1]);
+    let length = second >> 16;
+    p.end = if length == 0 { 0 } else { ETH + 40 + length };
+    p.proto = (second >> 8) as u8;
+    p.l4 = ETH + 40;
+    extensions(skb, p)
+}
+
+/// Walks extension headers from `p.l4`, `p.proto` being the first one's number. False: too many, or cut off.
+#[inline(never)]
+fn extensions(skb: Skb, p: &mut Packet) -> bool {
+    for _ in 0..MAX_EXTENSIONS {
+        let kind = p.proto;
+        if !matches!(kind, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION) {
+            return true;
+        }
+        // SAFETY: 8 bytes of scratch.
+        if !unsafe { skb.load::<8>(p.l4, (&raw mut p.extension).cast()) } {
+            return false;
+        }
+        let [next, length, f0, f1, ..] = p.extension;
+        p.proto = next;
+        let bytes = match kind {
+            FRAGMENT => {
+                // An atomic fragment (offset 0, no more to come) is a whole packet (RFC 6946).
+                if u16::from_be_bytes([f0, f1]) & 0xfff9 != 0 {
+                    p.fragment = true;
+                    // Behind the first one, or with further headers, TCP may hide: taken for it.
+                    if matches!(next, HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION) {
+                        p.proto = TCP;
+                    }
+                    return true;
+                }
+                8
+            }
+            AUTHENTICATION => (u32::from(length) + 2) * 4,
+            _ => (u32::from(length) + 1) * 8,
+        };
+        p.l4 += bytes;
+    }
+    false
+}
+
+#[inline(always)]
+fn tcp(skb: Skb, p: &mut Packet) -> bool {
+    // SAFETY: 20 bytes of scratch.
+    if !unsafe { skb.load::<20>(p.l4, (&raw mut p.tcp).cast()) } {
+        return false;
+    }
+    let ports = u32::from_be(p.tcp[0]);
+    p.sport = (ports >> 16) as u16;
+    p.dport = ports as u16;
+    p.seq = u32::from_be(p.tcp[1]);
+    p.ack = u32::from_be(p.tcp[2]);
+    let bits = u32::from_be(p.tcp[3]);
+    p.flags = (bits >> 16) as u8;
+    p.header = (bits >> 28) * 4;
+    if p.header < 20 || p.payload < p.header {
+        return false;
+    }
+    p.payload -= p.header;
+    true
+}
+
+#[inline(always)]
+fn ports(skb: Skb, p: &mut Packet) {
+    // SAFETY: 8 bytes of scratch.
+    if unsafe { skb.load::<8>(p.l4, (&raw mut p.tcp).cast()) } {
+        let ports = u32::from_be(p.tcp[0]);
+        p.sport = (ports >> 16) as u16;
+        p.dport = ports as u16;
+        p.payload = p.payload.saturating_sub(8);
+    }
+}
+
+#[inline(always)]
+fn icmp(skb: Skb, s: &mut Scratch) -> Kind {
+    let p = &mut s.packet;
+    // SAFETY: 8 bytes of scratch.
+    if !unsafe { skb.load::<8>(p.l4, (&raw mut p.tcp).cast()) } {
+        return Kind::Other;
+    }
+    p.icmp = u32::from_be(p.tcp[0]).to_be_bytes()[0];
+    let error = if p.v6 { p.icmp < 128 } else { matches!(p.icmp, 3 | 4 | 5 | 11 | 12) };
+    if error && inner(skb, s) { Kind::Error } else { Kind::Other }
+}
+
+/// Key of the TCP packet that an ICMP error carries. Leaves the outer addresses as they are.
+#[inline(never)]
+fn inner(skb: Skb, s: &mut Scratch) -> bool {
+    let p = &mut s.packet;
+    let outer = (p.src, p.dst, p.proto, p.l4);
+    let at = p.l4 + 8;
+    let parsed = if p.v6 {
+        // SAFETY: 40 bytes into the ten words of `ip`.
+        let loaded = unsafe { skb.load::<40>(at, (&raw mut p.head.ip).cast()) };
+        loaded && ipv6_inner(skb, p, at)
+    } else {
+        // SAFETY: 20 bytes into the ten words of `ip`.
+        unsafe { skb.load::<20>(at, (&raw mut p.head.ip).cast()) && ipv4(p) }
+    };
+    let mut found = false;
+    if parsed && !p.fragment && p.proto == TCP {
+        let l4 = if p.v6 { p.l4 } else { p.l4 - ETH + at };
+        // SAFETY: 8 bytes of scratch.
+        if unsafe { skb.load::<8>(l4, (&raw mut p.tcp).cast()) } {
+            let ports = u32::from_be(p.tcp[0]);
+            p.sport = (ports >> 16) as u16;
+            p.dport = ports as u16;
+            set_key(&mut s.key, p);
+            found = true;
+        }
+    }
+    (p.src, p.dst, p.proto, p.l4) = outer;
+    p.fragment = false;
+    found
+}
+
+#[inline(always)]
+fn ipv6_inner(skb: Skb, p: &mut Packet, at: u32) -> bool {
+    let ip = &p.head.ip;
+    p.src = [u64::from(ip[2]) | u64::from(ip[3]) << 32, u64::from(ip[4]) | u64::from(ip[5]) << 32];
+    p.dst = [u64::from(ip[6]) | u64::from(ip[7]) << 32, u64::from(ip[8]) | u64::from(ip[9]) << 32];
+    p.proto = (u32::from_be(ip[1]) >> 8) as u8;
+    p.l4 = at + 40;
+    extensions(skb, p)
+}
+
+/// Fills the canonical key: [`FlowKey::of_packet`] with aligned words instead of bytes.
+#[inline(always)]
+fn set_key(key: &mut FlowKey, p: &mut Packet) {
+    let lo_first = {
+        let (s0, d0) = (u64::from_be(p.src[0]), u64::from_be(p.dst[0]));
+        let (s1, d1) = (u64::from_be(p.src[1]), u64::from_be(p.dst[1]));
+        if s0 != d0 {
+            s0 < d0
+        } else if s1 != d1 {
+            s1 < d1
+        } else {
+            p.sport <= p.dport
+        }
+    };
+    p.src_is_lo = lo_first;
+    let (lo, hi, lo_port, hi_port) =
+        if lo_first { (p.src, p.dst, p.sport, p.dport) } else { (p.dst, p.src, p.dport, p.sport) };
+    write_addr(&raw mut key.lo, lo);
+    write_addr(&raw mut key.hi, hi);
+    key.lo_port = lo_port;
+    key.hi_port = hi_port;
+    key.proto = TCP;
+    key._pad = [0; 3];
+}
+
+/// Writes an address into an eight-aligned field of scratch space.
+#[inline(always)]
+fn write_addr(to: *mut [u8; 16], addr: [u64; 2]) {
+    // SAFETY: the key is eight-aligned within `Scratch` (asserted in maps), and both addresses begin at multiples of 16.
+    unsafe { to.cast::<[u64; 2]>().write(addr) }
+}

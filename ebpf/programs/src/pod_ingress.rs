@@ -1,0 +1,366 @@
+//! tc ingress of a pod's veth, host side: everything the pod sends.
+
+use core::ptr;
+
+use kumiko_abi::{
+    Config, Endpoint, Flow, FlowState, MARK_TRANSIT, Reason, Stage, Stat, Verdict, Workload,
+    config::config_flags,
+    flow::flags::{DELIVERED, LEARNED, LEGACY},
+    judge::{self, Action, Asker, Decision, Outbound, Stray, enforces},
+    map::{endpoint_flags, workload_flags},
+    segment::bits::{ACK, RST, SYN},
+};
+
+use crate::{
+    capture::{self, Parked},
+    counters::{self, Pair, coarse_now, count},
+    ends::{self, Hook, learns, stage},
+    judge::{Ends, Entered, deny, enter, unjudged},
+    maps::{Scratch, WORKLOADS},
+    packet::{Kind, parse},
+    redirect::{into_agent, into_pod, learn_macs},
+    skb::{DROP, PASS, Skb},
+    table::{self, Entry, get, set},
+    track::track,
+};
+
+pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
+    if skb.mark() == MARK_TRANSIT {
+        // Made by the agent's namespace in the pod's name; a pod cannot set marks that survive its veth.
+        skb.set_mark(0);
+        return PASS;
+    }
+    count(Stat::PodPackets);
+    let ifindex = skb.ifindex();
+    let endpoint = ends::endpoint(ifindex);
+    let hook = Hook { skb, config, endpoint: &endpoint, ifindex };
+    match parse(skb, s) {
+        Kind::NotIp => PASS,
+        kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, &endpoint),
+        Kind::Other => {
+            learn_macs(s, ifindex);
+            other(hook, s)
+        }
+        Kind::Error => {
+            learn_macs(s, ifindex);
+            if about_captured(s, ifindex) { into_agent(skb, config) } else { other(hook, s) }
+        }
+        Kind::Tcp => {
+            learn_macs(s, ifindex);
+            tcp(hook, s)
+        }
+    }
+}
+
+/// Whether the ICMP error in hand is about a flow of this pod that the agent carries.
+#[inline(always)]
+fn about_captured(s: &Scratch, ifindex: u32) -> bool {
+    let Some(entry) = table::find(&s.key) else { return false };
+    matches!(entry.state(), FlowState::Pending | FlowState::Captured | FlowState::Cut)
+        && (get!(entry, src_ifindex) == ifindex || get!(entry, dst_ifindex) == ifindex)
+}
+
+/// Not TCP: passes and is counted.
+#[inline(always)]
+fn other(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+    let stage = stage(hook.endpoint);
+    if matches!(stage, Stage::Off) {
+        return PASS;
+    }
+    if !ends::source_allowed(&s.packet, hook.endpoint) {
+        return spoofed(stage);
+    }
+    count(Stat::NotTcp);
+    let p = &s.packet;
+    let of = Pair {
+        src: hook.endpoint.handle,
+        dst: ends::handle(p.dst),
+        // The lower port is the service's nearly always; an ephemeral one would fill the table.
+        port: p.sport.min(p.dport),
+        proto: p.proto,
+        verdict: Verdict::Allow,
+        reason: Reason::Allowed,
+        bytes: u64::from(p.payload),
+    };
+    counters::pair(s, hook.config, of);
+    PASS
+}
+
+#[inline(always)]
+fn spoofed(stage: Stage) -> i32 {
+    count(Stat::Spoofed);
+    counters::reason(Reason::Spoofed);
+    if enforces(stage) { DROP } else { PASS }
+}
+
+#[inline(always)]
+fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+    let mut old: *mut Flow = ptr::null_mut();
+    if let Some(entry) = table::find(&s.key) {
+        match known(hook, s, entry) {
+            Known::Done(action) => return action,
+            Known::Fresh => old = entry.0,
+        }
+    }
+    if matches!(stage(hook.endpoint), Stage::Off) {
+        table::overtake(s, hook.config, old);
+        return PASS;
+    }
+    if s.packet.is(SYN, SYN | ACK | RST) {
+        begin(hook, s, old)
+    } else if s.packet.is(SYN | ACK, SYN | ACK | RST) {
+        answer(hook, s)
+    } else {
+        stray(hook, s)
+    }
+}
+
+enum Known {
+    /// The packet is dealt with.
+    Done(i32),
+    /// A SYN that begins another flow under the same key.
+    Fresh,
+}
+
+/// A packet whose key is in the table.
+#[inline(always)]
+fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
+    let p = &s.packet;
+    let from = entry.from_initiator(p.src_is_lo);
+    let syn = p.is(SYN, SYN | ACK | RST);
+    let gone = entry.is_over() || entry.is_orphan(hook.config);
+    if syn && gone {
+        return Known::Fresh;
+    }
+    let sender = entry.sender(from);
+    if sender != hook.ifindex {
+        // An entry from before this pod was attached names the host's stack instead.
+        let own = sender == 0 && ends::source_is_own(p, hook.endpoint);
+        if !own || !table::adopt(entry, from, hook.ifindex, hook.config) {
+            count(Stat::WrongInterface);
+            counters::reason(Reason::WrongInterface);
+            return Known::Done(if enforces(stage(hook.endpoint)) { DROP } else { PASS });
+        }
+    }
+    let state = entry.state();
+    if syn {
+        if from {
+            if p.seq != get!(entry, isn) && !first_syn(entry, p.seq) {
+                return Known::Fresh;
+            }
+            if matches!(state, FlowState::Pending) {
+                return again(s, entry);
+            }
+        } else if spoke(entry) {
+            // The target's end begins anew. Before it said anything, this is a simultaneous open and goes on.
+            return Known::Fresh;
+        }
+    }
+    track(s, entry, from);
+    Known::Done(match state {
+        FlowState::Pending | FlowState::Captured | FlowState::Cut => into_agent(hook.skb, hook.config),
+        FlowState::Direct => clear(s, hook.endpoint, entry.flags()),
+        FlowState::Fast => {
+            let other = entry.sender(!from);
+            if other == 0 {
+                clear(s, hook.endpoint, entry.flags())
+            } else {
+                count(Stat::Fast);
+                into_pod(hook.skb, other)
+            }
+        }
+    })
+}
+
+/// Whether the target's end has sent anything.
+#[inline(always)]
+fn spoke(entry: Entry) -> bool {
+    // SAFETY: an aligned field of a live element.
+    let packets = unsafe { ptr::read_volatile(&raw const (*entry.0).dir[1].packets) };
+    packets != 0
+}
+
+/// A flow that was entered without its SYN (older than the enrolment) shows it now, sent again: it is not another flow.
+#[inline(always)]
+fn first_syn(entry: Entry, seq: u32) -> bool {
+    if entry.flags() & (LEGACY | LEARNED | DELIVERED) == 0 {
+        return false;
+    }
+    // SAFETY: as above.
+    if unsafe { ptr::read_volatile(&raw const (*entry.0).dir[0].packets) } != 0 {
+        return false;
+    }
+    set!(entry, isn = seq);
+    true
+}
+
+/// The SYN of a pending flow, sent again: noted, so that the dialler knows that the client still waits.
+#[inline(always)]
+fn again(s: &Scratch, entry: Entry) -> Known {
+    let slot = capture::slot(u32::from(get!(entry, shard)), s.packet.v6);
+    if !capture::alive(slot) {
+        // The agent died while it dialled: judged afresh, so refused or passed by the stage, not stuck.
+        return Known::Fresh;
+    }
+    let now = coarse_now();
+    set!(entry, last_syn_ns = now);
+    set!(entry, last_ns = now);
+    // SAFETY: an aligned field of a live element.
+    table::add(unsafe { &raw mut (*entry.0).dir[0].packets });
+    Known::Done(DROP)
+}
+
+/// A SYN of this pod that begins a flow.
+#[inline(always)]
+fn begin(hook: Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
+    let Hook { skb, config, endpoint, ifindex } = hook;
+    let stage = stage(endpoint);
+    if !ends::source_allowed(&s.packet, endpoint) {
+        return spoofed(stage);
+    }
+    let target = ends::target(&s.packet, config);
+    let mut decision = judge::outbound(Outbound {
+        stage,
+        learn: learns(endpoint),
+        closing: config.flags & config_flags::CLOSING != 0,
+        fast: target.fast && endpoint.flags & endpoint_flags::FAST != 0,
+        peer: target.peer,
+    });
+    let ends = Ends {
+        src: endpoint.handle,
+        dst: target.handle,
+        service: target.service,
+        src_ifindex: ifindex,
+        dst_ifindex: target.ifindex,
+        answer: false,
+    };
+    if matches!(decision.action, Action::Capture) {
+        match capture::park(&hook, s, &ends, old) {
+            Parked::Done => return DROP,
+            Parked::Refused => return into_agent(skb, config),
+            Parked::Instead(other) => decision = other,
+        }
+    }
+    match decision.action {
+        Action::Direct | Action::Fast => {}
+        Action::Drop => {
+            counters::reason(decision.reason);
+            return DROP;
+        }
+        _ => {
+            deny(s, config, ends, decision.reason, old);
+            return into_agent(skb, config);
+        }
+    }
+    match enter(s, config, ends, (decision, old, stage)) {
+        Entered::Done if matches!(decision.action, Action::Fast) => {
+            count(Stat::Fast);
+            into_pod(skb, target.ifindex)
+        }
+        Entered::Done => clear(s, endpoint, decision.flags),
+        Entered::Skip => PASS,
+        Entered::Again => DROP,
+        Entered::Refuse(reason) => {
+            deny(s, config, ends, reason, old);
+            into_agent(skb, config)
+        }
+    }
+}
+
+/// A SYN-ACK whose SYN never passed here: a CNI with host routing brings packets to the pod past the egress hook, so
+/// the flow is judged now, as one that comes in.
+#[inline(always)]
+fn answer(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+    let decision = judge::inbound(stage(hook.endpoint), learns(hook.endpoint), Asker::Unknown);
+    unseen(hook, s, decision, true)
+}
+
+/// A packet that begins nothing and belongs to nothing.
+#[inline(always)]
+fn stray(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+    match judge::stray(stage(hook.endpoint), learns(hook.endpoint)) {
+        Stray::Pass => {
+            counters::reason(Reason::StrayPacket);
+            count(Stat::Clear);
+            PASS
+        }
+        Stray::Learn if s.packet.flags & RST != 0 => PASS,
+        Stray::Learn => {
+            // Who began it is a guess: servers have the lower port nearly always.
+            let answer = s.packet.sport < s.packet.dport;
+            unseen(hook, s, LEARNED_FLOW, answer)
+        }
+        Stray::Reset => {
+            if !ends::source_allowed(&s.packet, hook.endpoint) {
+                return spoofed(stage(hook.endpoint));
+            }
+            count(Stat::Stray);
+            counters::reason(Reason::StrayPacket);
+            into_agent(hook.skb, hook.config)
+        }
+    }
+}
+
+/// How a flow older than its pod's enrolment is entered.
+pub(crate) const LEARNED_FLOW: Decision = Decision {
+    action: Action::Direct,
+    verdict: Verdict::Allow,
+    reason: Reason::LegacyFlow,
+    flags: LEARNED | LEGACY,
+};
+
+/// Enters a flow whose beginning was not seen.
+#[inline(always)]
+fn unseen(hook: Hook<'_>, s: &mut Scratch, decision: Decision, answer: bool) -> i32 {
+    let Hook { skb, config, endpoint, ifindex } = hook;
+    let stage = stage(endpoint);
+    if !ends::source_allowed(&s.packet, endpoint) {
+        return spoofed(stage);
+    }
+    let far = ends::handle(s.packet.dst);
+    let ends = if answer {
+        Ends { src: far, dst: endpoint.handle, service: 0, src_ifindex: 0, dst_ifindex: ifindex, answer }
+    } else {
+        Ends { src: endpoint.handle, dst: far, service: 0, src_ifindex: ifindex, dst_ifindex: 0, answer }
+    };
+    let none = ptr::null_mut();
+    match decision.action {
+        Action::Direct => match enter(s, config, ends, (decision, none, stage)) {
+            Entered::Done => clear(s, endpoint, decision.flags),
+            Entered::Skip => PASS,
+            Entered::Again => DROP,
+            Entered::Refuse(reason) => {
+                deny(s, config, ends, reason, none);
+                into_agent(skb, config)
+            }
+        },
+        Action::Drop => {
+            counters::reason(decision.reason);
+            DROP
+        }
+        _ => {
+            deny(s, config, ends, decision.reason, none);
+            into_agent(skb, config)
+        }
+    }
+}
+
+/// The one place where TCP of a pod passes in the clear. The leak counter looks at facts, not at how it was decided:
+/// payload of a strict endpoint to a meshed peer that is not attached to this node.
+#[inline(always)]
+fn clear(s: &Scratch, endpoint: &Endpoint, flags: u32) -> i32 {
+    count(Stat::Clear);
+    let p = &s.packet;
+    if p.payload != 0 && matches!(stage(endpoint), Stage::Strict) && flags & LEGACY == 0 {
+        let handle = ends::handle(p.dst);
+        if handle != 0 {
+            if let Some(Workload { stage, flags, .. }) = WORKLOADS.get(handle) {
+                let meshed = Stage::from_u8(*stage).meshed() && flags & workload_flags::LIVE != 0;
+                if meshed && flags & workload_flags::ATTACHED == 0 {
+                    counters::add(Stat::LeakBytes, u64::from(p.payload));
+                }
+            }
+        }
+    }
+    PASS
+}

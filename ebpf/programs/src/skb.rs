@@ -1,0 +1,144 @@
+//! The socket buffer: what the programs read from it and do with it.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT},
+    helpers::generated as helpers,
+    programs::TcContext,
+};
+use core::ptr;
+
+/// Passes on, to the next program and the stack.
+pub(crate) const PASS: i32 = TC_ACT_OK as i32;
+/// Drops.
+pub(crate) const DROP: i32 = TC_ACT_SHOT as i32;
+/// `PACKET_HOST` of linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+/// `BPF_F_INGRESS`.
+const INGRESS: u64 = 1;
+
+/// A context that can be handed to functions by value.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(*mut __sk_buff);
+
+/// Reads one field. Volatile, because LLVM merges neighbouring reads into wider ones that the verifier refuses.
+macro_rules! field {
+    ($skb:expr, $name:ident) => {
+        // SAFETY: the context is valid while the program runs, and the field is one that classifiers may read.
+        unsafe { ptr::read_volatile(&raw const (*$skb.0).$name) }
+    };
+}
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &TcContext) -> Self {
+        Self(ctx.skb.skb)
+    }
+
+    /// Length with all headers, bytes.
+    #[inline(always)]
+    pub(crate) fn len(self) -> u32 {
+        field!(self, len)
+    }
+
+    /// Interface whose hook this is.
+    #[inline(always)]
+    pub(crate) fn ifindex(self) -> u32 {
+        field!(self, ifindex)
+    }
+
+    /// EtherType in host order.
+    #[inline(always)]
+    pub(crate) fn ethertype(self) -> u16 {
+        u16::from_be(field!(self, protocol) as u16)
+    }
+
+    /// Whether an accelerated VLAN tag hides beside the data.
+    #[inline(always)]
+    pub(crate) fn tagged(self) -> bool {
+        field!(self, vlan_present) != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn mark(self) -> u32 {
+        field!(self, mark)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_mark(self, mark: u32) {
+        // SAFETY: as for reading; classifiers may write this field.
+        unsafe { ptr::write_volatile(&raw mut (*self.0).mark, mark) }
+    }
+
+    /// Copies `LEN` bytes at `offset` to `to`; false when the packet ends before.
+    ///
+    /// # Safety
+    /// `to` must be valid for `LEN` bytes of writes.
+    #[inline(always)]
+    pub(crate) unsafe fn load<const LEN: u32>(self, offset: u32, to: *mut u8) -> bool {
+        // SAFETY: the helper checks the packet's end, the verifier checks `to`.
+        unsafe { helpers::bpf_skb_load_bytes(self.0.cast(), offset, to.cast(), LEN) == 0 }
+    }
+
+    /// Copies `len` bytes at `offset`, `len` having been bounded by the caller.
+    ///
+    /// # Safety
+    /// `to` must be valid for `len` bytes of writes.
+    #[inline(always)]
+    pub(crate) unsafe fn load_at(self, offset: u32, to: *mut u8, len: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { helpers::bpf_skb_load_bytes(self.0.cast(), offset, to.cast(), len) == 0 }
+    }
+
+    /// Writes both MAC addresses, destination first.
+    #[inline(always)]
+    pub(crate) fn set_macs(self, macs: &[u16; 6]) -> bool {
+        // SAFETY: 12 bytes of stack; the helper checks the packet.
+        unsafe { helpers::bpf_skb_store_bytes(self.0.cast(), 0, macs.as_ptr().cast(), 12, 0) == 0 }
+    }
+
+    /// Writes the destination MAC address.
+    #[inline(always)]
+    pub(crate) fn set_destination(self, mac: &[u16; 3]) -> bool {
+        // SAFETY: 6 bytes of stack; the helper checks the packet.
+        unsafe { helpers::bpf_skb_store_bytes(self.0.cast(), 0, mac.as_ptr().cast(), 6, 0) == 0 }
+    }
+
+    /// Into the namespace at the other end of veth `ifindex`. Without the change of type, a frame that was not
+    /// addressed to this veth's own MAC (every frame of a bridged pod) would be dropped over there.
+    #[inline(always)]
+    pub(crate) fn into_peer_of(self, ifindex: u32) -> i32 {
+        // SAFETY: plain helper calls on a valid context, at tc ingress, where redirect_peer is allowed.
+        unsafe {
+            helpers::bpf_skb_change_type(self.0, PACKET_HOST);
+            helpers::bpf_redirect_peer(ifindex, 0) as i32
+        }
+    }
+
+    /// Out of interface `ifindex`.
+    #[inline(always)]
+    pub(crate) fn out_of(self, ifindex: u32) -> i32 {
+        // SAFETY: plain helper call.
+        unsafe { helpers::bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Into this host's stack, as if `ifindex` had received it.
+    #[inline(always)]
+    pub(crate) fn as_received_by(self, ifindex: u32) -> i32 {
+        // SAFETY: plain helper call.
+        unsafe { helpers::bpf_redirect(ifindex, INGRESS) as i32 }
+    }
+
+    /// cgroup v2 id of the sending socket; 0: none is known.
+    #[inline(always)]
+    pub(crate) fn cgroup(self) -> u64 {
+        // SAFETY: plain helper call; it answers 0 when the packet has no full socket.
+        unsafe { helpers::bpf_skb_cgroup_id(self.0) }
+    }
+
+    /// Id of that cgroup's ancestor at depth `level`; 0: none.
+    #[inline(always)]
+    pub(crate) fn cgroup_ancestor(self, level: u32) -> u64 {
+        // SAFETY: as above.
+        unsafe { helpers::bpf_skb_ancestor_cgroup_id(self.0, level as i32) }
+    }
+}
