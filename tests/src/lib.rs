@@ -1,1 +1,8 @@
-//! (filled in below)
+//! What the integration tests share: exchanges to compare, labs to compare them in, and a harness.
+//!
+//! Every test makes real connections between pods of a lab; what they should give is what the same connections give in
+//! a lab without the mesh.
+
+pub mod cases;
+pub mod harness;
+pub mod twins;

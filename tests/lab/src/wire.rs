@@ -1,1 +1,175 @@
-//! What passes between the nodes. (filled in below)
+//! What passes between the nodes: a packet capture that is read while it runs.
+//!
+//! It looks for canaries in every frame, and checks that what goes to the tunnel port is TLS 1.3.
+
+mod packet;
+mod pcap;
+mod tls;
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{BufRead, BufReader, Read};
+use std::net::IpAddr;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, bail};
+use memchr::memmem::Finder;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::netns::Netns;
+use crate::pattern::{CAPTURED, CLEAR};
+
+pub use packet::{Segment, parse};
+
+/// Port of the tunnels.
+pub const TUNNEL_PORT: u16 = 15008;
+/// How many offending frames are kept for the message.
+const KEPT: usize = 5;
+
+/// A capture that runs.
+#[derive(Debug)]
+pub struct Capture {
+    child: Child,
+    reader: JoinHandle<Result<WireReport>>,
+    said: JoinHandle<String>,
+}
+
+/// What a capture saw.
+#[derive(Clone, Debug, Default)]
+pub struct WireReport {
+    /// Frames.
+    pub frames: u64,
+    /// Frames that the kernel could not hand over.
+    pub dropped: u64,
+    /// Frames with the canary of captured connections.
+    pub captured_canary: u64,
+    /// Frames with the canary of clear connections.
+    pub clear_canary: u64,
+    /// TCP payload to and from the tunnel port.
+    pub tunnel_bytes: u64,
+    /// TCP payload of the watched addresses outside the tunnel port.
+    pub outside_bytes: u64,
+    /// TCP frames of the watched addresses outside the tunnel port, with payload or not.
+    pub outside_frames: u64,
+    /// Tunnel connections seen from their first byte that were TLS 1.3 throughout.
+    pub tls13: usize,
+    /// Tunnel connections seen from their first byte that ended before both sides had said hello.
+    pub unfinished: usize,
+    /// What was wrong, the first few.
+    pub offences: Vec<String>,
+    /// Payload bytes by (protocol, lower port).
+    pub bytes_by_port: BTreeMap<u16, u64>,
+}
+
+impl Capture {
+    /// Starts capturing on an interface; `watched` are addresses whose TCP payload belongs into tunnels.
+    pub fn start(ns: &Netns, interface: &str, watched: HashSet<IpAddr>) -> Result<Self> {
+        let mut command = Command::new("tcpdump");
+        command
+            .args(["-i", interface, "-w", "-", "-U", "-s", "0", "-B", "262144", "-Z", "root"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = ns.spawn(&mut command)?;
+        let stdout = child.stdout.take().context("tcpdump's output")?;
+        let mut stderr = BufReader::new(child.stderr.take().context("tcpdump's messages")?);
+        let mut first = String::new();
+        while !first.contains("listening on") {
+            if stderr.read_line(&mut first).context("reading tcpdump's messages")? == 0 {
+                bail!("tcpdump did not start: {first}");
+            }
+        }
+        let said = std::thread::spawn(move || {
+            let mut rest = String::new();
+            let _ = stderr.read_to_string(&mut rest);
+            rest
+        });
+        let reader = std::thread::spawn(move || Analyser::new(watched).read(stdout));
+        Ok(Self { child, reader, said })
+    }
+
+    /// Ends it and says what was seen.
+    pub fn finish(mut self) -> Result<WireReport> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGINT).context("ending tcpdump")?;
+        self.child.wait().context("waiting for tcpdump")?;
+        let Ok(report) = self.reader.join() else { bail!("the reader of the capture panicked") };
+        let mut report = report?;
+        let said = self.said.join().unwrap_or_default();
+        report.dropped = said
+            .lines()
+            .find_map(|line| line.strip_suffix(" packets dropped by kernel")?.trim().parse().ok())
+            .with_context(|| format!("tcpdump does not say what it dropped: {said}"))?;
+        Ok(report)
+    }
+}
+
+impl WireReport {
+    /// Refuses a capture in which anything of captured connections was in the clear, or that could not tell.
+    pub fn check(&self) -> Result<()> {
+        if self.captured_canary > 0 || self.outside_bytes > 0 || !self.offences.is_empty() {
+            bail!("bytes of captured connections outside the tunnels, or tunnels that are no TLS 1.3: {self:#?}");
+        }
+        if self.dropped > 0 {
+            bail!("the capture is not whole: {self:#?}");
+        }
+        Ok(())
+    }
+}
+
+/// Reads a capture frame by frame.
+struct Analyser {
+    report: WireReport,
+    watched: HashSet<IpAddr>,
+    captured: Finder<'static>,
+    clear: Finder<'static>,
+    tunnels: tls::Tunnels,
+}
+
+impl Analyser {
+    fn new(watched: HashSet<IpAddr>) -> Self {
+        Self {
+            report: WireReport::default(),
+            watched,
+            captured: Finder::new(CAPTURED),
+            clear: Finder::new(CLEAR),
+            tunnels: tls::Tunnels::default(),
+        }
+    }
+
+    fn read(mut self, input: impl Read) -> Result<WireReport> {
+        pcap::each_frame(BufReader::with_capacity(1 << 20, input), |frame| self.frame(frame))?;
+        let (whole, unfinished, offences) = self.tunnels.verdict();
+        (self.report.tls13, self.report.unfinished) = (whole, unfinished);
+        self.report.offences.extend(offences.into_iter().take(KEPT));
+        Ok(self.report)
+    }
+
+    fn frame(&mut self, frame: &[u8]) {
+        self.report.frames += 1;
+        self.report.clear_canary += u64::from(self.clear.find(frame).is_some());
+        if self.captured.find(frame).is_some() {
+            self.report.captured_canary += 1;
+            self.offence(format!("captured canary in a frame of {} bytes: {:?}", frame.len(), packet::parse(frame)));
+        }
+        let Some(segment) = packet::parse(frame) else { return };
+        let length = segment.payload.len() as u64;
+        *self.report.bytes_by_port.entry(segment.from.port().min(segment.to.port())).or_default() += length;
+        if segment.from.port() == TUNNEL_PORT || segment.to.port() == TUNNEL_PORT {
+            self.report.tunnel_bytes += length;
+            self.tunnels.segment(&segment);
+        } else if self.watched.contains(&segment.from.ip()) || self.watched.contains(&segment.to.ip()) {
+            self.report.outside_frames += 1;
+            self.report.outside_bytes += length;
+            if length > 0 {
+                self.offence(format!("{length} payload bytes outside the tunnels: {segment:?}"));
+            }
+        }
+    }
+
+    fn offence(&mut self, what: String) {
+        if self.report.offences.len() < KEPT {
+            self.report.offences.push(what);
+        }
+    }
+}

@@ -120,6 +120,9 @@ pub enum Step {
         /// Of which stream, from its begin.
         pattern: Pattern,
     },
+    /// Writes a byte every few milliseconds until a write fails (10 s at most): when the other side's RST arrives is
+    /// not the script's to say, what the write then gives is.
+    SendToError,
     /// Sends one byte of urgent data.
     Urgent {
         /// The byte.

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use socket2::SockRef;
@@ -36,6 +36,15 @@ pub(super) fn error_name(error: &io::Error) -> String {
 pub(super) fn run(stream: TcpStream, steps: &[Step], around: &Around<'_>) -> Vec<StepReport> {
     let mut conn = Conn { stream: Some(stream), buffer: vec![0; BUFFER], scratch: Vec::new() };
     steps.iter().map(|step| conn.step(step, around)).collect()
+}
+
+fn send_to_error(stream: &mut TcpStream) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        stream.write_all(b".")?;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 struct Conn {
@@ -119,6 +128,7 @@ impl Conn {
                 let _ = stream.set_write_timeout(Some(CALL_LIMIT));
                 ("fill", outcome)
             }
+            Step::SendToError => ("send_to_error", Outcome::of(send_to_error(stream))),
             Step::Urgent { byte } => {
                 ("urgent", Outcome::of(SockRef::from(&*stream).send_out_of_band(&[*byte]).map(drop)))
             }

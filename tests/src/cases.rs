@@ -1,0 +1,108 @@
+//! Exchanges: what a client and a server do, call by call.
+
+use kumiko_lab::pattern::{CAPTURED, Pattern};
+use kumiko_lab::peer::Step;
+
+/// An exchange.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// What the client does; after a refused connect, nothing.
+    pub client: Vec<Step>,
+    /// What the server does; none: nobody listens.
+    pub server: Option<Vec<Step>>,
+    /// Whether an RST overtakes bytes, so that how many arrive is chance (that they are a prefix is not).
+    pub prefix: bool,
+}
+
+const UP: u64 = 70_001;
+const DOWN: u64 = 50_003;
+
+fn pattern(tag: u64) -> Pattern {
+    Pattern::new(CAPTURED, tag)
+}
+
+fn send(bytes: u64, tag: u64) -> Step {
+    Step::Send { bytes, pattern: pattern(tag) }
+}
+
+fn recv(bytes: u64, tag: u64) -> Step {
+    Step::Recv { bytes, pattern: pattern(tag) }
+}
+
+fn to_end(tag: u64) -> Step {
+    Step::RecvToEnd { pattern: pattern(tag) }
+}
+
+/// Every exchange of the matrix.
+pub fn all() -> Vec<Case> {
+    use Step::{Close, Reset, SendToError, ShutdownWrite};
+    let case = |name, client, server| Case { name, client, server: Some(server), prefix: false };
+    vec![
+        case(
+            "client_closes_first",
+            vec![send(UP, 1), recv(DOWN, 2), Close],
+            vec![recv(UP, 1), send(DOWN, 2), to_end(3), Close],
+        ),
+        case(
+            "server_closes_first",
+            vec![send(UP, 1), to_end(2), Close],
+            vec![recv(UP, 1), send(DOWN, 2), ShutdownWrite, to_end(3), Close],
+        ),
+        case(
+            "write_after_server_closed",
+            vec![send(UP, 1), to_end(2), SendToError, to_end(3), Close],
+            vec![recv(UP, 1), send(DOWN, 2), Close],
+        ),
+        case(
+            "half_close_client",
+            vec![send(UP, 1), ShutdownWrite, to_end(2), Close],
+            vec![to_end(1), send(DOWN, 2), Close],
+        ),
+        case(
+            "half_close_server",
+            vec![send(10, 1), to_end(2), send(UP, 3), Close],
+            vec![recv(10, 1), send(DOWN, 2), ShutdownWrite, to_end(3), Close],
+        ),
+        case(
+            "server_speaks_first",
+            vec![recv(DOWN, 1), send(UP, 2), to_end(3), Close],
+            vec![send(DOWN, 1), recv(UP, 2), Close],
+        ),
+        case(
+            "rst_client",
+            vec![send(UP, 1), recv(DOWN, 2), Reset],
+            vec![recv(UP, 1), send(DOWN, 2), to_end(3), send(1, 4), Close],
+        ),
+        case(
+            "rst_server",
+            vec![send(UP, 1), recv(DOWN, 2), send(1, 3), to_end(4), send(1, 5), Close],
+            vec![recv(UP, 1), send(DOWN, 2), recv(1, 3), Reset],
+        ),
+        Case {
+            prefix: true,
+            ..case(
+                "rst_client_over_bytes",
+                vec![recv(1, 1), send(1_000_000, 2), Reset],
+                vec![send(1, 1), to_end(2), send(1, 4), Close],
+            )
+        },
+        Case {
+            prefix: true,
+            ..case(
+                "rst_server_over_bytes",
+                vec![send(1, 1), to_end(2), send(1, 4), Close],
+                vec![recv(1, 1), send(1_000_000, 2), Reset],
+            )
+        },
+        case("rst_after_half_close", vec![send(UP, 1), ShutdownWrite, to_end(2), Close], vec![to_end(1), Reset]),
+        case("connect_and_close", vec![Close], vec![to_end(1), Close]),
+        case(
+            "urgent_byte",
+            vec![send(100, 1), Step::Urgent { byte: b'X' }, send(100, 3), to_end(4), Close],
+            vec![recv(100, 1), recv(1, 2), recv(100, 3), Close],
+        ),
+        Case { name: "refused", client: Vec::new(), server: None, prefix: false },
+    ]
+}

@@ -1,0 +1,198 @@
+//! The same exchange in two labs: one with the mesh, one without.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use anyhow::{Context, Result, bail};
+use kumiko_lab::peer::{ConnReport, Peer};
+use kumiko_lab::{Family, Lab, LabSpec, Net, Stage};
+
+use crate::cases::Case;
+
+/// First of the ports that servers and Services of these labs declare.
+pub const FIRST_PORT: u16 = 20_000;
+/// How many.
+pub const PORTS: u16 = 160;
+
+/// From which pod to which, and how it is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Path {
+    /// A pod of the other node, by its address.
+    CrossNode,
+    /// A pod of the same node, by its address.
+    SameNode,
+    /// A pod of the other node, by its Service's address.
+    ServiceCrossNode,
+    /// A pod of the same node, by its Service's address.
+    ServiceSameNode,
+}
+
+impl Path {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::CrossNode, Self::SameNode, Self::ServiceCrossNode, Self::ServiceSameNode];
+
+    /// Its name in tests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CrossNode => "cross_node",
+            Self::SameNode => "same_node",
+            Self::ServiceCrossNode => "service_cross_node",
+            Self::ServiceSameNode => "service_same_node",
+        }
+    }
+
+    /// The server pod.
+    pub fn server(self) -> &'static str {
+        match self {
+            Self::CrossNode | Self::ServiceCrossNode => "server-2",
+            Self::SameNode | Self::ServiceSameNode => "server-1",
+        }
+    }
+
+    fn by_service(self) -> bool {
+        matches!(self, Self::ServiceCrossNode | Self::ServiceSameNode)
+    }
+}
+
+/// A lab with a peer in each pod that tests use.
+#[derive(Debug)]
+pub struct Side {
+    /// The lab.
+    pub lab: Lab,
+    /// In client-1.
+    pub client: Peer,
+    /// In server-1.
+    pub near: Peer,
+    /// In server-2.
+    pub far: Peer,
+    next_port: AtomicU16,
+}
+
+impl Side {
+    /// Builds a lab of two nodes; with issuer and agents at `stage`, or without.
+    pub fn new(name: &str, net: Net, mesh: Option<Stage>) -> Result<Self> {
+        let name = format!("{name}-{}", std::process::id());
+        Self::of(
+            &LabSpec::standard(&name, 2, net, mesh.unwrap_or(Stage::Off)).with_ports(FIRST_PORT, PORTS),
+            mesh.is_some(),
+        )
+    }
+
+    /// Builds a lab from a spec that has the standard pods.
+    pub fn of(spec: &LabSpec, mesh: bool) -> Result<Self> {
+        let lab = if mesh { Lab::up(spec)? } else { Lab::build(spec)? };
+        let (client, near, far) = (lab.peer("client-1")?, lab.peer("server-1")?, lab.peer("server-2")?);
+        Ok(Self { lab, client, near, far, next_port: AtomicU16::new(0) })
+    }
+
+    /// A port that no other exchange of this lab uses now.
+    pub fn port(&self) -> u16 {
+        FIRST_PORT + self.next_port.fetch_add(1, Ordering::Relaxed) % PORTS
+    }
+
+    /// The peer in a path's server pod.
+    pub fn server(&self, path: Path) -> &Peer {
+        if path.server() == "server-1" { &self.near } else { &self.far }
+    }
+
+    /// Address that a client uses on a path.
+    pub fn address(&self, path: Path, family: Family) -> Result<std::net::IpAddr> {
+        if path.by_service() {
+            self.lab.service_ip(path.server(), family)
+        } else {
+            Ok(self.lab.pod(path.server())?.ip(family))
+        }
+    }
+
+    /// Runs one exchange: the client's report, and the server's if it has a script.
+    pub fn exchange(
+        &self,
+        case: &Case,
+        path: Path,
+        family: Family,
+        port: u16,
+    ) -> Result<(ConnReport, Option<ConnReport>)> {
+        let to = SocketAddr::new(self.address(path, family)?, port);
+        let server = self.server(path);
+        let Some(script) = &case.server else {
+            return Ok((self.client.connect(to, 1, case.client.clone())?.report()?, None));
+        };
+        server.listen(SocketAddr::new(self.lab.pod(path.server())?.ip(family), port))?;
+        let serving = server.serve(port, 1, script.clone())?;
+        let client = self.client.connect(to, 1, case.client.clone())?.report()?;
+        if client.connect.is_some() {
+            // Nobody will come: the accept must not be waited for.
+            return Ok((client, None));
+        }
+        let report = serving.report()?;
+        server.unlisten(port)?;
+        Ok((client, Some(report)))
+    }
+}
+
+/// Compares what an exchange gave with the mesh and without.
+pub fn compare(
+    case: &Case,
+    direct: &(ConnReport, Option<ConnReport>),
+    mesh: &(ConnReport, Option<ConnReport>),
+) -> Result<()> {
+    let mut wrong = Vec::new();
+    one_end("client", case, Some(&direct.0), Some(&mesh.0), &mut wrong);
+    one_end("server", case, direct.1.as_ref(), mesh.1.as_ref(), &mut wrong);
+    if direct.0.peer != mesh.0.peer {
+        wrong.push(format!("client's getpeername: {:?} without the mesh, {:?} with it", direct.0.peer, mesh.0.peer));
+    }
+    if let Some(server) = &mesh.1
+        && server.peer != mesh.0.local
+    {
+        wrong.push(format!("the server sees {:?} as its peer, the client is {:?}", server.peer, mesh.0.local));
+    }
+    if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("\n")) }
+}
+
+fn one_end(end: &str, case: &Case, direct: Option<&ConnReport>, mesh: Option<&ConnReport>, wrong: &mut Vec<String>) {
+    let (Some(direct), Some(mesh)) = (direct, mesh) else {
+        if direct.is_some() != mesh.is_some() {
+            wrong.push(format!("{end}: {direct:?} without the mesh, {mesh:?} with it"));
+        }
+        return;
+    };
+    if direct.connect != mesh.connect {
+        wrong.push(format!("{end}'s connect: {:?} without the mesh, {:?} with it", direct.connect, mesh.connect));
+    }
+    if direct.steps.len() != mesh.steps.len() {
+        wrong.push(format!("{end}: {} steps without the mesh, {} with it", direct.steps.len(), mesh.steps.len()));
+    }
+    for (number, (one, other)) in direct.steps.iter().zip(&mesh.steps).enumerate() {
+        let mut other = other.clone();
+        if case.prefix {
+            other.bytes = one.bytes;
+        }
+        if *one != other {
+            wrong.push(format!("{end}, step {number}: {one:?} without the mesh, {other:?} with it"));
+        }
+    }
+}
+
+/// Runs the exchange in both labs and compares.
+pub fn check(direct: &Side, mesh: &Side, case: &Case, path: Path, family: Family) -> Result<()> {
+    let port = direct.port();
+    let one = direct.exchange(case, path, family, port).context("without the mesh")?;
+    sane(case, &one)?;
+    let other = mesh.exchange(case, path, family, port).context("with the mesh")?;
+    compare(case, &one, &other)
+}
+
+/// The twin itself must be what the case means, or comparing proves nothing.
+fn sane(case: &Case, (client, server): &(ConnReport, Option<ConnReport>)) -> Result<()> {
+    let refused = case.server.is_none();
+    let expected = refused.then(|| "ECONNREFUSED".to_owned());
+    if client.connect != expected {
+        bail!("without the mesh, connect gave {:?}", client.connect);
+    }
+    let broken = [Some(client), server.as_ref()].into_iter().flatten().any(|end| end.steps.iter().any(|s| !s.intact));
+    if broken && case.name != "urgent_byte" {
+        bail!("without the mesh, bytes were wrong: {client:?} {server:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Every way in which a TCP connection can begin and end, with the mesh and without: same errno at the same call, same
+//! end at each side, same bytes, same addresses. A capture between the nodes watches all of it.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use kumiko_lab::wire::Capture;
+use kumiko_lab::{Family, Net, Stage};
+use kumiko_tests::twins::{self, Path, Side};
+use kumiko_tests::{cases, harness};
+use libtest_mimic::Trial;
+
+fn main() -> Result<ExitCode> {
+    let args = harness::arguments();
+    let nets = [Net::Routed, Net::Bridged];
+    if args.list || harness::cannot_run().is_some() {
+        let reason = harness::cannot_run();
+        let trials = names().into_iter().map(|name| Trial::test(name, || Ok(())).with_ignored_flag(reason.is_some()));
+        if let Some(reason) = reason {
+            eprintln!("honest_tcp: skipped: {reason}");
+        }
+        return Ok(harness::exit(harness::run(&args, trials.collect())));
+    }
+    // For work on the tests themselves: both twins without the mesh must agree.
+    let mesh = std::env::var_os("KUMIKO_TEST_DIRECT").is_none().then_some(Stage::Strict);
+    let mut sides = Vec::new();
+    for net in nets {
+        let direct = Arc::new(Side::new(&format!("direct-{net}"), net, None)?);
+        sides.push((net, direct, Arc::new(Side::new(&format!("mesh-{net}"), net, mesh)?)));
+    }
+    let mut captures = Vec::new();
+    for (net, _, side) in &sides {
+        let watched = side.lab.pods.iter().flat_map(|pod| pod.ips).collect();
+        captures.push((*net, Capture::start(&side.lab.node(1)?.netns, kumiko_lab::topology::WIRE, watched)?));
+    }
+
+    let mut trials = Vec::new();
+    for (net, direct, mesh) in &sides {
+        for (path, family, case) in matrix() {
+            let (direct, mesh) = (Arc::clone(direct), Arc::clone(mesh));
+            let name = name(*net, path, family, case.name);
+            trials.push(harness::trial(name, move || twins::check(&direct, &mesh, &case, path, family)));
+        }
+    }
+    let mut well = harness::run(&args, trials);
+
+    let on_wire = captures.into_iter().map(|(net, capture)| {
+        harness::trial(format!("{net}::nothing_of_it_in_the_clear_between_the_nodes"), move || {
+            let report = capture.finish()?;
+            if mesh.is_some() { report.check() } else { Ok(()) }
+        })
+    });
+    well &= harness::run(&libtest_mimic::Arguments::default(), on_wire.collect());
+    if !well {
+        for (_, _, mesh) in &sides {
+            eprintln!("{}", mesh.lab.logs(40));
+        }
+    }
+    Ok(harness::exit(well))
+}
+
+fn matrix() -> Vec<(Path, Family, cases::Case)> {
+    let mut all = Vec::new();
+    for path in Path::ALL {
+        for family in [Family::V4, Family::V6] {
+            all.extend(cases::all().into_iter().map(|case| (path, family, case)));
+        }
+    }
+    all
+}
+
+fn name(net: Net, path: Path, family: Family, case: &str) -> String {
+    format!("{net}::{}::{family}::{case}", path.name())
+}
+
+fn names() -> Vec<String> {
+    let nets = [Net::Routed, Net::Bridged];
+    nets.iter()
+        .flat_map(|net| matrix().into_iter().map(|(path, family, case)| name(*net, path, family, case.name)))
+        .collect()
+}
