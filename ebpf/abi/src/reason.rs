@@ -89,6 +89,9 @@ reasons! {
     PeerCertificateInvalid = 215, "peer_certificate_invalid", "the peer's certificate is not a SPIFFE identity that can be used", "";
     StaleIdentity = 216, "stale_identity", "the source workload's UID or labels differ from this node's model", "";
     DisputedAddress = 217, "disputed_address", "two workloads claim this address: it is nobody's", "remove one of the claims";
+    CertificateRefused = 218, "certificate_refused", "the peer refused this node's certificate", "see the other agent's log for the cause";
+    HandshakeTimedOut = 219, "handshake_timed_out", "the TLS handshake was not finished in time", "is the other agent overloaded, or something else on its port?";
+    NotTls = 220, "not_tls", "what the peer sent is not a TLS handshake", "only kumiko agents may connect here";
 
     // 400 to 599: connect.
     ConnectRefused = 400, "connect_refused", "the destination pod refused: nothing listens on the port", "check the server in the destination pod";
