@@ -2,4 +2,5 @@
 
 pub mod issuer;
 pub mod options;
+pub mod source;
 pub mod telemetry;

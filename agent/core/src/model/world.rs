@@ -132,6 +132,11 @@ impl World {
         self.epoch
     }
 
+    /// The same snapshot under another number.
+    pub fn at_epoch(self, epoch: u64) -> Self {
+        Self { epoch, ..self }
+    }
+
     /// The trust domain of all principals.
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain

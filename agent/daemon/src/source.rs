@@ -1,0 +1,214 @@
+//! Desired state from a watched folder of manifests.
+//!
+//! Notifications only say when to look: every look reads the whole folder, so a lost or misunderstood one costs time and
+//! never truth. Atomic renames, editors' temporary files, ConfigMap mounts (`..data`) and folders that are replaced as
+//! a whole all end in the same reading. What is read comes into force as one new [`World`], or not at all.
+
+mod folder;
+mod watch;
+
+pub use folder::{MAX_FILES, Reading, read};
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kumiko_core::api::{SourceDiagnostic, SourceStatus};
+use kumiko_core::manifest::{Diagnostic, FolderState, Place, Problem};
+use kumiko_core::model::World;
+use kumiko_core::principal::PrincipalError;
+use thiserror::Error;
+use tokio::sync::watch as channel;
+use tracing::{info, warn};
+
+use crate::options::SourceUrl;
+
+/// Why a source cannot begin.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// The trust domain of the command line.
+    #[error("--trust-domain: {0}")]
+    TrustDomain(#[from] PrincipalError),
+    /// Its thread.
+    #[error("the source's thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A source that runs.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The model in force; epoch 0 until the folder was read for the first time.
+    pub world: channel::Receiver<Arc<World>>,
+    /// What is in force and what is refused.
+    pub status: channel::Receiver<Arc<SourceStatus>>,
+    /// For metrics.
+    pub counters: Arc<SourceCounters>,
+}
+
+impl Source {
+    /// Waits for the first reading.
+    ///
+    /// # Errors
+    /// The source has ended.
+    pub async fn synced(&mut self) -> Result<Arc<World>, channel::error::RecvError> {
+        Ok(self.world.wait_for(|world| world.epoch() > 0).await?.clone())
+    }
+}
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub struct SourceCounters {
+    readings: AtomicU64,
+    changes: AtomicU64,
+    refusals: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl SourceCounters {
+    /// Times that the folder was read.
+    pub fn readings(&self) -> u64 {
+        self.readings.load(Ordering::Relaxed)
+    }
+
+    /// Models that came into force.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Versions of files that were refused.
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
+    /// Readings that failed because the folder itself could not be read.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+/// Starts reading and watching. Returns after the first reading; the thread ends when every receiver is dropped.
+///
+/// # Errors
+/// The trust domain is none, or no thread can be had. A folder that is missing or unreadable is no error: status says
+/// so, and it is read when it is there.
+pub fn start(url: &SourceUrl, trust_domain: &str) -> Result<Source, SourceError> {
+    let SourceUrl::Dir(dir) = url;
+    let (publisher, source) = Publisher::new(dir.clone(), trust_domain)?;
+    watch::spawn(dir.clone(), publisher)?;
+    Ok(source)
+}
+
+/// Turns readings into models.
+#[derive(Debug)]
+struct Publisher {
+    trust_domain: String,
+    folder: FolderState,
+    world: channel::Sender<Arc<World>>,
+    status: channel::Sender<Arc<SourceStatus>>,
+    counters: Arc<SourceCounters>,
+    /// Refused files of the last reading, to count each refusal once.
+    refused: Vec<SourceDiagnostic>,
+}
+
+impl Publisher {
+    fn new(dir: PathBuf, trust_domain: &str) -> Result<(Self, Source), SourceError> {
+        let (empty, _) = World::build(trust_domain, 0, std::iter::empty())?;
+        let (world, world_rx) = channel::channel(Arc::new(empty));
+        let status = SourceStatus { url: format!("dir:{}", dir.display()), ..SourceStatus::default() };
+        let (status, status_rx) = channel::channel(Arc::new(status));
+        let counters = Arc::new(SourceCounters::default());
+        let source = Source { world: world_rx, status: status_rx, counters: counters.clone() };
+        let publisher = Self {
+            trust_domain: trust_domain.to_owned(),
+            folder: FolderState::default(),
+            world,
+            status,
+            counters,
+            refused: Vec::new(),
+        };
+        Ok((publisher, source))
+    }
+
+    /// Nobody listens any more.
+    fn unwanted(&self) -> bool {
+        self.world.is_closed() && self.status.is_closed()
+    }
+
+    /// Takes a reading of the whole folder, or the reason why there is none.
+    fn take(&mut self, reading: std::io::Result<Reading>) {
+        self.counters.readings.fetch_add(1, Ordering::Relaxed);
+        let files = match reading {
+            Ok(reading) => reading.files,
+            Err(error) => return self.unreadable(&error),
+        };
+        let synced = self.status.borrow().synced;
+        let healed = self.refused.iter().any(|refused| refused.file.is_empty());
+        if !self.folder.apply(files) && synced && !healed {
+            return;
+        }
+        let epoch = self.world.borrow().epoch();
+        let (world, lowered) = match World::build(&self.trust_domain, epoch, self.folder.objects()) {
+            Ok(built) => built,
+            Err(error) => {
+                // Names were validated, so only a trust domain could be wrong, and that was checked at the start.
+                warn!(%error, "the model could not be built: the last one stays in force");
+                return;
+            }
+        };
+        let changed = !synced || world != **self.world.borrow();
+        let diagnostics = self.folder.diagnostics().chain(&lowered).map(SourceDiagnostic::from).collect();
+        self.tell(diagnostics);
+        self.status.send_modify(|status| {
+            let mut next = SourceStatus::clone(status);
+            next.synced = true;
+            next.files = u32::try_from(self.folder.files_in_force()).unwrap_or(u32::MAX);
+            next.objects = u32::try_from(self.folder.objects().count()).unwrap_or(u32::MAX);
+            if changed {
+                next.epoch = epoch + 1;
+                next.changed_unix_ns = unix_ns();
+            }
+            next.diagnostics.clone_from(&self.refused);
+            *status = Arc::new(next);
+        });
+        if changed {
+            self.counters.changes.fetch_add(1, Ordering::Relaxed);
+            let world = Arc::new(world.at_epoch(epoch + 1));
+            info!(epoch = world.epoch(), workloads = world.workloads().count(), "desired state came into force");
+            self.world.send_replace(world);
+        }
+    }
+
+    fn unreadable(&mut self, error: &std::io::Error) {
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        let why = error.to_string();
+        let whole = Diagnostic { file: String::new(), place: Place::FILE, problem: Problem::Folder { why } };
+        let mut diagnostics: Vec<SourceDiagnostic> = vec![SourceDiagnostic::from(&whole)];
+        diagnostics.extend(self.refused.iter().filter(|refused| !refused.file.is_empty()).cloned());
+        if diagnostics == self.refused {
+            return;
+        }
+        self.tell(diagnostics);
+        self.status.send_modify(|status| {
+            let mut next = SourceStatus::clone(status);
+            next.diagnostics.clone_from(&self.refused);
+            *status = Arc::new(next);
+        });
+    }
+
+    /// Counts and logs what is newly refused.
+    fn tell(&mut self, diagnostics: Vec<SourceDiagnostic>) {
+        for new in diagnostics.iter().filter(|diagnostic| !self.refused.contains(diagnostic)) {
+            self.counters.refusals.fetch_add(1, Ordering::Relaxed);
+            warn!(file = new.file, line = new.line, column = new.column, "refused: {}", new.message);
+        }
+        self.refused = diagnostics;
+    }
+}
+
+fn unix_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests;

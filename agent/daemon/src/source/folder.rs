@@ -1,0 +1,114 @@
+//! One complete reading of the folder.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use kumiko_core::manifest::{FileContent, MAX_BYTES};
+
+/// Most manifests that are read.
+pub const MAX_FILES: usize = 10_000;
+/// Deepest subfolder.
+const MAX_DEPTH: usize = 8;
+
+/// What the folder holds.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// Contents by path below the folder.
+    pub files: BTreeMap<String, FileContent>,
+    /// A file changed while it was read: look again.
+    pub torn: bool,
+}
+
+/// Reads every `*.yaml` and `*.yml` of a folder and its subfolders. Hidden names are left out: editors' temporary files
+/// and the versions behind a ConfigMap mount, whose visible names are links.
+///
+/// # Errors
+/// The folder itself cannot be listed. A file that cannot be read is told as its content.
+pub fn read(dir: &Path) -> io::Result<Reading> {
+    let mut paths = Vec::new();
+    list(dir, &mut PathBuf::new(), 0, &mut paths)?;
+    paths.sort();
+    let mut reading = Reading::default();
+    for (number, path) in paths.into_iter().enumerate() {
+        let name = path.to_string_lossy().into_owned();
+        let content = if number < MAX_FILES {
+            match content(&dir.join(&path), &mut reading.torn) {
+                // Gone since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => FileContent::Unreadable(error.to_string()),
+                Ok(None) => continue,
+                Ok(Some(content)) => content,
+            }
+        } else {
+            FileContent::TooMany(MAX_FILES)
+        };
+        reading.files.insert(name, content);
+    }
+    Ok(reading)
+}
+
+fn list(dir: &Path, below: &mut PathBuf, depth: usize, paths: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(dir.join(&below))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let text = name.to_string_lossy();
+        if text.starts_with('.') {
+            continue;
+        }
+        // Links to folders are not followed: they could lead round in a circle.
+        if entry.file_type()?.is_dir() {
+            if depth < MAX_DEPTH {
+                below.push(&name);
+                match list(dir, below, depth + 1, paths) {
+                    // Gone since it was listed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
+                below.pop();
+            }
+        } else if (text.ends_with(".yaml") || text.ends_with(".yml")) && paths.len() <= 2 * MAX_FILES {
+            paths.push(below.join(&name));
+        }
+    }
+    Ok(())
+}
+
+/// The content of a file, `None` if it is no regular file.
+fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
+    if !fs::metadata(path)?.is_file() {
+        // Opening a pipe would wait for its writer.
+        return Ok(None);
+    }
+    let mut file = File::open(path)?;
+    let before = file.metadata()?;
+    let size = usize::try_from(before.len()).unwrap_or(usize::MAX);
+    if size > MAX_BYTES {
+        return Ok(Some(FileContent::TooLarge(size)));
+    }
+    let mut bytes = Vec::with_capacity(size);
+    (&mut file).take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_BYTES {
+        return Ok(Some(FileContent::TooLarge(bytes.len())));
+    }
+    let after = file.metadata()?;
+    let stamp = |m: &fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec());
+    *torn |= stamp(&before) != stamp(&after);
+    Ok(Some(String::from_utf8(bytes).map_or(FileContent::NotText, FileContent::Text)))
+}
+
+/// What tells that the folder, or a file behind a link, is another one than before, without reading it.
+pub(super) fn fingerprint(dir: &Path) -> io::Result<Vec<(PathBuf, u64, u64, i64, i64)>> {
+    let own = fs::metadata(dir)?;
+    let mut prints = vec![(PathBuf::new(), own.dev(), own.ino(), 0, 0)];
+    let mut paths = Vec::new();
+    list(dir, &mut PathBuf::new(), 0, &mut paths)?;
+    paths.sort();
+    for path in paths.into_iter().take(MAX_FILES) {
+        let print = fs::metadata(dir.join(&path)).map_or((0, 0, 0, 0), |m| (m.ino(), m.len(), m.mtime(), m.mtime_nsec()));
+        prints.push((path, print.0, print.1, print.2, print.3));
+    }
+    Ok(prints)
+}

@@ -1,0 +1,177 @@
+//! When to read: file notifications, settled, with a slow look in between for what they cannot see.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode, CreateKind, DataChange, EventKind, ModifyKind};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
+use tracing::{debug, warn};
+
+use super::folder::{self, fingerprint};
+use super::{Publisher, read};
+
+/// Quiet time after a notification before the folder is read: one `kubectl`, `git` or editor makes many.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Longest wait for quiet, and for a writer that has a file open: a truncated file reads as "no objects".
+const SETTLE_AT_MOST: Duration = Duration::from_secs(1);
+/// Time between looks at what inotify cannot see: files behind links, a folder that was replaced.
+const LOOK: Duration = Duration::from_secs(5);
+/// The same while there is no folder or no watch on it.
+const LOOK_UNWATCHED: Duration = Duration::from_secs(1);
+/// Notifications that may wait; when there are more, the folder is read anyway.
+const WAITING: usize = 1024;
+
+type Notified = notify::Result<Event>;
+
+/// Reads once, then watches in a thread of its own.
+pub(super) fn spawn(dir: PathBuf, publisher: Publisher) -> io::Result<()> {
+    let (sender, receiver) = sync_channel(WAITING);
+    let lost = Arc::new(AtomicBool::new(false));
+    let mut watched = Watched { dir, publisher, sender, lost, watcher: None, print: Vec::new() };
+    // The watch stands before the first reading, so nothing falls between the two.
+    watched.watch();
+    watched.look();
+    std::thread::Builder::new().name("source".into()).spawn(move || watched.run(&receiver))?;
+    Ok(())
+}
+
+struct Watched {
+    dir: PathBuf,
+    publisher: Publisher,
+    sender: SyncSender<Notified>,
+    /// A notification found no place in the queue.
+    lost: Arc<AtomicBool>,
+    watcher: Option<RecommendedWatcher>,
+    print: Vec<(PathBuf, u64, u64, i64, i64)>,
+}
+
+impl Watched {
+    fn run(mut self, notified: &Receiver<Notified>) {
+        loop {
+            let idle = if self.watcher.is_some() { LOOK } else { LOOK_UNWATCHED };
+            match notified.recv_timeout(idle) {
+                Ok(event) => {
+                    self.settle(event, notified);
+                    self.look();
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.watcher.is_none() {
+                        self.watch();
+                    }
+                    if self.has_changed() || self.lost.swap(false, Ordering::AcqRel) {
+                        self.look();
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.publisher.unwanted() {
+                return;
+            }
+        }
+    }
+
+    /// Puts the watch on the folder, anew if it was replaced.
+    fn watch(&mut self) {
+        self.watcher = None;
+        let (sender, lost) = (self.sender.clone(), self.lost.clone());
+        let made = notify::recommended_watcher(move |event: Notified| {
+            if event.as_ref().is_ok_and(is_reading) {
+                return;
+            }
+            if sender.try_send(event).is_err() {
+                lost.store(true, Ordering::Release);
+            }
+        })
+        .and_then(|mut watcher| watcher.watch(&self.dir, RecursiveMode::Recursive).map(|()| watcher));
+        match made {
+            Ok(watcher) => self.watcher = Some(watcher),
+            Err(error) => debug!(dir = %self.dir.display(), %error, "the folder cannot be watched: polled instead"),
+        }
+    }
+
+    /// Waits until writers are done.
+    fn settle(&mut self, first: Notified, notified: &Receiver<Notified>) {
+        let begun = Instant::now();
+        let mut writing = HashSet::new();
+        self.note(first, &mut writing);
+        loop {
+            let left = SETTLE_AT_MOST.saturating_sub(begun.elapsed());
+            let wait = if writing.is_empty() { SETTLE.min(left) } else { left };
+            match notified.recv_timeout(wait) {
+                Ok(event) if !left.is_zero() => self.note(event, &mut writing),
+                _ => return,
+            }
+        }
+    }
+
+    /// Follows which files have a writer.
+    fn note(&mut self, event: Notified, writing: &mut HashSet<PathBuf>) {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                warn!(%error, "file notifications are in doubt: the whole folder is read again");
+                self.watcher = None;
+                return;
+            }
+        };
+        match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
+                for path in &event.paths {
+                    writing.remove(path);
+                }
+            }
+            EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Data(DataChange::Any)) => {
+                writing.extend(event.paths.into_iter().filter(|path| is_manifest(path)));
+            }
+            kind => {
+                if kind.is_remove() && event.paths.contains(&self.dir) {
+                    self.watcher = None;
+                }
+                for path in &event.paths {
+                    writing.remove(path);
+                }
+            }
+        }
+    }
+
+    fn has_changed(&mut self) -> bool {
+        let Ok(print) = fingerprint(&self.dir) else {
+            self.watcher = None;
+            return true;
+        };
+        if print.first() != self.print.first() {
+            // Another folder stands under this name.
+            self.watch();
+        }
+        print != self.print
+    }
+
+    fn look(&mut self) {
+        let mut reading = read(&self.dir);
+        // A writer that is at it all the time is met again by its own notifications.
+        for _ in 0..3 {
+            match &reading {
+                Ok(whole) if whole.torn => reading = folder::read(&self.dir),
+                _ => break,
+            }
+        }
+        self.print = fingerprint(&self.dir).unwrap_or_default();
+        self.publisher.take(reading);
+    }
+}
+
+/// Whether a notification tells only that somebody reads: our own readings make these.
+fn is_reading(event: &Event) -> bool {
+    matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write))
+}
+
+/// Hidden files are not read, so nobody waits for their writers.
+fn is_manifest(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    !name.starts_with('.') && (name.ends_with(".yaml") || name.ends_with(".yml"))
+}
