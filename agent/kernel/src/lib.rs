@@ -1,1 +1,14 @@
-//! (filled in below)
+//! The edge to the operating system: namespaces, netlink, sockets' odd options, the kernel programs' loader. The only
+//! crate of the agent with `unsafe`.
+
+pub mod agent_ns;
+pub mod alive;
+pub mod cgroup;
+pub mod diag;
+pub mod inject;
+pub mod link;
+mod netlink;
+pub mod netns;
+pub mod readable;
+pub mod sockets;
+pub mod veth;
