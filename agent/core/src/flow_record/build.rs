@@ -34,8 +34,8 @@ pub trait Directory {
     fn by_handle(&self, handle: u32) -> Option<Arc<PartyName>>;
     /// The workload or node with this address.
     fn by_ip(&self, ip: IpAddr) -> Option<Arc<PartyName>>;
-    /// The Service port with this node-local number.
-    fn service(&self, id: u32) -> Option<Arc<ServiceName>>;
+    /// The Service behind an address, port and IP protocol.
+    fn service(&self, asked: SocketAddr, proto: u8) -> Option<Arc<ServiceName>>;
 }
 
 /// Names of both ends, as they were when the flow began: a record outlives its workloads.
@@ -61,7 +61,7 @@ impl Names {
             self.source = look(flow.src, source.ip());
         }
         if self.service.is_none() {
-            let known = (flow.service != 0).then(|| directory.service(flow.service)).flatten();
+            let known = (flow.service != 0).then(|| directory.service(asked, entry.key.proto)).flatten();
             self.service = facts.service.clone().map(Arc::new).or(known);
         }
         if self.destination.is_none() {
@@ -200,6 +200,8 @@ fn reason(flow: &Flow, facts: &AgentFacts) -> Reason {
 
 fn verdict(flow: &Flow, reason: Reason) -> Verdict {
     match reason as u16 {
+        // What the connection would have met without the mesh too, though the entry was cut to say so.
+        400..=402 | 404 | 407 | 411 => Verdict::Allow,
         // What the agent refused, or could not carry: policy, identity, capacity.
         20..=21 | 23..=399 | 600..=799 => Verdict::Deny,
         _ => match flow.verdict {

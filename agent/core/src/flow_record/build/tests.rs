@@ -24,8 +24,8 @@ impl Directory for Fixed {
         }
     }
 
-    fn service(&self, id: u32) -> Option<Arc<ServiceName>> {
-        (id == 7).then(|| {
+    fn service(&self, asked: SocketAddr, _: u8) -> Option<Arc<ServiceName>> {
+        (asked.port() == 80 && asked.ip().to_string() == "10.96.0.1").then(|| {
             Arc::new(ServiceName {
                 namespace: "demo".into(),
                 name: "web".into(),

@@ -1,0 +1,297 @@
+use std::net::{IpAddr, SocketAddr};
+
+use kumiko_abi::Direction;
+use kumiko_abi::flow::dir_flags;
+use kumiko_core::addr::flow_key;
+use kumiko_core::flow_record::{PartyKind, PartyName, ServiceName};
+
+use super::*;
+use crate::telemetry::{FlowEnded, FlowOpened, FlowStart};
+
+struct Demo;
+
+impl Directory for Demo {
+    fn by_handle(&self, _: u32) -> Option<Arc<PartyName>> {
+        None
+    }
+
+    fn by_ip(&self, ip: IpAddr) -> Option<Arc<PartyName>> {
+        let (name, node) = match ip.to_string().as_str() {
+            "10.0.1.1" => ("client", "n1"),
+            "10.0.1.3" => ("cache", "n1"),
+            "10.0.2.2" => ("server", "n2"),
+            _ => return None,
+        };
+        let (kind, namespace) = (PartyKind::Workload, "demo".to_owned());
+        Some(Arc::new(PartyName { kind, namespace, name: name.into(), node: node.into(), ..PartyName::default() }))
+    }
+
+    fn service(&self, _: SocketAddr, _: u8) -> Option<Arc<ServiceName>> {
+        None
+    }
+}
+
+fn settings() -> Settings {
+    Settings { node: "n1".into(), records: 3, follow_queue: 16, idle_check_ns: 300 * SECOND, table_capacity: 100 }
+}
+
+fn entry(id: u8, from: &str, to: &str, state: FlowState) -> Entry {
+    let (key, initiator) = flow_key(from.parse().unwrap(), to.parse().unwrap(), TCP);
+    let flow = Flow {
+        id: FlowId([id; 16]),
+        first_ns: SECOND,
+        last_syn_ns: SECOND,
+        last_ns: SECOND,
+        over_ns: 0,
+        src: 0,
+        dst: 0,
+        service: 0,
+        src_ifindex: 4,
+        dst_ifindex: 0,
+        generation: 1,
+        epoch: 0,
+        isn: 0,
+        flags: initiator,
+        shard: 0,
+        reason: Reason::Allowed as u16,
+        state: state as u8,
+        verdict: Verdict::Allow as u8,
+        _pad: [0; 6],
+        dir: Default::default(),
+    };
+    Entry { key, flow }
+}
+
+fn captured(id: u8) -> Entry {
+    entry(id, "10.0.1.1:40000", "10.0.2.2:80", FlowState::Captured)
+}
+
+fn event(kind: EventKind, entry: Entry) -> Event {
+    Event { at_ns: entry.flow.last_ns, key: entry.key, kind: kind as u8, _pad: [0; 7], flow: entry.flow }
+}
+
+fn over(mut entry: Entry, at: u64) -> Entry {
+    entry.flow.over_ns = at;
+    entry.flow.last_ns = at;
+    entry.flow.flags |= flags::OVER_FIN;
+    entry.flow.dir = [Direction { packets: 5, bytes: 50, flags: dir_flags::FIN, ..Direction::default() }; 2];
+    entry
+}
+
+fn start(id: u8) -> FlowStart {
+    let entry = captured(id);
+    FlowStart {
+        id: FlowId([id; 16]),
+        key: entry.key,
+        client: "10.0.1.1:40000".parse().unwrap(),
+        target: Some("10.0.2.2:80".parse().unwrap()),
+        service: None,
+        source: 0,
+        destination: 0,
+        delivering: false,
+        remote: true,
+        peer_node: "n2".into(),
+    }
+}
+
+fn ended() -> FlowEnded {
+    FlowEnded {
+        close: FlowClose::Fin,
+        closed_by: Some(FlowSide::Source),
+        reason: Reason::Finished,
+        rtt_us: Some(90),
+        retransmits: Some(0),
+    }
+}
+
+fn records(store: &Store) -> Vec<FlowRecord> {
+    let (live, finished) = store.snapshot(&FlowFilter::default());
+    finished.into_iter().chain(live.iter().map(|live| live.build("n1"))).collect()
+}
+
+fn only(store: &Store) -> FlowRecord {
+    let mut records = records(store);
+    assert_eq!(records.len(), 1, "{records:#?}");
+    records.remove(0)
+}
+
+#[test]
+fn a_dialled_flow_from_syn_to_fin() {
+    let mut store = Store::new(settings());
+    let mut follower = store.follow();
+    let mut pending = captured(1);
+    pending.flow.state = FlowState::Pending as u8;
+    store.event(&event(EventKind::New, pending), &Demo);
+    store.report(FlowReport::Dialling(Box::new(start(1))), SECOND, &Demo);
+    assert_eq!(only(&store).state, FlowPhase::Pending);
+    assert!(follower.try_recv().is_err(), "a dial that goes well is told when it has opened");
+
+    let opened = FlowOpened { tunnel: Some(7), handshake_us: None, connect_us: 400 };
+    store.report(FlowReport::Opened(FlowId([1; 16]), opened), SECOND, &Demo);
+    let open = only(&store);
+    assert_eq!((open.state, open.encrypted, open.tunnel, open.connect_us), (FlowPhase::Open, true, Some(7), Some(400)));
+    assert_eq!(follower.try_recv().unwrap().report, 1);
+
+    // The kernel sees the last FIN; the shard's word is still missing.
+    store.event(&event(EventKind::Over, over(captured(1), 3 * SECOND)), &Demo);
+    assert!(follower.try_recv().is_err());
+    store.report(FlowReport::Ended(FlowId([1; 16]), ended()), 3 * SECOND, &Demo);
+    let last = follower.try_recv().unwrap();
+    assert_eq!((last.report, last.state, last.close), (2, FlowPhase::Closed, Some(FlowClose::Fin)));
+    assert_eq!((last.bytes_sent, last.rtt_us, last.closed_by), (50, Some(90), Some(FlowSide::Source)));
+    assert_eq!(only(&store).report, 0);
+}
+
+#[test]
+fn one_final_record_whatever_comes_late() {
+    let mut store = Store::new(settings());
+    store.reading(&[captured(1)], 2 * SECOND, &Demo);
+    store.report(FlowReport::Dialling(Box::new(start(1))), 2 * SECOND, &Demo);
+    store.report(FlowReport::Ended(FlowId([1; 16]), ended()), 3 * SECOND, &Demo);
+    for second in 3..10 {
+        store.reading(&[over(captured(1), 3 * SECOND)], second * SECOND, &Demo);
+        store.event(&event(EventKind::Over, over(captured(1), 3 * SECOND)), &Demo);
+    }
+    assert_eq!(only(&store).state, FlowPhase::Closed);
+    assert_eq!(store.closed().values().sum::<u64>(), 1);
+}
+
+#[test]
+fn what_is_over_is_reaped_after_a_minute() {
+    let mut store = Store::new(settings());
+    let done = over(entry(2, "10.0.1.1:40000", "10.0.1.3:6379", FlowState::Fast), 3 * SECOND);
+    assert_eq!(store.reading(&[done], 4 * SECOND, &Demo), []);
+    assert_eq!(only(&store).close, Some(FlowClose::Fin));
+    assert_eq!(store.reading(&[done], 62 * SECOND, &Demo), []);
+    assert_eq!(store.reading(&[done], 63 * SECOND, &Demo), [Todo::Reap(done.key, done.flow.id)]);
+    assert_eq!(store.reading(&[], 64 * SECOND, &Demo), []);
+    assert!(store.live.is_empty());
+    assert_eq!(records(&store).len(), 1);
+}
+
+#[test]
+fn idle_flows_are_looked_up_once_in_a_while() {
+    let mut store = Store::new(settings());
+    let idle = entry(3, "10.0.1.1:40000", "198.51.100.1:443", FlowState::Direct);
+    assert_eq!(store.reading(&[idle], 300 * SECOND, &Demo), []);
+    assert_eq!(store.reading(&[idle], 301 * SECOND, &Demo), [Todo::Look(idle)]);
+    assert_eq!(store.reading(&[idle], 302 * SECOND, &Demo), [], "it still has its socket");
+    assert_eq!(store.reading(&[idle], 601 * SECOND, &Demo), [Todo::Look(idle)]);
+    store.expired(&idle, 601 * SECOND);
+    let record = only(&store);
+    assert_eq!((record.close, record.reason.as_ref()), (Some(FlowClose::Idle), "idle_expired"));
+}
+
+#[test]
+fn a_refused_connect_keeps_its_errno() {
+    let mut store = Store::new(settings());
+    store.report(FlowReport::Dialling(Box::new(start(4))), SECOND, &Demo);
+    store.report(FlowReport::Refused(FlowId([4; 16]), Reason::ConnectRefused, 111), SECOND, &Demo);
+    // Told by a shard only: the acceptor refuses before there is an entry.
+    let record = only(&store);
+    assert_eq!((record.errno, record.reason.as_ref(), record.verdict), (111, "connect_refused", Verdict::Allow));
+    assert_eq!((record.source.name.as_str(), record.destination.name.as_str()), ("client", "server"));
+    assert_eq!(record.closed_by, Some(FlowSide::Destination));
+    store.reading(&[], 2 * SECOND, &Demo);
+    assert!(store.live.is_empty());
+}
+
+#[test]
+fn a_downgraded_flow_lives_on_in_the_clear() {
+    let mut store = Store::new(settings());
+    let mut flow = captured(5);
+    flow.flow.state = FlowState::Pending as u8;
+    store.event(&event(EventKind::New, flow), &Demo);
+    store.report(FlowReport::Dialling(Box::new(start(5))), SECOND, &Demo);
+    store.report(FlowReport::Refused(FlowId([5; 16]), Reason::NodeRefused, 0), SECOND, &Demo);
+    flow.flow.state = FlowState::Direct as u8;
+    flow.flow.reason = Reason::Downgraded as u16;
+    flow.flow.flags |= flags::DOWNGRADED | flags::PLAINTEXT;
+    for second in 2..6 {
+        store.reading(&[flow], second * SECOND, &Demo);
+    }
+    let live = only(&store);
+    assert_eq!((live.state, live.reason.as_ref(), live.downgraded), (FlowPhase::Open, "downgraded", true));
+    assert!(!live.encrypted && live.errno == 0);
+    store.event(&event(EventKind::Over, over(flow, 9 * SECOND)), &Demo);
+    assert_eq!(only(&store).close, Some(FlowClose::Fin));
+}
+
+#[test]
+fn denials_are_records_at_once() {
+    let mut store = Store::new(settings());
+    let mut denied = entry(6, "192.0.2.7:5555", "10.0.1.3:6379", FlowState::Cut);
+    denied.flow.reason = Reason::PlaintextRefused as u16;
+    denied.flow.last_ns = 2 * SECOND;
+    store.event(&event(EventKind::Denied, denied), &Demo);
+    let record = only(&store);
+    assert_eq!((record.verdict, record.reason.as_ref()), (Verdict::Deny, "plaintext_refused"));
+    assert_eq!(record.source.kind, PartyKind::Outside);
+    assert_eq!(store.closed().get(&("refused", "refused", "plaintext_refused")), Some(&1));
+}
+
+#[test]
+fn a_replaced_flow_ends_and_the_new_one_lives() {
+    let mut store = Store::new(settings());
+    let old = entry(7, "10.0.1.1:40000", "10.0.1.3:80", FlowState::Fast);
+    store.reading(&[old], SECOND, &Demo);
+    store.event(&event(EventKind::Replaced, old), &Demo);
+    let new = Entry { flow: Flow { id: FlowId([8; 16]), ..old.flow }, ..old };
+    store.event(&event(EventKind::New, new), &Demo);
+    let ends: Vec<_> = records(&store).into_iter().map(|record| (record.state, record.close)).collect();
+    assert_eq!(ends, [(FlowPhase::Closed, Some(FlowClose::Replaced)), (FlowPhase::Open, None)]);
+}
+
+#[test]
+fn two_entries_of_one_flow_are_one_record() {
+    let mut store = Store::new(settings());
+    let client_side = entry(9, "10.0.1.1:40000", "10.96.0.1:80", FlowState::Captured);
+    let mut pod_side = entry(9, "10.0.1.1:40000", "10.0.1.3:80", FlowState::Captured);
+    pod_side.flow.flags |= flags::DELIVERED;
+    for order in [[client_side, pod_side], [pod_side, client_side]] {
+        store.reading(&order, SECOND, &Demo);
+        let record = only(&store);
+        assert_eq!(record.destination.ip.to_string(), "10.96.0.1");
+    }
+    let over = [over(client_side, 2 * SECOND), over(pod_side, 2 * SECOND)];
+    store.reading(&over, 3 * SECOND, &Demo);
+    assert_eq!(store.reading(&over, 70 * SECOND, &Demo).len(), 2, "both entries are reaped");
+}
+
+#[test]
+fn an_older_event_does_not_turn_back_the_counters() {
+    let mut store = Store::new(settings());
+    let mut now = entry(1, "10.0.1.1:40000", "10.0.1.3:80", FlowState::Fast);
+    let first = now;
+    now.flow.last_ns = 2 * SECOND;
+    now.flow.dir = [Direction { packets: 9, bytes: 900, ..Direction::default() }; 2];
+    store.reading(&[now], 2 * SECOND, &Demo);
+    store.event(&event(EventKind::New, first), &Demo);
+    assert_eq!(only(&store).bytes_sent, 900);
+}
+
+#[test]
+fn records_are_bounded_and_drops_are_counted() {
+    let mut store = Store::new(settings());
+    for n in 0..5 {
+        store.event(&event(EventKind::Denied, entry(n, "192.0.2.7:5555", "10.0.1.3:6379", FlowState::Cut)), &Demo);
+    }
+    store.reading(&[], SECOND, &Demo);
+    assert_eq!((store.status.records, store.status.records_dropped), (3, 2));
+}
+
+#[test]
+fn long_flows_report_while_they_live_and_legacy_ones_are_counted() {
+    let mut store = Store::new(settings());
+    let mut follower = store.follow();
+    let mut flow = entry(1, "10.0.1.1:40000", "10.0.1.3:80", FlowState::Direct);
+    flow.flow.flags |= flags::LEGACY;
+    for second in 1..=21 {
+        flow.flow.last_ns = second * SECOND;
+        flow.flow.dir = [Direction { packets: second, bytes: 100 * second, ..Direction::default() }; 2];
+        store.reading(&[flow], second * SECOND, &Demo);
+    }
+    let told: Vec<u64> = std::iter::from_fn(|| follower.try_recv().ok()).map(|record| record.bytes_sent).collect();
+    assert_eq!(told, [100, 1100, 2100]);
+    assert_eq!((store.status.legacy, store.legacy().get(&4)), (1, Some(&1)));
+}
