@@ -22,6 +22,7 @@ pub(crate) fn ebpf() -> Result<()> {
         return Ok(());
     }
     eprintln!("build-ebpf: {}", object.display());
+    let began = SystemTime::now();
     let toolchain = setup::bpf_toolchain()?;
     let work = root().join("target/ebpf");
     let mut path = cargo_bin().into_os_string();
@@ -44,7 +45,10 @@ pub(crate) fn ebpf() -> Result<()> {
         command.env("RUSTC_BOOTSTRAP", "1");
     }
     run(&mut command).context("building the kernel programs")?;
-    install(&work.join("bpfel-unknown-none/release/kumiko"), &object)
+    install(&work.join("bpfel-unknown-none/release/kumiko"), &object)?;
+    // A source that changed while they were built is newer than the stamp.
+    let stamp = fs::File::create(stamp_path(&object)).and_then(|stamp| stamp.set_modified(began));
+    stamp.context("writing the stamp of the kernel programs")
 }
 
 fn rustflags() -> String {
@@ -59,18 +63,13 @@ fn install(built: &Path, object: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
     if fs::read(object).is_ok_and(|old| old == new) {
-        return stamp(object);
+        return Ok(());
     }
-    kumiko_lab::state::replace(object, &new)?;
-    stamp(object)
+    kumiko_lab::state::replace(object, &new)
 }
 
 fn stamp_path(object: &Path) -> PathBuf {
     object.with_extension("stamp")
-}
-
-fn stamp(object: &Path) -> Result<()> {
-    fs::write(stamp_path(object), "").context("writing the stamp of the kernel programs")
 }
 
 /// Whether the object is there and no source of it is newer than its stamp.

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::netns::Netns;
-use crate::spec::{LabSpec, PodSpec, Stage, node_ips};
+use crate::spec::{LabSpec, PodSpec, ServiceSpec, Stage, node_ips};
 use crate::state::replace;
 use crate::topology::netns_name;
 
@@ -83,7 +83,8 @@ pub fn uid(id: &str, index: usize) -> String {
     format!("0000{id}-0000-4000-8000-{index:012}")
 }
 
-/// Writes a Service and the slice of its endpoints.
+/// Writes a Service. One pod behind it is selected by its label `pod`; several (or none) are listed in slices, as the
+/// control plane of Kubernetes writes them.
 pub fn write_service(dir: &Path, spec: &LabSpec, index: usize) -> Result<()> {
     let Some(service) = spec.services.get(index) else { return Ok(()) };
     let [v4, v6] = LabSpec::service_ips(index);
@@ -95,6 +96,17 @@ pub fn write_service(dir: &Path, spec: &LabSpec, index: usize) -> Result<()> {
     for (port, target) in &service.ports {
         let _ = writeln!(text, "    - {{name: p{port}, port: {port}, targetPort: {target}, protocol: TCP}}");
     }
+    if let [only] = service.pods.as_slice() {
+        let _ = write!(text, "  selector:\n    pod: {only}\n");
+    } else {
+        text += &slices(spec, service);
+    }
+    replace(&dir.join(format!("service-{namespace}-{name}.yaml")), text.as_bytes())
+}
+
+fn slices(spec: &LabSpec, service: &ServiceSpec) -> String {
+    let (name, namespace) = (&service.name, &service.namespace);
+    let mut text = String::new();
     for (family, kind) in [(0, "IPv4"), (1, "IPv6")] {
         let _ = write!(
             text,
@@ -116,5 +128,5 @@ pub fn write_service(dir: &Path, spec: &LabSpec, index: usize) -> Result<()> {
             );
         }
     }
-    replace(&dir.join(format!("service-{namespace}-{name}.yaml")), text.as_bytes())
+    text
 }
