@@ -3,6 +3,7 @@
 
 pub mod agent_ns;
 pub mod alive;
+pub mod bpf;
 pub mod cgroup;
 pub mod diag;
 pub mod inject;

@@ -1,14 +1,14 @@
 //! The socket buffer: what the programs read from it and do with it.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated as helpers,
     programs::TcContext,
 };
 use core::ptr;
 
-/// Passes on, to the next program and the stack.
-pub(crate) const PASS: i32 = TC_ACT_OK as i32;
+/// On to the next program of the hook (a CNI's), then to the stack; `TC_ACT_OK` would skip the others.
+pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
 /// Drops.
 pub(crate) const DROP: i32 = TC_ACT_SHOT as i32;
 /// `PACKET_HOST` of linux/if_packet.h.

@@ -1,0 +1,316 @@
+//! The maps, typed.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
+
+use kumiko_abi::{
+    Addr, AddrEntry, Config, Endpoint, EndpointUse, Flow, FlowKey, PairCount, PairKey, ServiceEntry, ServiceKey,
+    Workload,
+    map::{ProbePort, STATS_LEN},
+    names,
+    reason::REASONS_LEN,
+};
+
+use super::{
+    error::BpfError,
+    raw_map::{Put, RawMap},
+    sys,
+};
+
+/// Every map of the data path. Cheap to clone, usable from every thread; each call is one system call an element.
+#[derive(Clone)]
+pub struct Maps(Arc<Inner>);
+
+struct Inner {
+    flows: RawMap<FlowKey, Flow>,
+    endpoints: RawMap<u32, Endpoint>,
+    endpoint_use: RawMap<u32, EndpointUse>,
+    workloads: RawMap<u32, Workload>,
+    addrs: RawMap<Addr, AddrEntry>,
+    services: RawMap<ServiceKey, ServiceEntry>,
+    probe_ports: RawMap<ProbePort, u8>,
+    config: RawMap<u32, Config>,
+    listeners: RawMap<u32, u32>,
+    syns: RawMap<u32, u32>,
+    events: OwnedFd,
+    stats: RawMap<u32, u64>,
+    reasons: RawMap<u32, u64>,
+    pairs: RawMap<PairKey, PairCount>,
+    cpus: usize,
+}
+
+impl Maps {
+    /// Opens the pinned maps, whose shapes were checked.
+    pub(super) fn open(dir: &Path) -> Result<Self, BpfError> {
+        let get = |name: &str| {
+            let path = dir.join(name);
+            sys::get(&path).map_err(|source| BpfError::PinDir { path, source })
+        };
+        macro_rules! map {
+            ($name:expr) => {
+                RawMap::new(get($name)?, $name)
+            };
+        }
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(path, source)| BpfError::PinDir { path: path.into(), source })?;
+        let inner = Inner {
+            flows: map!(names::FLOWS),
+            endpoints: map!(names::ENDPOINTS),
+            endpoint_use: map!(names::ENDPOINT_USE),
+            workloads: map!(names::WORKLOADS),
+            addrs: map!(names::ADDRS),
+            services: map!(names::SERVICES),
+            probe_ports: map!(names::PROBE_PORTS),
+            config: map!(names::CONFIG),
+            listeners: map!(names::LISTENERS),
+            syns: map!(names::SYNS),
+            events: get(names::EVENTS)?,
+            stats: map!(names::STATS),
+            reasons: map!(names::REASONS),
+            pairs: map!(names::PAIRS),
+            cpus,
+        };
+        // The overflow bucket: there before the map can be full.
+        inner.pairs.put_per_cpu_new(&PairKey::default(), &PairCount::default(), cpus)?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The node's configuration; all zeros before an agent wrote it.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`], as all methods here.
+    pub fn config(&self) -> Result<Config, BpfError> {
+        Ok(self.0.config.get(&0)?.unwrap_or_default())
+    }
+
+    /// Replaces the configuration. The programs may see a mix of both for an instant.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn set_config(&self, config: &Config) -> Result<(), BpfError> {
+        self.0.config.put(&0, config, Put::Any)
+    }
+
+    /// Writes the endpoint of an interface.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `E2BIG` when there are 4,096 already.
+    pub fn set_endpoint(&self, ifindex: u32, endpoint: &Endpoint) -> Result<(), BpfError> {
+        self.0.endpoints.put(&ifindex, endpoint, Put::Any)
+    }
+
+    /// Removes the endpoint of an interface, not its use; false when there was none.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_endpoint(&self, ifindex: u32) -> Result<bool, BpfError> {
+        self.0.endpoints.remove(&ifindex)
+    }
+
+    /// The endpoint of an interface.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn endpoint(&self, ifindex: u32) -> Result<Option<Endpoint>, BpfError> {
+        self.0.endpoints.get(&ifindex)
+    }
+
+    /// Every endpoint.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, BpfError> {
+        self.0.endpoints.list()
+    }
+
+    /// What the kernel counts and learned about an endpoint.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn endpoint_use(&self, ifindex: u32) -> Result<Option<EndpointUse>, BpfError> {
+        self.0.endpoint_use.get(&ifindex)
+    }
+
+    /// Makes the use of an endpoint, all zeros, unless it is there: what is there counts living flows. To be called
+    /// before the endpoint is set; without it, quotas do not hold.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn init_use(&self, ifindex: u32) -> Result<(), BpfError> {
+        self.0.endpoint_use.put_new(&ifindex, &EndpointUse::default()).map(drop)
+    }
+
+    /// Removes the use of an endpoint whose interface is gone; false when there was none.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_use(&self, ifindex: u32) -> Result<bool, BpfError> {
+        self.0.endpoint_use.remove(&ifindex)
+    }
+
+    /// Interfaces that have a use.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn uses(&self) -> Result<Vec<(u32, EndpointUse)>, BpfError> {
+        self.0.endpoint_use.list()
+    }
+
+    /// Writes a workload; all zeros frees its handle.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `E2BIG` when the handle is 65,536 or more.
+    pub fn set_workload(&self, handle: u32, workload: &Workload) -> Result<(), BpfError> {
+        self.0.workloads.put(&handle, workload, Put::Any)
+    }
+
+    /// The workload of a handle; all zeros when there is none.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn workload(&self, handle: u32) -> Result<Workload, BpfError> {
+        Ok(self.0.workloads.get(&handle)?.unwrap_or_default())
+    }
+
+    /// Writes what an address is.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `E2BIG` when the map is full.
+    pub fn set_addr(&self, addr: &Addr, entry: &AddrEntry) -> Result<(), BpfError> {
+        self.0.addrs.put(addr, entry, Put::Any)
+    }
+
+    /// Forgets an address; false when it was unknown.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_addr(&self, addr: &Addr) -> Result<bool, BpfError> {
+        self.0.addrs.remove(addr)
+    }
+
+    /// Every address.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn addrs(&self) -> Result<Vec<(Addr, AddrEntry)>, BpfError> {
+        self.0.addrs.list()
+    }
+
+    /// Writes a Service's port.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `E2BIG` when the map is full.
+    pub fn set_service(&self, key: &ServiceKey, entry: &ServiceEntry) -> Result<(), BpfError> {
+        self.0.services.put(key, entry, Put::Any)
+    }
+
+    /// Forgets a Service's port; false when it was unknown.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_service(&self, key: &ServiceKey) -> Result<bool, BpfError> {
+        self.0.services.remove(key)
+    }
+
+    /// Every Service's port.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn services(&self) -> Result<Vec<(ServiceKey, ServiceEntry)>, BpfError> {
+        self.0.services.list()
+    }
+
+    /// Declares a port for probes.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `E2BIG` when the map is full.
+    pub fn set_probe_port(&self, port: &ProbePort) -> Result<(), BpfError> {
+        self.0.probe_ports.put(port, &1, Put::Any)
+    }
+
+    /// Takes it back; false when it was not declared.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_probe_port(&self, port: &ProbePort) -> Result<bool, BpfError> {
+        self.0.probe_ports.remove(port)
+    }
+
+    /// Every declared port.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn probe_ports(&self) -> Result<Vec<ProbePort>, BpfError> {
+        self.0.probe_ports.keys()
+    }
+
+    /// Counters, summed over CPUs; index with [`kumiko_abi::Stat`].
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn stats(&self) -> Result<Vec<u64>, BpfError> {
+        (0..STATS_LEN).map(|at| self.sum(&self.0.stats, at)).collect()
+    }
+
+    /// How often each reason was met, summed over CPUs; index with [`kumiko_abi::Reason`]'s number.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn reasons(&self) -> Result<Vec<u64>, BpfError> {
+        (0..REASONS_LEN).map(|at| self.sum(&self.0.reasons, at)).collect()
+    }
+
+    fn sum(&self, map: &RawMap<u32, u64>, at: u32) -> Result<u64, BpfError> {
+        Ok(map.get_per_cpu(&at, self.0.cpus)?.iter().sum())
+    }
+
+    /// Pair counters, summed over CPUs. The key of zeros is the overflow bucket.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn pairs(&self) -> Result<Vec<(PairKey, PairCount)>, BpfError> {
+        let mut all = Vec::new();
+        for key in self.0.pairs.keys()? {
+            let mut sum = PairCount::default();
+            for of in self.0.pairs.get_per_cpu(&key, self.0.cpus)? {
+                sum.events += of.events;
+                sum.bytes += of.bytes;
+            }
+            all.push((key, sum));
+        }
+        Ok(all)
+    }
+
+    /// Puts a shard's listener where the programs look whether it lives, and where `sk_lookup` takes it from. The slot
+    /// empties itself when the socket is closed.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `EOPNOTSUPP` when the socket does not listen.
+    pub fn set_listener(&self, shard: u16, v6: bool, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let slot = u32::from(shard) * 2 + u32::from(v6);
+        self.0.listeners.put(&slot, &socket.as_raw_fd().cast_unsigned(), Put::Any)
+    }
+
+    /// Empties every slot: from now on the programs see no agent.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn clear_listeners(&self) -> Result<(), BpfError> {
+        (0..kumiko_abi::MAX_SHARDS * 2).try_for_each(|slot| self.0.listeners.remove(&slot).map(drop))
+    }
+
+    pub(super) fn flows(&self) -> &RawMap<FlowKey, Flow> {
+        &self.0.flows
+    }
+
+    pub(super) fn syns(&self) -> &RawMap<u32, u32> {
+        &self.0.syns
+    }
+
+    pub(super) fn events(&self) -> BorrowedFd<'_> {
+        self.0.events.as_fd()
+    }
+}
