@@ -69,6 +69,28 @@ pub const fn service_key(key: (Addr, u16, u8)) -> ServiceKey {
     ServiceKey { addr: key.0, port: key.1, proto: key.2, _pad: 0 }
 }
 
+impl Desired {
+    /// Marks remote workloads that are meshed here and were not in `before`: connections to them from before are yet to
+    /// be marked as legacy. New ones are captured from the first moment; the leak counter looks away until then.
+    ///
+    /// "Attached" says this to the programs: the leak counter passes over attached workloads, and for one of another
+    /// node nothing else asks for it.
+    pub fn hold_raised(&mut self, before: &Desired) -> bool {
+        let mut held = false;
+        for (handle, workload) in &mut self.workloads {
+            let raised = |old: &KernelWorkload| Stage::from_u8(old.stage).meshed();
+            if workload.flags & workload_flags::LOCAL == 0
+                && Stage::from_u8(workload.stage).meshed()
+                && !before.workloads.get(handle).is_some_and(raised)
+            {
+                workload.flags |= workload_flags::ATTACHED;
+                held = true;
+            }
+        }
+        held
+    }
+}
+
 /// What the maps of `node` have to hold. Workloads, classes and Services without a number ([`Handles::assign`] ran out)
 /// are left out.
 pub fn compile(world: &World, node: &str, attached: &Attached, handles: &Handles, unattached: Unattached) -> Desired {

@@ -1,6 +1,7 @@
 //! Stages: their names, what a workload's own label can do.
 
 mod endpoint;
+pub mod legacy;
 
 pub use endpoint::{Action, Facts, Phase, next};
 
