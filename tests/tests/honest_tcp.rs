@@ -9,23 +9,20 @@ use kumiko_lab::wire::Capture;
 use kumiko_lab::{Family, Net, Stage};
 use kumiko_tests::twins::{self, Path, Side};
 use kumiko_tests::{cases, harness};
-use libtest_mimic::Trial;
+use libtest_mimic::Arguments;
 
-fn main() -> Result<ExitCode> {
-    let args = harness::arguments();
-    let nets = [Net::Routed, Net::Bridged];
-    if args.list || harness::cannot_run().is_some() {
-        let reason = harness::cannot_run();
-        let trials = names().into_iter().map(|name| Trial::test(name, || Ok(())).with_ignored_flag(reason.is_some()));
-        if let Some(reason) = reason {
-            eprintln!("honest_tcp: skipped: {reason}");
-        }
-        return Ok(harness::exit(harness::run(&args, trials.collect())));
-    }
-    // For work on the tests themselves: both twins without the mesh must agree.
-    let mesh = std::env::var_os("KUMIKO_TEST_DIRECT").is_none().then_some(Stage::Strict);
+const NETS: [Net; 2] = [Net::Routed, Net::Bridged];
+
+fn main() -> ExitCode {
+    let names = names();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    harness::main(&names, run)
+}
+
+fn run(args: &Arguments) -> Result<bool> {
+    let mesh = (!harness::without_mesh()).then_some(Stage::Strict);
     let mut sides = Vec::new();
-    for net in nets {
+    for net in NETS {
         let direct = Arc::new(Side::new(&format!("direct-{net}"), net, None)?);
         sides.push((net, direct, Arc::new(Side::new(&format!("mesh-{net}"), net, mesh)?)));
     }
@@ -43,7 +40,7 @@ fn main() -> Result<ExitCode> {
             trials.push(harness::trial(name, move || twins::check(&direct, &mesh, &case, path, family)));
         }
     }
-    let mut well = harness::run(&args, trials);
+    let mut well = harness::run_trials(args, trials);
 
     let on_wire = captures.into_iter().map(|(net, capture)| {
         harness::trial(format!("{net}::nothing_of_it_in_the_clear_between_the_nodes"), move || {
@@ -51,13 +48,13 @@ fn main() -> Result<ExitCode> {
             if mesh.is_some() { report.check() } else { Ok(()) }
         })
     });
-    well &= harness::run(&libtest_mimic::Arguments::default(), on_wire.collect());
+    well &= harness::run_afterwards(on_wire.collect());
     if !well {
         for (_, _, mesh) in &sides {
             eprintln!("{}", mesh.lab.logs(40));
         }
     }
-    Ok(harness::exit(well))
+    Ok(well)
 }
 
 fn matrix() -> Vec<(Path, Family, cases::Case)> {
@@ -75,8 +72,7 @@ fn name(net: Net, path: Path, family: Family, case: &str) -> String {
 }
 
 fn names() -> Vec<String> {
-    let nets = [Net::Routed, Net::Bridged];
-    nets.iter()
+    NETS.iter()
         .flat_map(|net| matrix().into_iter().map(|(path, family, case)| name(*net, path, family, case.name)))
         .collect()
 }

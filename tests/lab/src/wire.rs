@@ -8,22 +8,32 @@ mod tls;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, BufReader, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use memchr::memmem::Finder;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::command::wait_for;
 use crate::netns::Netns;
 use crate::pattern::{CAPTURED, CLEAR};
+use crate::spec::node_ips;
+use crate::topology::ISSUER_HOST;
 
 pub use packet::{Segment, parse};
 
 /// Port of the tunnels.
 pub const TUNNEL_PORT: u16 = 15008;
+/// tcpdump's ring: a gibibyte at the speed of veths passes faster than it is looked at.
+const BUFFER_KIB: &str = "786432";
+/// Sent over the wire before a capture ends: what tcpdump has not read by then it throws away.
+const MARKER: &str = "Xk7-eNd-Of-CaPtUrE";
 /// How many offending frames are kept for the message.
 const KEPT: usize = 5;
 
@@ -33,6 +43,8 @@ pub struct Capture {
     child: Child,
     reader: JoinHandle<Result<WireReport>>,
     said: JoinHandle<String>,
+    ns: Netns,
+    marked: Arc<AtomicBool>,
 }
 
 /// What a capture saw.
@@ -67,7 +79,7 @@ impl Capture {
     pub fn start(ns: &Netns, interface: &str, watched: HashSet<IpAddr>) -> Result<Self> {
         let mut command = Command::new("tcpdump");
         command
-            .args(["-i", interface, "-w", "-", "-U", "-s", "0", "-B", "262144", "-Z", "root"])
+            .args(["-i", interface, "-w", "-", "-U", "-s", "0", "-B", BUFFER_KIB, "-Z", "root"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -85,12 +97,23 @@ impl Capture {
             let _ = stderr.read_to_string(&mut rest);
             rest
         });
-        let reader = std::thread::spawn(move || Analyser::new(watched).read(stdout));
-        Ok(Self { child, reader, said })
+        let marked = Arc::new(AtomicBool::new(false));
+        let analyser = Analyser::new(watched, Arc::clone(&marked));
+        let reader = std::thread::spawn(move || analyser.read(stdout));
+        Ok(Self { child, reader, said, ns: ns.clone(), marked })
     }
 
     /// Ends it and says what was seen.
     pub fn finish(mut self) -> Result<WireReport> {
+        let [issuer, _] = node_ips(ISSUER_HOST);
+        wait_for("the capture has read everything", Duration::from_secs(60), || {
+            self.ns.within(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").context("a socket for the end marker")?;
+                socket.send_to(MARKER.as_bytes(), (issuer, 9)).context("sending the end marker")
+            })?;
+            ensure!(self.marked.load(Ordering::Acquire), "the end marker was not seen");
+            Ok(())
+        })?;
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGINT).context("ending tcpdump")?;
         self.child.wait().context("waiting for tcpdump")?;
         let Ok(report) = self.reader.join() else { bail!("the reader of the capture panicked") };
@@ -123,16 +146,20 @@ struct Analyser {
     watched: HashSet<IpAddr>,
     captured: Finder<'static>,
     clear: Finder<'static>,
+    marker: Finder<'static>,
+    marked: Arc<AtomicBool>,
     tunnels: tls::Tunnels,
 }
 
 impl Analyser {
-    fn new(watched: HashSet<IpAddr>) -> Self {
+    fn new(watched: HashSet<IpAddr>, marked: Arc<AtomicBool>) -> Self {
         Self {
             report: WireReport::default(),
             watched,
             captured: Finder::new(CAPTURED),
             clear: Finder::new(CLEAR),
+            marker: Finder::new(MARKER),
+            marked,
             tunnels: tls::Tunnels::default(),
         }
     }
@@ -152,7 +179,12 @@ impl Analyser {
             self.report.captured_canary += 1;
             self.offence(format!("captured canary in a frame of {} bytes: {:?}", frame.len(), packet::parse(frame)));
         }
-        let Some(segment) = packet::parse(frame) else { return };
+        let Some(segment) = packet::parse(frame) else {
+            if self.marker.find(frame).is_some() {
+                self.marked.store(true, Ordering::Release);
+            }
+            return;
+        };
         let length = segment.payload.len() as u64;
         *self.report.bytes_by_port.entry(segment.from.port().min(segment.to.port())).or_default() += length;
         if segment.from.port() == TUNNEL_PORT || segment.to.port() == TUNNEL_PORT {

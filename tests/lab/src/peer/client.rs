@@ -105,6 +105,11 @@ impl Peer {
     pub fn open_gate(&self, name: &str) -> Result<()> {
         self.begin(Action::OpenGate { name: name.to_owned() })?.reply().map(drop)
     }
+
+    /// Waits until a script has opened a gate.
+    pub fn await_gate(&self, name: &str) -> Result<()> {
+        self.begin(Action::AwaitGate { name: name.to_owned() })?.reply().map(drop)
+    }
 }
 
 impl Drop for Peer {

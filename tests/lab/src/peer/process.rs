@@ -41,7 +41,7 @@ impl Gates {
         if waited.timed_out() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 
-    fn open(&self, name: &str) {
+    pub(super) fn open(&self, name: &str) {
         locked(&self.open).insert(name.to_owned());
         self.opened.notify_all();
     }
@@ -120,6 +120,7 @@ impl Peer {
                 self.gates.open(&name);
                 Ok(())
             }
+            Action::AwaitGate { name } => self.gates.wait(&name),
             Action::Serve { port, count, script } => {
                 self.accept(port, count, &script).map(|reports| reply.reports = reports)
             }

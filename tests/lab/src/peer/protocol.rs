@@ -56,6 +56,11 @@ pub enum Action {
         /// Its name.
         name: String,
     },
+    /// Replies when a gate is open: a script has come to that place.
+    AwaitGate {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// One step of a script.
@@ -134,6 +139,11 @@ pub enum Step {
     Close,
     /// Closes with SO_LINGER{1,0}: the other side gets an RST.
     Reset,
+    /// Opens a gate, for a test that waits for it.
+    Open {
+        /// Its name.
+        name: String,
+    },
     /// Waits until the test opens the gate.
     Gate {
         /// Its name.

@@ -83,6 +83,10 @@ impl Conn {
     fn act(&mut self, step: &Step, around: &Around<'_>) -> (&'static str, Outcome) {
         match step {
             Step::Gate { name } => ("gate", Outcome::of(around.gates.wait(name))),
+            Step::Open { name } => {
+                around.gates.open(name);
+                ("open", Outcome::default())
+            }
             Step::Meet => ("meet", Outcome::of(around.meeting.wait())),
             Step::Close => {
                 self.stream = None;
@@ -133,7 +137,9 @@ impl Conn {
                 ("urgent", Outcome::of(SockRef::from(&*stream).send_out_of_band(&[*byte]).map(drop)))
             }
             Step::ShutdownWrite => ("shutdown_write", Outcome::of(stream.shutdown(Shutdown::Write))),
-            Step::Gate { .. } | Step::Meet | Step::Close | Step::Reset => ("none", Outcome::default()),
+            Step::Gate { .. } | Step::Open { .. } | Step::Meet | Step::Close | Step::Reset => {
+                ("none", Outcome::default())
+            }
         }
     }
 
