@@ -22,14 +22,15 @@ use crate::{
 /// Most TCP options in a header: 40 bytes.
 const MAX_OPTIONS: u32 = 40;
 
-/// What came of parking a SYN.
+/// What came of parking a SYN. Without payload: the debug information of a variant with one is BTF that no kernel takes.
+#[derive(Clone, Copy)]
 pub(crate) enum Parked {
     /// It is with the agent, or there is no room for it: drop the packet.
     Done,
     /// Denied and counted: into the agent's namespace with it.
     Refused,
-    /// It cannot be captured; this is what becomes of it.
-    Instead(Decision),
+    /// It cannot be captured; `s.instead` is what becomes of it.
+    Instead,
 }
 
 /// Slot of a shard's listener in `LISTENERS`.
@@ -72,24 +73,26 @@ pub(crate) fn park(hook: &Hook<'_>, s: &mut Scratch, ends: &Ends, old: *mut Flow
     // Liveness first: a dead agent must leave no pending entry behind.
     if !alive(slot(shard, s.packet.v6)) {
         let clear = config.flags & config_flags::PERMISSIVE_WITHOUT_AGENT != 0;
-        return Parked::Instead(judge::without_agent(stage, clear));
+        s.instead = judge::without_agent(stage, clear);
+        return Parked::Instead;
     }
     if signed(skb, s) {
-        return Parked::Instead(judge::uncarriable(stage));
+        s.instead = judge::uncarriable(stage);
+        return Parked::Instead;
     }
     if !table::take_pending(ifindex, endpoint.max_pending) {
         count(Stat::PendingFull);
         counters::reason(Reason::PendingQuota);
         return Parked::Done;
     }
-    let ends = Ends { dst_ifindex: config.agent_ifindex, ..*ends };
+    let ends = &Ends { dst_ifindex: config.agent_ifindex, ..*ends };
     let decision = Decision {
         action: judge::Action::Capture,
         verdict: Verdict::Allow,
         reason: Reason::Allowed,
         flags: COUNTED_PENDING,
     };
-    compose(s, config, ends, decision, FlowState::Pending);
+    compose(s, config, ends, &decision, FlowState::Pending);
     s.flow.shard = shard as u16;
     let failed = match hand_over(skb, s, config, old) {
         Ok(()) => {

@@ -1,7 +1,7 @@
 //! Carries out verdicts: makes the entry, counts, tells the agent.
 
 use kumiko_abi::{
-    Config, Direction, Endpoint, EventKind, Flow, FlowId, FlowState, Reason, Stage, Stat, Verdict,
+    Config, Endpoint, EventKind, Flow, FlowState, Reason, Stage, Stat, Verdict,
     flow::{TCP, dir_flags, flags},
     judge::{Action, Decision, drops_tagged, enforces},
     segment::{bits, next_seq},
@@ -9,7 +9,7 @@ use kumiko_abi::{
 
 use crate::{
     counters::{self, Pair, count, emit},
-    ends::stage,
+    ends::{Hook, stage},
     maps::Scratch,
     packet::Kind,
     skb::{DROP, PASS},
@@ -28,103 +28,98 @@ pub(crate) struct Ends {
     pub(crate) answer: bool,
 }
 
-/// Fills `s.flow` for the packet in hand. Times and id are stamped too.
-#[inline(always)]
-pub(crate) fn compose(s: &mut Scratch, config: &Config, ends: Ends, decision: Decision, state: FlowState) {
+/// Fills `s.flow` for the packet in hand. Times and id are stamped too. Field by field: a literal would be built on the
+/// stack, which is short.
+#[inline(never)]
+pub(crate) fn compose(s: &mut Scratch, config: &Config, ends: &Ends, decision: &Decision, state: FlowState) {
     let p = &s.packet;
-    let isn = if ends.answer { p.ack.wrapping_sub(1) } else { p.seq };
-    let initiator_is_lo = p.src_is_lo != ends.answer;
-    let own = Direction {
-        packets: 1,
-        bytes: u64::from(p.payload),
-        seq: next_seq(p.seq, p.payload, p.flags),
-        ack: p.ack,
-        fin_seq: 0,
-        flags: if p.flags & bits::SYN != 0 { dir_flags::SYN } else { 0 },
-    };
-    let unseen = Direction { packets: 0, bytes: 0, seq: p.ack, ack: 0, fin_seq: 0, flags: 0 };
-    s.flow = Flow {
-        id: FlowId([0; 16]),
-        first_ns: 0,
-        last_syn_ns: 0,
-        last_ns: 0,
-        over_ns: 0,
-        src: ends.src,
-        dst: ends.dst,
-        service: ends.service,
-        src_ifindex: ends.src_ifindex,
-        dst_ifindex: ends.dst_ifindex,
-        generation: config.generation,
-        epoch: config.epoch,
-        isn,
-        flags: decision.flags | if initiator_is_lo { flags::INITIATOR_IS_LO } else { 0 },
-        shard: 0,
-        reason: decision.reason as u16,
-        state: state as u8,
-        verdict: decision.verdict as u8,
-        _pad: [0; 6],
-        dir: if ends.answer { [unseen, own] } else { [own, unseen] },
-    };
+    let f = &mut s.flow;
+    f.over_ns = 0;
+    f.src = ends.src;
+    f.dst = ends.dst;
+    f.service = ends.service;
+    f.src_ifindex = ends.src_ifindex;
+    f.dst_ifindex = ends.dst_ifindex;
+    f.generation = config.generation;
+    f.epoch = config.epoch;
+    f.isn = if ends.answer { p.ack.wrapping_sub(1) } else { p.seq };
+    f.flags = decision.flags | if p.src_is_lo != ends.answer { flags::INITIATOR_IS_LO } else { 0 };
+    f.shard = 0;
+    f.reason = decision.reason as u16;
+    f.state = state as u8;
+    f.verdict = decision.verdict as u8;
+    f._pad = [0; 6];
+    let [initiator, target] = &mut f.dir;
+    let (own, unseen) = if ends.answer { (target, initiator) } else { (initiator, target) };
+    own.packets = 1;
+    own.bytes = u64::from(p.payload);
+    own.seq = next_seq(p.seq, p.payload, p.flags);
+    own.ack = p.ack;
+    own.fin_seq = 0;
+    own.flags = if p.flags & bits::SYN != 0 { dir_flags::SYN } else { 0 };
+    unseen.packets = 0;
+    unseen.bytes = 0;
+    unseen.seq = p.ack;
+    unseen.ack = 0;
+    unseen.fin_seq = 0;
+    unseen.flags = 0;
     let now = counters::now();
     table::stamp(s, config, now);
 }
 
 /// Counts the judged flow that `s.flow` describes.
 #[inline(always)]
-pub(crate) fn count_judged(s: &mut Scratch, config: &Config, ends: Ends, verdict: Verdict, reason: Reason) {
+pub(crate) fn count_judged(s: &mut Scratch, config: &Config, ends: &Ends, verdict: Verdict, reason: Reason) {
     let p = &s.packet;
     let port = if ends.answer { p.sport } else { p.dport };
     let bytes = u64::from(p.payload);
     counters::pair(s, config, Pair { src: ends.src, dst: ends.dst, port, proto: TCP, verdict, reason, bytes });
 }
 
-/// What came of entering a flow.
+/// What came of entering a flow. Without payload, as [`crate::capture::Parked`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entered {
     /// It stands in the table.
     Done,
     /// No room, and the stage never stops anything: pass without an entry.
     Skip,
-    /// No room: refuse.
-    Refuse(Reason),
+    /// No room: refuse, for `s.instead`'s reason.
+    Refuse,
     /// Another CPU is at it: drop, the packet comes again.
     Again,
 }
 
 /// Enters a `Direct` or `Fast` flow, counts it, tells the agent.
-#[inline(always)]
-pub(crate) fn enter(
-    s: &mut Scratch,
-    config: &Config,
-    ends: Ends,
-    (decision, old, stage): (Decision, *mut Flow, Stage),
-) -> Entered {
+#[inline(never)]
+pub(crate) fn enter(s: &mut Scratch, hook: &Hook<'_>, ends: &Ends, decision: &Decision, old: *mut Flow) -> Entered {
+    let config = hook.config;
+    let enforces = enforces(stage(hook.endpoint));
     let state = if matches!(decision.action, Action::Fast) { FlowState::Fast } else { FlowState::Direct };
     compose(s, config, ends, decision, state);
-    let failed = match table::insert(s, config, old) {
+    match table::insert(s, config, old) {
         Inserted::Done => {
             count_judged(s, config, ends, decision.verdict, decision.reason);
             emit(EventKind::New, &s.key, &s.flow);
             return Entered::Done;
         }
-        Inserted::Busy => return if enforces(stage) { Entered::Again } else { Entered::Skip },
+        Inserted::Busy => return if enforces { Entered::Again } else { Entered::Skip },
         Inserted::Full => {
             count(Stat::TableFull);
-            Reason::TableFull
+            s.instead.reason = Reason::TableFull;
         }
         Inserted::Quota => {
             count(Stat::QuotaFull);
-            Reason::FlowQuota
+            s.instead.reason = Reason::FlowQuota;
         }
-    };
-    if enforces(stage) { Entered::Refuse(failed) } else { Entered::Skip }
+    }
+    if enforces { Entered::Refuse } else { Entered::Skip }
 }
 
-/// Counts and tells a refused flow; the caller sends the packet to the agent's namespace or drops it.
-#[inline(always)]
-pub(crate) fn deny(s: &mut Scratch, config: &Config, ends: Ends, reason: Reason, old: *mut Flow) {
+/// Counts and tells a refused flow; the caller sends the packet to the agent's namespace.
+#[inline(never)]
+pub(crate) fn deny(s: &mut Scratch, config: &Config, ends: &Ends, reason: Reason, old: *mut Flow) {
     let decision = Decision { action: Action::Refuse, verdict: Verdict::Deny, reason, flags: 0 };
-    compose(s, config, ends, decision, FlowState::Cut);
+    compose(s, config, ends, &decision, FlowState::Cut);
     table::overtake(s, config, old);
     count_judged(s, config, ends, Verdict::Deny, reason);
     emit(EventKind::Denied, &s.key, &s.flow);

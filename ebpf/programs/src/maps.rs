@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use kumiko_abi::{
     Addr, AddrEntry, Config, Endpoint, EndpointUse, Flow, FlowId, FlowKey, MAX_SHARDS, PairCount, PairKey, ProbePort,
-    ServiceEntry, ServiceKey, Workload, map::STATS_LEN, reason::REASONS_LEN,
+    ServiceEntry, ServiceKey, Workload, judge::Decision, map::STATS_LEN, reason::REASONS_LEN,
 };
 
 use crate::packet::Packet;
@@ -61,6 +61,8 @@ pub(crate) struct Scratch {
     pub(crate) flow: Flow,
     /// A command's flow id.
     pub(crate) id: FlowId,
+    /// What becomes of a SYN that cannot be captured.
+    pub(crate) instead: Decision,
     /// Key of a pair counter.
     pub(crate) pair: PairKey,
     /// TCP options.

@@ -318,34 +318,45 @@ fn ipv6_inner(skb: Skb, p: &mut Packet, at: u32) -> bool {
     extensions(skb, p)
 }
 
-/// Fills the canonical key: [`FlowKey::of_packet`] with aligned words instead of bytes.
 #[inline(always)]
 fn set_key(key: &mut FlowKey, p: &mut Packet) {
-    let lo_first = {
-        let (s0, d0) = (u64::from_be(p.src[0]), u64::from_be(p.dst[0]));
-        let (s1, d1) = (u64::from_be(p.src[1]), u64::from_be(p.dst[1]));
-        if s0 != d0 {
-            s0 < d0
-        } else if s1 != d1 {
-            s1 < d1
-        } else {
-            p.sport <= p.dport
-        }
+    p.src_is_lo = fill_key(key, (p.src, p.sport), (p.dst, p.dport));
+}
+
+/// Fills the canonical key of a TCP packet and says whether its source is the lower end: [`FlowKey::of_packet`] with
+/// aligned words instead of bytes.
+#[inline(always)]
+pub(crate) fn fill_key(key: &mut FlowKey, src: ([u64; 2], u16), dst: ([u64; 2], u16)) -> bool {
+    let ((s, sport), (d, dport)) = (src, dst);
+    let (s0, d0) = (u64::from_be(s[0]), u64::from_be(d[0]));
+    let (s1, d1) = (u64::from_be(s[1]), u64::from_be(d[1]));
+    let src_is_lo = if s0 != d0 {
+        s0 < d0
+    } else if s1 != d1 {
+        s1 < d1
+    } else {
+        sport <= dport
     };
-    p.src_is_lo = lo_first;
-    let (lo, hi, lo_port, hi_port) =
-        if lo_first { (p.src, p.dst, p.sport, p.dport) } else { (p.dst, p.src, p.dport, p.sport) };
+    let (lo, hi, lo_port, hi_port) = if src_is_lo { (s, d, sport, dport) } else { (d, s, dport, sport) };
     write_addr(&raw mut key.lo, lo);
     write_addr(&raw mut key.hi, hi);
     key.lo_port = lo_port;
     key.hi_port = hi_port;
     key.proto = TCP;
     key._pad = [0; 3];
+    src_is_lo
 }
 
-/// Writes an address into an eight-aligned field of scratch space.
+/// Writes an address into an eight-aligned key.
 #[inline(always)]
 fn write_addr(to: *mut [u8; 16], addr: [u64; 2]) {
-    // SAFETY: the key is eight-aligned within `Scratch` (asserted in maps), and both addresses begin at multiples of 16.
+    // SAFETY: every key that is filled is eight-aligned (asserted for `Scratch`, by type in the socket lookup), and both
+    // addresses begin at multiples of 16.
     unsafe { to.cast::<[u64; 2]>().write(addr) }
+}
+
+/// An IPv4 address, as it stands in memory, mapped into IPv6.
+#[inline(always)]
+pub(crate) fn mapped(raw: u32) -> [u64; 2] {
+    [0, v4(raw)]
 }

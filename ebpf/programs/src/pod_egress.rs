@@ -162,12 +162,13 @@ fn ends_of(hook: Hook<'_>, s: &Scratch, answer: bool) -> Ends {
 fn let_in(hook: Hook<'_>, s: &mut Scratch, decision: Decision, (old, answer): (*mut Flow, bool)) -> i32 {
     let stage = stage(hook.endpoint);
     let ends = ends_of(hook, s, answer);
-    match enter(s, hook.config, ends, (decision, old, stage)) {
+    match enter(s, &hook, &ends, &decision, old) {
         Entered::Done | Entered::Skip => PASS,
         Entered::Again if enforces(stage) => DROP,
         Entered::Again => PASS,
-        Entered::Refuse(reason) => {
-            deny(s, hook.config, ends, reason, old);
+        Entered::Refuse => {
+            let reason = s.instead.reason;
+            deny(s, hook.config, &ends, reason, old);
             out_to_agent(hook.skb, hook.config)
         }
     }
@@ -180,6 +181,6 @@ fn refuse(hook: Hook<'_>, s: &mut Scratch, decision: Decision, old: *mut Flow) -
         return DROP;
     }
     let ends = ends_of(hook, s, false);
-    deny(s, hook.config, ends, decision.reason, old);
+    deny(s, hook.config, &ends, decision.reason, old);
     out_to_agent(hook.skb, hook.config)
 }

@@ -238,7 +238,7 @@ fn begin(hook: Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
         match capture::park(&hook, s, &ends, old) {
             Parked::Done => return DROP,
             Parked::Refused => return into_agent(skb, config),
-            Parked::Instead(other) => decision = other,
+            Parked::Instead => decision = s.instead,
         }
     }
     match decision.action {
@@ -248,11 +248,11 @@ fn begin(hook: Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
             return DROP;
         }
         _ => {
-            deny(s, config, ends, decision.reason, old);
+            deny(s, config, &ends, decision.reason, old);
             return into_agent(skb, config);
         }
     }
-    match enter(s, config, ends, (decision, old, stage)) {
+    match enter(s, &hook, &ends, &decision, old) {
         Entered::Done if matches!(decision.action, Action::Fast) => {
             count(Stat::Fast);
             into_pod(skb, target.ifindex)
@@ -260,8 +260,9 @@ fn begin(hook: Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
         Entered::Done => clear(s, endpoint, decision.flags),
         Entered::Skip => PASS,
         Entered::Again => DROP,
-        Entered::Refuse(reason) => {
-            deny(s, config, ends, reason, old);
+        Entered::Refuse => {
+            let reason = s.instead.reason;
+            deny(s, config, &ends, reason, old);
             into_agent(skb, config)
         }
     }
@@ -325,12 +326,13 @@ fn unseen(hook: Hook<'_>, s: &mut Scratch, decision: Decision, answer: bool) -> 
     };
     let none = ptr::null_mut();
     match decision.action {
-        Action::Direct => match enter(s, config, ends, (decision, none, stage)) {
+        Action::Direct => match enter(s, &hook, &ends, &decision, none) {
             Entered::Done => clear(s, endpoint, decision.flags),
             Entered::Skip => PASS,
             Entered::Again => DROP,
-            Entered::Refuse(reason) => {
-                deny(s, config, ends, reason, none);
+            Entered::Refuse => {
+                let reason = s.instead.reason;
+                deny(s, config, &ends, reason, none);
                 into_agent(skb, config)
             }
         },
@@ -339,7 +341,7 @@ fn unseen(hook: Hook<'_>, s: &mut Scratch, decision: Decision, answer: bool) -> 
             DROP
         }
         _ => {
-            deny(s, config, ends, decision.reason, none);
+            deny(s, config, &ends, decision.reason, none);
             into_agent(skb, config)
         }
     }

@@ -246,9 +246,7 @@ impl Links {
             program.attach_to_link(link).map_err(failed)?
         } else {
             let options = NlOptions { priority: PRIORITY, handle, classid: None };
-            program
-                .attach_with_options(&interface, hook.clsact(), TcAttachOptions::Netlink(options))
-                .map_err(failed)?
+            program.attach_with_options(&interface, hook.clsact(), TcAttachOptions::Netlink(options)).map_err(failed)?
         };
         // Dropping the link would detach the filter, which has to outlive this process.
         std::mem::forget(program.take_link(id).map_err(failed)?);

@@ -6,7 +6,9 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     /// No object: neither embedded nor named.
-    #[error("no kernel programs in this build: run `cargo xtask build-ebpf` and build again, or name them with --bpf-object")]
+    #[error(
+        "no kernel programs in this build: run `cargo xtask build-ebpf` and build again, or name them with --bpf-object"
+    )]
     NoObject,
     /// The object could not be read.
     #[error("cannot read the kernel programs from {path}: {source}")]
@@ -25,7 +27,9 @@ pub enum BpfError {
         source: io::Error,
     },
     /// A pinned map is not of the layout that this version uses.
-    #[error("pinned map {path} has another layout ({found}, this agent needs {expected}): run `kumiko-agent cleanup` first")]
+    #[error(
+        "pinned map {path} has another layout ({found}, this agent needs {expected}): run `kumiko-agent cleanup` first"
+    )]
     Layout {
         /// The pin.
         path: PathBuf,

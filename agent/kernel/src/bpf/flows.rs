@@ -39,8 +39,7 @@ impl FlowTable {
             values.clear();
             let room = u32::try_from(size).unwrap_or(u32::MAX);
             // SAFETY: both vectors have room for `size` elements; the layout of the map was checked when it was opened.
-            let read =
-                unsafe { sys::lookup_batch(map, &mut position, (keys.as_mut_ptr(), values.as_mut_ptr(), room)) };
+            let read = unsafe { sys::lookup_batch(map, &mut position, (keys.as_mut_ptr(), values.as_mut_ptr(), room)) };
             let read = match read {
                 Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && size < 1 << 20 => {
                     // One bucket holds more than asked for.

@@ -54,8 +54,7 @@ impl Maps {
                 RawMap::new(get($name)?, $name)
             };
         }
-        let cpus = aya::util::nr_cpus()
-            .map_err(|(path, source)| BpfError::PinDir { path: path.into(), source })?;
+        let cpus = aya::util::nr_cpus().map_err(|(path, source)| BpfError::PinDir { path: path.into(), source })?;
         let inner = Inner {
             flows: map!(names::FLOWS),
             endpoints: map!(names::ENDPOINTS),
