@@ -1,0 +1,466 @@
+//! One flow between a plain socket and a tunnel.
+
+use std::future::Future;
+use std::io::IoSlice;
+use std::pin::pin;
+
+use kumiko_abi::Reason;
+use kumiko_core::frame::Frame;
+use kumiko_core::halves::{Bytes, End};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::{ROUNDS, RelayEnd, SideEnd, Urgent, Who, plain_end, shut, would_block};
+use crate::error::TunnelError;
+use crate::inbound::BATCH;
+use crate::outbound::Filled;
+use crate::role::{Event, Role};
+use crate::session::Item;
+use crate::tunnel::{SETTLE_WITHIN, Tunnel};
+
+/// Carries the open flow of `tunnel` to and from `plain` until both directions have ended, one side has failed, or
+/// `stop` gives a cause.
+///
+/// `plain` has linger {1,0}, no delay, and `SO_OOBINLINE`; the caller closes it as [`RelayEnd::orderly`] says. The tunnel
+/// may carry another flow if [`RelayEnd::reusable`]; otherwise it is to be dropped.
+pub async fn relay(
+    plain: &TcpStream,
+    tunnel: &mut Tunnel,
+    stop: impl Future<Output = Reason>,
+    urgent: Option<&dyn Urgent>,
+) -> RelayEnd {
+    let mut flow = Flow {
+        plain,
+        tunnel,
+        urgent,
+        end: RelayEnd::new(),
+        wants: Wants::default(),
+        plain_read: true,
+        mark: Mark::Unknown,
+        urgent_next: false,
+        pending: None,
+        counted: (0, 0),
+    };
+    let result = flow.run(stop).await;
+    flow.close(result)
+}
+
+/// Readiness that the flow waits for, after everything that could be done was done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wants {
+    plain_read: bool,
+    plain_write: bool,
+    tunnel_read: bool,
+    tunnel_write: bool,
+    /// There is more to do at once.
+    turn: bool,
+}
+
+/// Where the plain side's reading stands towards an urgent byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    Unknown,
+    /// The peer has been told that the next byte is urgent.
+    Told,
+}
+
+/// The tunnel cannot be used any more.
+enum Fatal {
+    Tunnel(TunnelError),
+    /// It has been reset: nothing more is to be sent or waited for.
+    Aborted,
+}
+
+impl From<TunnelError> for Fatal {
+    fn from(error: TunnelError) -> Self {
+        Self::Tunnel(error)
+    }
+}
+
+struct Flow<'a> {
+    plain: &'a TcpStream,
+    tunnel: &'a mut Tunnel,
+    urgent: Option<&'a dyn Urgent>,
+    end: RelayEnd,
+    wants: Wants,
+    /// The plain side may still have bytes.
+    plain_read: bool,
+    mark: Mark,
+    /// The next byte for the plain side is urgent.
+    urgent_next: bool,
+    /// An end that came behind bytes that are not yet delivered.
+    pending: Option<Event>,
+    counted: (u64, u64),
+}
+
+impl Flow<'_> {
+    async fn run(&mut self, stop: impl Future<Output = Reason>) -> Result<(), Fatal> {
+        let mut stop = pin!(stop);
+        let mut deadline: Option<Instant> = None;
+        let (mut plain_error, mut tunnel_error) = (true, true);
+        loop {
+            self.wants = Wants::default();
+            self.up()?;
+            self.down()?;
+            self.count();
+            if self.done() {
+                return Ok(());
+            }
+            if self.plain_gone() && deadline.is_none() {
+                deadline = Some(Instant::now() + SETTLE_WITHIN);
+            }
+            if self.wants.turn {
+                // Others' turn; stop is looked at when there is nothing to do, or at the latest after one more round.
+                tokio::select! {
+                    biased;
+                    reason = &mut stop => return self.stop(reason),
+                    () = tokio::task::yield_now() => continue,
+                }
+            }
+            let wants = self.wants;
+            let plain_wait = interest(wants.plain_read, wants.plain_write, plain_error && !self.plain_gone());
+            let tunnel_wait = interest(wants.tunnel_read, wants.tunnel_write, tunnel_error);
+            tokio::select! {
+                biased;
+                reason = &mut stop => return self.stop(reason),
+                ready = ready(self.plain, plain_wait) => if ready {
+                    plain_error = self.check_plain(wants)?;
+                },
+                ready = ready(&self.tunnel.stream, tunnel_wait) => if ready {
+                    tunnel_error = self.check_tunnel(wants)?;
+                },
+                () = expired(deadline) => {
+                    // The other end does not answer: only an RST gets through to it.
+                    self.tunnel.set_abort();
+                    return Err(Fatal::Aborted);
+                }
+            }
+        }
+    }
+
+    /// Plain side to tunnel.
+    fn up(&mut self) -> Result<(), Fatal> {
+        for _ in 0..ROUNDS {
+            if !self.tunnel.try_flush().map_err(|e| self.write_failed(e))? {
+                self.wants.tunnel_write = true;
+                return Ok(());
+            }
+            if !self.plain_read {
+                self.tunnel.session.out.release();
+                return Ok(());
+            }
+            self.look_for_mark()?;
+            let plain = self.plain;
+            let (out, rekey) = self.tunnel.session.sender();
+            match out.fill(rekey, |places| plain.try_read_vectored(places))? {
+                Filled::Bytes(n) => {
+                    self.end.to_far += n as u64;
+                    self.mark = Mark::Unknown;
+                }
+                Filled::Flush => {}
+                Filled::End => {
+                    self.plain_read = false;
+                    self.end.plain = SideEnd::Finished;
+                    self.end.ended_by(Who::Plain);
+                    let fin = self.tunnel.role.finish();
+                    self.send(fin)?;
+                }
+                Filled::Failed(error) if would_block(&error) => {
+                    self.wants.plain_read = true;
+                    self.tunnel.session.out.release();
+                    return Ok(());
+                }
+                Filled::Failed(error) => return self.plain_failed(&error),
+            }
+        }
+        self.wants.turn = true;
+        Ok(())
+    }
+
+    /// Tunnel to plain side.
+    fn down(&mut self) -> Result<(), Fatal> {
+        for _ in 0..ROUNDS {
+            let more = self.open_records()?;
+            if !self.deliver()? {
+                return Ok(());
+            }
+            if let Some(event) = self.pending.take() {
+                self.far_ended(event)?;
+                continue;
+            }
+            if self.tunnel.role.halves().is_none_or(|h| h.received != End::Open) {
+                return Ok(());
+            }
+            if more {
+                continue;
+            }
+            let room = self.tunnel.session.inn.room();
+            let len = room.len();
+            match self.tunnel.stream.try_read(room) {
+                Ok(0) => return Err(TunnelError::Closed.into()),
+                Ok(n) => self.tunnel.session.inn.read(n, len),
+                Err(error) if would_block(&error) => {
+                    self.wants.tunnel_read = true;
+                    self.tunnel.session.inn.release();
+                    return Ok(());
+                }
+                Err(error) => return Err(TunnelError::from(error).into()),
+            }
+        }
+        self.wants.turn = true;
+        Ok(())
+    }
+
+    /// Opens what was read, up to an end or a full batch; says whether there may be more to open.
+    fn open_records(&mut self) -> Result<bool, Fatal> {
+        while self.pending.is_none() && self.tunnel.role.halves().is_some_and(|h| h.received == End::Open) {
+            match self.tunnel.session.next()? {
+                None => return Ok(self.tunnel.session.inn.is_full()),
+                Some(Item::Bytes) => {
+                    if self.tunnel.role.bytes().map_err(TunnelError::from)? == Bytes::Discard {
+                        self.tunnel.session.inn.discard_ready();
+                    } else if self.urgent_next {
+                        // Its first byte is delivered by itself.
+                        return Ok(true);
+                    }
+                }
+                Some(Item::CloseNotify) => return Err(TunnelError::Closed.into()),
+                Some(Item::Frame(frame)) => {
+                    let (event, answer) = self.tunnel.role.received(frame).map_err(TunnelError::from)?;
+                    self.send(answer)?;
+                    match event {
+                        Event::Finished | Event::Reset(_) | Event::Urgent => self.pending = Some(event),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes opened bytes; `false`: the plain side takes no more, or is gone.
+    fn deliver(&mut self) -> Result<bool, Fatal> {
+        while self.tunnel.session.inn.has_ready() {
+            let inn = &self.tunnel.session.inn;
+            let written = match (self.urgent, inn.first_ready()) {
+                (Some(urgent), Some(byte)) if self.urgent_next => urgent.send(self.plain, byte).map(|()| 1),
+                _ => {
+                    let mut pieces = [IoSlice::new(&[]); BATCH];
+                    let n = inn.pieces(&mut pieces);
+                    self.plain.try_write_vectored(pieces.get(..n).unwrap_or_default())
+                }
+            };
+            match written {
+                Ok(n) => {
+                    self.urgent_next = false;
+                    self.end.from_far += n as u64;
+                    self.tunnel.session.inn.delivered(n);
+                }
+                Err(error) if would_block(&error) => {
+                    if let Some(Event::Reset(_)) = self.pending {
+                        // What the application has not taken by now it would have lost without the mesh as well.
+                        self.tunnel.session.inn.discard_ready();
+                        return Ok(true);
+                    }
+                    self.wants.plain_write = true;
+                    return Ok(false);
+                }
+                Err(error) => {
+                    self.plain_failed(&error)?;
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn far_ended(&mut self, event: Event) -> Result<(), Fatal> {
+        match event {
+            Event::Finished => {
+                if self.plain_gone() {
+                    return Ok(());
+                }
+                self.end.far = SideEnd::Finished;
+                self.end.ended_by(Who::Far);
+                if let Err(error) = shut(self.plain) {
+                    return self.plain_failed(&error);
+                }
+            }
+            Event::Reset(reason) => {
+                self.plain_read = false;
+                if !self.plain_gone() {
+                    self.end.far = SideEnd::Reset(Reason::from_u16(reason).unwrap_or(Reason::None));
+                    self.end.ended_by(Who::Far);
+                }
+                // The answer, if one is due, stands behind bytes that nobody wants: when these are blocked, an RST.
+                self.flush_or_abort()?;
+            }
+            Event::Urgent => self.urgent_next = self.urgent.is_some(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The plain side is gone: the far one is told by RESET, or, when that is blocked, by an RST of the tunnel.
+    fn plain_failed(&mut self, error: &std::io::Error) -> Result<(), Fatal> {
+        let reset = match self.tunnel.role {
+            Role::Dialler(_) => Reason::ClientReset,
+            Role::Acceptor(_) => Reason::ServerReset,
+        };
+        self.plain_read = false;
+        self.end.plain = plain_end(error, reset);
+        self.end.ended_by(Who::Plain);
+        self.tunnel.session.inn.discard_ready();
+        let frame = self.tunnel.role.reset(reset);
+        self.send(frame)?;
+        self.flush_or_abort()
+    }
+
+    fn stop(&mut self, reason: Reason) -> Result<(), Fatal> {
+        self.end.stopped = Some(reason);
+        self.end.ended_by(Who::Agent);
+        let frame = self.tunnel.role.reset(reason);
+        self.send(frame)?;
+        self.flush_or_abort()
+    }
+
+    fn send(&mut self, frame: Option<Frame>) -> Result<(), Fatal> {
+        if let Some(frame) = frame {
+            self.tunnel.session.send(&frame)?;
+        }
+        Ok(())
+    }
+
+    fn flush_or_abort(&mut self) -> Result<(), Fatal> {
+        if self.tunnel.try_flush()? {
+            return Ok(());
+        }
+        self.tunnel.set_abort();
+        Err(Fatal::Aborted)
+    }
+
+    /// A write into the tunnel failed. What the peer said before it went tells more than the error.
+    fn write_failed(&mut self, error: TunnelError) -> Fatal {
+        loop {
+            match self.tunnel.session.next() {
+                Err(error @ TunnelError::Alert(_)) => return error.into(),
+                Ok(Some(Item::Frame(Frame::Reset { reason, .. }))) => {
+                    self.end.far = SideEnd::Reset(Reason::from_u16(reason).unwrap_or(Reason::None));
+                    return error.into();
+                }
+                Ok(Some(_)) => {
+                    self.tunnel.session.inn.discard_ready();
+                    continue;
+                }
+                Err(_) => return error.into(),
+                Ok(None) => {}
+            }
+            self.tunnel.session.inn.discard_ready();
+            let room = self.tunnel.session.inn.room();
+            let len = room.len();
+            match self.tunnel.stream.try_read(room) {
+                Ok(n) if n > 0 => self.tunnel.session.inn.read(n, len),
+                _ => return error.into(),
+            }
+        }
+    }
+
+    fn look_for_mark(&mut self) -> Result<(), Fatal> {
+        if let Some(urgent) = self.urgent {
+            if self.mark == Mark::Unknown && urgent.at_mark(self.plain) {
+                self.mark = Mark::Told;
+                let flow = self.tunnel.role.flow();
+                self.send(Some(Frame::Urgent { flow }))?;
+                self.tunnel.try_flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After an error event on the plain socket: `false` when there is no error to see.
+    fn check_plain(&mut self, wants: Wants) -> Result<bool, Fatal> {
+        // While it is read, the read says so, after the bytes that came before it.
+        if wants.plain_read || wants.plain_write || self.plain_gone() {
+            return Ok(true);
+        }
+        match self.plain.take_error() {
+            Ok(None) => Ok(false),
+            Ok(Some(error)) | Err(error) => self.plain_failed(&error).map(|()| true),
+        }
+    }
+
+    /// The same for the tunnel, which nobody reads while the plain side takes nothing.
+    fn check_tunnel(&mut self, wants: Wants) -> Result<bool, Fatal> {
+        if wants.tunnel_read || wants.tunnel_write {
+            return Ok(true);
+        }
+        match self.tunnel.stream.take_error() {
+            Ok(None) => Ok(false),
+            Ok(Some(error)) | Err(error) => Err(TunnelError::from(error).into()),
+        }
+    }
+
+    fn plain_gone(&self) -> bool {
+        matches!(self.end.plain, SideEnd::Reset(_) | SideEnd::Failed(_))
+    }
+
+    /// Both directions have ended, and everything is handed over.
+    fn done(&self) -> bool {
+        let session = &self.tunnel.session;
+        self.tunnel.role.halves().is_none()
+            && self.pending.is_none()
+            && !session.inn.has_ready()
+            && session.out.is_empty()
+    }
+
+    fn count(&mut self) {
+        let now = (self.end.to_far, self.end.from_far);
+        if now != self.counted {
+            self.tunnel.info().count(now.0 - self.counted.0, now.1 - self.counted.1);
+            self.counted = now;
+        }
+    }
+
+    fn close(mut self, result: Result<(), Fatal>) -> RelayEnd {
+        self.count();
+        if let Err(fatal) = result {
+            if let Fatal::Tunnel(error) = fatal {
+                if self.end.far == SideEnd::Open {
+                    self.end.far = SideEnd::Lost(error.reason());
+                    self.end.ended_by(Who::Far);
+                }
+                self.tunnel.fail(&error);
+                self.end.error = Some(error);
+            }
+            self.tunnel.role.closed();
+        }
+        self.tunnel.session.inn.discard_ready();
+        self.tunnel.session.inn.release();
+        self.tunnel.session.out.release();
+        self.tunnel.ended();
+        self.end.reusable = self.tunnel.is_reusable();
+        self.end
+    }
+}
+
+fn interest(read: bool, write: bool, error: bool) -> Option<Interest> {
+    let wanted = [(read, Interest::READABLE), (write, Interest::WRITABLE), (error, Interest::ERROR)];
+    wanted.into_iter().filter(|(on, _)| *on).map(|(_, interest)| interest).reduce(Interest::add)
+}
+
+/// Waits for `interest`; says whether the socket reported an error.
+async fn ready(stream: &TcpStream, interest: Option<Interest>) -> bool {
+    match interest {
+        // A failing registration shows in the next call that uses the socket.
+        Some(interest) => stream.ready(interest).await.map_or(true, |r| r.is_error()),
+        None => std::future::pending().await,
+    }
+}
+
+async fn expired(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
