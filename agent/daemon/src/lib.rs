@@ -1,5 +1,7 @@
 //! The parts of `kumiko-agent`.
 
+pub mod clock;
+pub mod identity;
 pub mod issuer;
 pub mod options;
 pub mod source;

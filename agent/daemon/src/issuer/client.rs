@@ -89,6 +89,7 @@ pub struct IssuerClient {
     node: String,
     token: Arc<Zeroizing<String>>,
     tls: Arc<rustls::ClientConfig>,
+    roots: Arc<[CertificateDer<'static>]>,
 }
 
 impl std::fmt::Debug for IssuerClient {
@@ -126,9 +127,11 @@ impl IssuerClient {
     /// Pins to the certificates of `root_pem`; the error says what is wrong with them.
     pub fn new(address: SocketAddr, node: &str, root_pem: &str, token: &str) -> Result<Self, String> {
         let mut roots = rustls::RootCertStore::empty();
+        let mut pinned = Vec::new();
         for der in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
             let der = der.map_err(|error| format!("is not a PEM certificate: {error}"))?;
-            roots.add(der).map_err(|error| format!("holds a certificate that is no root: {error}"))?;
+            roots.add(der.clone()).map_err(|error| format!("holds a certificate that is no root: {error}"))?;
+            pinned.push(der);
         }
         if roots.is_empty() {
             return Err("holds no PEM certificate".to_owned());
@@ -140,12 +143,17 @@ impl IssuerClient {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let token = Arc::new(Zeroizing::new(token.to_owned()));
-        Ok(Self { address, node: node.to_owned(), token, tls: Arc::new(tls) })
+        Ok(Self { address, node: node.to_owned(), token, tls: Arc::new(tls), roots: pinned.into() })
     }
 
     /// Where the issuer is.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The roots that it is pinned to.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
     }
 
     /// Asks for a certificate. `csr`: PEM.

@@ -1,0 +1,17 @@
+//! The two clocks that the kernel's maps and people use.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
+
+/// `CLOCK_MONOTONIC` in ns: what `bpf_ktime_get_ns` gives the programs.
+pub fn monotonic_ns() -> u64 {
+    // The call cannot fail for this clock; 0 would only make a pending flow look fresh.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or((0, 0), |t| (t.tv_sec(), t.tv_nsec()));
+    u64::try_from(now.0).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.1).unwrap_or(0))
+}
+
+/// Wall clock in ns since 1970.
+pub fn unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
