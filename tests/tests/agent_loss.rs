@@ -1,1 +1,164 @@
-fn main() {}
+//! An agent that is gone: nothing in the clear, everybody is told at once, and a new agent goes on.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kumiko_lab::pattern::{CAPTURED, Pattern};
+use kumiko_lab::peer::{ConnReport, Pending, Step};
+use kumiko_lab::wire::Capture;
+use kumiko_lab::{Family, Net, Stage, topology};
+use kumiko_tests::harness;
+use kumiko_tests::twins::{Path, Side};
+use libtest_mimic::Arguments;
+
+const SENDERS: usize = 20;
+/// What each sender has got across before the agent goes.
+const BEFORE: u64 = 1 << 20;
+
+type Check = fn(&mut Side) -> Result<()>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("kill_of_the_clients_agent_under_twenty_senders", |side| killed(side, 1)),
+    ("kill_of_the_servers_agent_under_twenty_senders", |side| killed(side, 2)),
+    ("a_restarted_agent_serves_within_a_second", restarted),
+    ("sigterm_ends_in_order_and_the_kernel_goes_on_judging", stopped),
+];
+
+fn main() -> ExitCode {
+    let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
+    harness::main(&names, run)
+}
+
+fn run(args: &Arguments) -> Result<bool> {
+    let side = Arc::new(Mutex::new(Side::new("loss", Net::Routed, Some(Stage::Strict))?));
+    let capture = {
+        let side = side.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = side.lab.pods.iter().flat_map(|pod| pod.ips).collect();
+        Capture::start(&side.lab.node(1)?.netns, topology::WIRE, watched)?
+    };
+    // They share the agents: one at a time.
+    let args = Arguments { test_threads: Some(1), ..args.clone() };
+    let trials = CHECKS.iter().map(|(name, check)| {
+        let side = Arc::clone(&side);
+        harness::trial(*name, move || check(&mut side.lock().unwrap_or_else(PoisonError::into_inner)))
+    });
+    let mut well = harness::run_trials(&args, trials.collect());
+    well &= harness::run_afterwards(vec![harness::trial("nothing_of_it_in_the_clear_between_the_nodes", move || {
+        capture.finish()?.check()
+    })]);
+    if !well {
+        eprintln!("{}", side.lock().unwrap_or_else(PoisonError::into_inner).lab.logs(60));
+    }
+    Ok(well)
+}
+
+fn pattern(tag: u64) -> Pattern {
+    Pattern::new(CAPTURED, tag)
+}
+
+/// Twenty connections that send without end; returns when each has got its first bytes across.
+fn senders(side: &Side, port: u16) -> Result<(Pending, Pending)> {
+    let server = SocketAddr::new(side.lab.pod("server-2")?.ip(Family::V4), port);
+    side.far.listen(server)?;
+    let gate = format!("flowing-{port}");
+    let reading = vec![
+        Step::Recv { bytes: BEFORE, pattern: pattern(1) },
+        Step::Send { bytes: 1, pattern: pattern(2) },
+        Step::RecvToEnd { pattern: pattern(3) },
+        Step::Close,
+    ];
+    let serving = side.far.serve(port, SENDERS, reading)?;
+    let sending = vec![
+        Step::Send { bytes: BEFORE, pattern: pattern(1) },
+        Step::Recv { bytes: 1, pattern: pattern(2) },
+        Step::Meet,
+        Step::Open { name: gate.clone() },
+        Step::Send { bytes: u64::MAX, pattern: pattern(3) },
+        Step::Close,
+    ];
+    let clients = side.client.connect(server, SENDERS, sending)?;
+    side.client.await_gate(&gate)?;
+    Ok((clients, serving))
+}
+
+fn killed(side: &mut Side, node: u8) -> Result<()> {
+    let port = side.port();
+    let (clients, servers) = senders(side, port)?;
+    side.lab.kill_agent(node)?;
+
+    let (clients, servers) = (clients.reports()?, servers.reports()?);
+    ensure!(clients.len() == SENDERS && servers.len() == SENDERS, "{} and {}", clients.len(), servers.len());
+    for client in &clients {
+        let end = client.steps.get(4).context("the endless send")?;
+        ensure!(end.error.as_deref() == Some("ECONNRESET"), "a client saw something else than an RST: {client:?}");
+    }
+    for server in &servers {
+        let end = server.steps.get(2).context("the reading")?;
+        ensure!(end.error.as_deref() == Some("ECONNRESET"), "a server saw something else than an RST: {server:?}");
+        ensure!(end.intact, "a server read wrong bytes: {server:?}");
+    }
+    // The listener still stands: with an agent, connecting would work.
+    for _ in 0..3 {
+        refused_at_once(side, port)?;
+    }
+    side.lab.start_agent(node)?;
+    served(side, port).context("after the restart")?;
+    side.far.unlisten(port)
+}
+
+fn try_once(side: &Side, port: u16) -> Result<ConnReport> {
+    let to = SocketAddr::new(side.address(Path::CrossNode, Family::V4)?, port);
+    let ask = Step::Ask { times: 1, bytes: 100, pattern: pattern(4) };
+    side.client.connect(to, 1, vec![ask, Step::Close])?.report()
+}
+
+/// Refused before the SYN could have been sent again, so by an RST to the first one.
+fn refused_at_once(side: &Side, port: u16) -> Result<()> {
+    let report = try_once(side, port)?;
+    ensure!(report.connect.as_deref() == Some("ECONNREFUSED"), "a new connect was not refused: {report:?}");
+    ensure!(report.connect_us < 900_000, "a new connect was refused late: {report:?}");
+    Ok(())
+}
+
+fn served(side: &Side, port: u16) -> Result<()> {
+    let serving = side.far.serve(port, 1, vec![Step::Echo { bytes: 100 }, Step::Close])?;
+    kumiko_lab::command::wait_for("a connection is served", Duration::from_secs(10), || {
+        let report = try_once(side, port)?;
+        ensure!(report.connect.is_none() && report.steps.iter().all(|step| step.error.is_none()), "{report:?}");
+        Ok(())
+    })?;
+    serving.reports().map(drop)
+}
+
+fn restarted(side: &mut Side) -> Result<()> {
+    let port = side.port();
+    side.far.listen(SocketAddr::new(side.lab.pod("server-2")?.ip(Family::V4), port))?;
+    // The best of five: what is asked is what the agent needs, not what a busy machine adds.
+    let mut best = Duration::MAX;
+    for _ in 0..5 {
+        side.lab.kill_agent(1)?;
+        let began = Instant::now();
+        side.lab.spawn_agent(1)?;
+        served(side, port)?;
+        best = best.min(began.elapsed());
+        side.lab.wait_agent(1)?;
+    }
+    side.far.unlisten(port)?;
+    ensure!(best < Duration::from_secs(1), "a restarted agent served after {} ms", best.as_millis());
+    Ok(())
+}
+
+fn stopped(side: &mut Side) -> Result<()> {
+    let port = side.port();
+    side.far.listen(SocketAddr::new(side.lab.pod("server-2")?.ip(Family::V4), port))?;
+    served(side, port)?;
+    let status = side.lab.stop_agent(1)?;
+    ensure!(status.success(), "SIGTERM: the agent ended with {status}");
+    refused_at_once(side, port)?;
+    side.lab.start_agent(1)?;
+    served(side, port)?;
+    side.far.unlisten(port)
+}

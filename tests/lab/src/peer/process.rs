@@ -34,11 +34,16 @@ impl Gates {
     }
 
     pub(super) fn wait(&self, name: &str) -> io::Result<()> {
+        if self.opens_within(name, WAIT_LIMIT) { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+    }
+
+    /// Waits so long at most; whether the gate is open.
+    pub(super) fn opens_within(&self, name: &str, limit: Duration) -> bool {
         let (_guard, waited) = self
             .opened
-            .wait_timeout_while(locked(&self.open), WAIT_LIMIT, |open| !open.contains(name))
+            .wait_timeout_while(locked(&self.open), limit, |open| !open.contains(name))
             .unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+        !waited.timed_out()
     }
 
     pub(super) fn open(&self, name: &str) {

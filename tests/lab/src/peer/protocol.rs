@@ -74,6 +74,13 @@ pub enum Step {
         /// Of which stream.
         pattern: Pattern,
     },
+    /// Writes bytes of the stream until the gate opens.
+    SendUntil {
+        /// The gate.
+        gate: String,
+        /// Of which stream.
+        pattern: Pattern,
+    },
     /// Reads exactly so many bytes.
     Recv {
         /// How many.

@@ -15,6 +15,8 @@ use crate::pattern::Pattern;
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// A write that does not go on for so long has met a full window.
 const STALL: Duration = Duration::from_millis(500);
+/// Between two questions of a keep-alive client.
+const PAUSE: Duration = Duration::from_millis(10);
 const BUFFER: usize = 128 * 1024;
 
 /// What scripts of one process share.
@@ -110,7 +112,10 @@ impl Conn {
 
     fn talk(&mut self, stream: &mut TcpStream, step: &Step, around: &Around<'_>) -> (&'static str, Outcome) {
         match step {
-            Step::Send { bytes, pattern } => ("send", self.send(stream, *bytes, pattern)),
+            Step::Send { bytes, pattern } => ("send", self.send(stream, *bytes, pattern, || false)),
+            Step::SendUntil { gate, pattern } => {
+                ("send_until", self.send(stream, u64::MAX, pattern, || around.gates.is_open(gate)))
+            }
             Step::Recv { bytes, pattern } => ("recv", self.recv(stream, Some(*bytes), pattern)),
             Step::RecvToEnd { pattern } => ("recv_to_end", self.recv(stream, None, pattern)),
             Step::Duplex { send, sent, received } => ("duplex", self.duplex(stream, *send, sent, received)),
@@ -124,11 +129,11 @@ impl Conn {
                 ("ask", self.ask(stream, *bytes, pattern, more))
             }
             Step::AskUntil { gate, bytes, pattern } => {
-                ("ask_until", self.ask(stream, *bytes, pattern, || !around.gates.is_open(gate)))
+                ("ask_until", self.ask(stream, *bytes, pattern, || !around.gates.opens_within(gate, PAUSE)))
             }
             Step::Fill { limit, pattern } => {
                 let _ = stream.set_write_timeout(Some(STALL));
-                let outcome = self.send(stream, *limit, pattern);
+                let outcome = self.send(stream, *limit, pattern, || false);
                 let _ = stream.set_write_timeout(Some(CALL_LIMIT));
                 ("fill", outcome)
             }
@@ -143,9 +148,10 @@ impl Conn {
         }
     }
 
-    fn send(&mut self, stream: &mut TcpStream, bytes: u64, pattern: &Pattern) -> Outcome {
+    /// Writes `bytes`, or fewer when `enough` says so between two writes.
+    fn send(&mut self, stream: &mut TcpStream, bytes: u64, pattern: &Pattern, enough: impl Fn() -> bool) -> Outcome {
         let mut outcome = Outcome::default();
-        while outcome.bytes < bytes {
+        while outcome.bytes < bytes && !enough() {
             let length = usize::try_from(bytes - outcome.bytes).unwrap_or(BUFFER).min(BUFFER);
             let part = self.buffer.get_mut(..length).unwrap_or_default();
             pattern.fill(outcome.bytes, part);
@@ -198,7 +204,7 @@ impl Conn {
             let sender = scope.spawn(move || {
                 let mut conn = Conn { stream: None, buffer: vec![0; BUFFER], scratch: Vec::new() };
                 let mut writer = writer;
-                let outcome = conn.send(&mut writer, send, sent);
+                let outcome = conn.send(&mut writer, send, sent, || false);
                 match outcome.error {
                     Some(error) => Err(error),
                     None => writer.shutdown(Shutdown::Write),
@@ -251,7 +257,7 @@ impl Conn {
     ) -> Outcome {
         let mut total = Outcome::default();
         loop {
-            let sent = self.send(stream, bytes, pattern);
+            let sent = self.send(stream, bytes, pattern, || false);
             if sent.error.is_some() {
                 return Outcome { error: sent.error, ..total };
             }
