@@ -40,15 +40,6 @@ pub struct AttachedEndpoint {
 /// Attached local workloads by UID.
 pub type Attached = BTreeMap<String, AttachedEndpoint>;
 
-/// What a local workload that is not attached counts as.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unattached {
-    /// Not meshed: its hooks are about to go on, and refusing its peers meanwhile would be an error they never had.
-    Open,
-    /// Of its own stage: connections to it are refused until its veth is there.
-    Closed,
-}
-
 /// Contents of the maps.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Desired {
@@ -93,7 +84,17 @@ impl Desired {
 
 /// What the maps of `node` have to hold. Workloads, classes and Services without a number ([`Handles::assign`] ran out)
 /// are left out.
-pub fn compile(world: &World, node: &str, attached: &Attached, handles: &Handles, unattached: Unattached) -> Desired {
+///
+/// `coming` are the UIDs of local workloads whose hooks are about to go on: until then they count as not meshed, since
+/// refusing their peers meanwhile would be an error that those never had. Any other local workload without hooks is of
+/// its own stage, so connections to it are refused.
+pub fn compile(
+    world: &World,
+    node: &str,
+    attached: &Attached,
+    handles: &Handles,
+    coming: &BTreeSet<String>,
+) -> Desired {
     let mut desired = Desired::default();
     for known in world.nodes() {
         let kind = if known.name == node { AddrKind::ThisNode } else { AddrKind::Node };
@@ -105,7 +106,7 @@ pub fn compile(world: &World, node: &str, attached: &Attached, handles: &Handles
         let Some(handle) = handles.workload(&workload.uid) else { continue };
         let local = workload.node == node;
         let here = attached.get(&workload.uid).filter(|_| local);
-        desired.workloads.insert(handle, kernel_workload(workload, handles, local, here, unattached));
+        desired.workloads.insert(handle, kernel_workload(workload, handles, local, here, coming));
         for ip in &workload.ips {
             let entry = AddrEntry { handle, kind: AddrKind::Workload as u8, _pad: [0; 3] };
             desired.addrs.insert(to_abi(*ip), entry);
@@ -127,7 +128,7 @@ fn kernel_workload(
     handles: &Handles,
     local: bool,
     here: Option<&AttachedEndpoint>,
-    unattached: Unattached,
+    coming: &BTreeSet<String>,
 ) -> KernelWorkload {
     let mut flags = workload_flags::LIVE;
     let mut stage = workload.stage;
@@ -135,7 +136,7 @@ fn kernel_workload(
         flags |= workload_flags::LOCAL;
         match here {
             Some(_) => flags |= workload_flags::ATTACHED,
-            None if unattached == Unattached::Open => stage = Stage::Off,
+            None if coming.contains(&workload.uid) => stage = Stage::Off,
             None => {}
         }
     }

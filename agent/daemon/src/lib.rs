@@ -4,5 +4,6 @@ pub mod clock;
 pub mod identity;
 pub mod issuer;
 pub mod options;
+pub mod reconcile;
 pub mod source;
 pub mod telemetry;

@@ -1,0 +1,92 @@
+//! What the control loop needs of the kernel. One implementation does it, another one in the tests remembers it.
+
+use std::io;
+use std::sync::Arc;
+
+use kumiko_abi::{CommandResult, Flow, FlowKey};
+use kumiko_core::compile::{Desired, Handles, Op};
+use kumiko_core::model::Attachment;
+use kumiko_core::stage::legacy::Older;
+use kumiko_kernel::bpf::BpfError;
+use kumiko_kernel::netns::Netns;
+use thiserror::Error;
+
+/// Something that the kernel or a file did not do.
+#[derive(Debug, Error)]
+pub enum EdgeError {
+    /// Maps, programs, hooks.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// The flow table could not be read.
+    #[error("the flow table cannot be read: {0}")]
+    Scan(#[source] io::Error),
+    /// The file of numbers.
+    #[error("{path}: {source}")]
+    File {
+        /// Its path.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A pod's veth.
+#[derive(Debug, Clone)]
+pub struct Veth {
+    /// Host-side index.
+    pub ifindex: u32,
+    /// Host-side name.
+    pub name: String,
+    /// MAC of the pod.
+    pub pod_mac: [u8; 6],
+    /// MAC that the pod sends to.
+    pub gateway_mac: [u8; 6],
+    /// Both ends are up.
+    pub running: bool,
+    /// The pod's namespace, if it could be found.
+    pub netns: Option<Arc<Netns>>,
+}
+
+/// Why a veth is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoVeth {
+    /// What is wrong and what to do.
+    pub problem: String,
+    /// It may come by itself.
+    pub may_come: bool,
+}
+
+/// The kernel, as far as the control loop changes it.
+pub trait Edge {
+    /// Numbers that the last agent gave, if it left them.
+    fn load(&mut self) -> Result<Option<Handles>, EdgeError>;
+    /// Keeps the numbers for the next agent.
+    fn save(&mut self, handles: &Handles) -> Result<(), EdgeError>;
+    /// What the maps hold; workloads as far as they have one of these numbers.
+    fn written(&mut self, handles: &Handles) -> Result<Desired, EdgeError>;
+    /// One write to a map.
+    fn write(&mut self, op: &Op) -> Result<(), EdgeError>;
+    /// Interfaces that carry both hooks.
+    fn hooked(&mut self) -> Result<Vec<u32>, EdgeError>;
+    /// Puts both hooks on an interface whose endpoint is written.
+    fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError>;
+    /// Takes both hooks off.
+    fn unhook(&mut self, ifindex: u32) -> Result<(), EdgeError>;
+    /// Makes the counters of an endpoint, before it is written.
+    fn init_use(&mut self, ifindex: u32) -> Result<(), EdgeError>;
+    /// Drops the counters of an interface that is gone.
+    fn remove_use(&mut self, ifindex: u32) -> Result<(), EdgeError>;
+    /// Finds a pod's veth.
+    fn resolve(&mut self, attachment: &Attachment) -> Result<Veth, NoVeth>;
+    /// TCP connections of a pod; `None` when its namespace is not known.
+    fn sockets(&mut self, veth: &Veth) -> io::Result<Option<Vec<Older>>>;
+    /// An entry of the flow table.
+    fn flow(&self, key: &FlowKey) -> Option<Flow>;
+    /// Calls `each` for every entry of the flow table.
+    fn scan(&self, each: &mut dyn FnMut(&FlowKey, &Flow)) -> Result<(), EdgeError>;
+    /// Inserts an entry unless a live one is there.
+    fn create(&self, key: &FlowKey, flow: &Flow) -> Result<CommandResult, EdgeError>;
+    /// Or-s flags into the entry of this key if it still is this flow.
+    fn flag(&self, key: &FlowKey, flow: &Flow, flags: u32) -> Result<CommandResult, EdgeError>;
+}

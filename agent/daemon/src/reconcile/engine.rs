@@ -1,0 +1,321 @@
+//! One pass after the other: from the model and what is there to writes, hooks and the shards' snapshot.
+
+mod follow;
+mod learn;
+mod progress;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use kumiko_abi::flow::flags;
+use kumiko_abi::map::service_flags;
+use kumiko_abi::{FlowKey, FlowState, Stage};
+use kumiko_core::compile::{self, Attached, AttachedEndpoint, Desired, Handles, Op, compile, diff};
+use kumiko_core::model::{ServiceRef, Workload, World};
+use kumiko_core::stage::{Phase, legacy};
+use tokio::sync::{broadcast, watch};
+use tracing::{debug, warn};
+
+use super::Reconciled;
+use super::edge::{Edge, EdgeError};
+use super::local::{Leaving, Local};
+use super::state::{ACCEPT_AFTER_LOWERING, Gone, NodeState, SharedState};
+
+/// Signals about ended workloads that a slow receiver may leave unread.
+const GONE_WAITING: usize = 1024;
+
+/// The control loop's memory.
+#[derive(Debug)]
+pub struct Engine<E> {
+    edge: E,
+    node: String,
+    world: Arc<World>,
+    handles: Handles,
+    /// What the maps hold.
+    written: Desired,
+    locals: BTreeMap<String, Local>,
+    /// Endpoints without a workload, by interface.
+    leaving: BTreeMap<u32, Leaving>,
+    /// Workloads by handle, also those that are gone.
+    workloads: Arc<HashMap<u32, Arc<Workload>>>,
+    numbers: Arc<HashMap<String, u32>>,
+    services: Arc<HashMap<u32, ServiceRef>>,
+    classes: Arc<HashMap<u32, String>>,
+    lowered: HashMap<String, Instant>,
+    /// Something failed that another pass may get done.
+    unfinished: bool,
+    shared: SharedState,
+    changed: watch::Sender<u64>,
+    gone: broadcast::Sender<Gone>,
+}
+
+impl<E: Edge> Engine<E> {
+    /// Takes over what the last agent left.
+    ///
+    /// # Errors
+    /// Maps or the file of numbers cannot be read.
+    pub fn new(node: String, mut edge: E) -> Result<(Self, Reconciled), EdgeError> {
+        let loaded = edge.load()?;
+        let lost = loaded.is_none();
+        let mut handles = loaded.unwrap_or_default();
+        if lost {
+            // Entries and endpoints of the last agent carry numbers that we know nothing about: not to be given again.
+            let mut referenced = HashSet::new();
+            edge.scan(&mut |_, flow| referenced.extend([flow.src, flow.dst]))?;
+            referenced.extend(edge.written(&handles)?.endpoints.values().map(|endpoint| endpoint.handle));
+            handles.workloads.reserve(&referenced);
+        }
+        let written = edge.written(&handles)?;
+        let leaving = found(&mut edge, &handles, &written)?;
+        let (gone, _) = broadcast::channel(GONE_WAITING);
+        let (changed, changed_rx) = watch::channel(0);
+        let state = NodeState { node: node.clone(), ..NodeState::default() };
+        let shared: SharedState = Arc::new(ArcSwap::from_pointee(state));
+        let reconciled = Reconciled { state: shared.clone(), changed: changed_rx, gone: gone.clone() };
+        let engine = Self {
+            edge,
+            node,
+            world: Arc::default(),
+            handles,
+            written,
+            locals: BTreeMap::new(),
+            leaving,
+            workloads: Arc::default(),
+            numbers: Arc::default(),
+            services: Arc::default(),
+            classes: Arc::default(),
+            lowered: HashMap::new(),
+            unfinished: false,
+            shared,
+            changed,
+            gone,
+        };
+        Ok((engine, reconciled))
+    }
+
+    /// Does what can be done now.
+    pub fn pass(&mut self, world: Arc<World>, now: Instant) {
+        self.unfinished = false;
+        self.lowered.retain(|_, at| now.saturating_duration_since(*at) < ACCEPT_AFTER_LOWERING);
+        if world.epoch() != self.world.epoch() {
+            self.follow(world, now);
+        }
+        self.resolve();
+        self.publish();
+        let coming = self.coming();
+        if !coming.is_empty() {
+            self.write_maps(&coming);
+        }
+        self.progress(now);
+        self.write_maps(&BTreeSet::new());
+        self.publish();
+        if self.learn(now) {
+            self.publish();
+        }
+    }
+
+    /// Whether another pass is worth it without any notification.
+    pub fn waits(&self) -> bool {
+        let local =
+            |local: &Local| local.retry || matches!(local.phase, Phase::Learning(_) | Phase::Enforcing(Stage::Off));
+        self.unfinished || !self.leaving.is_empty() || !self.lowered.is_empty() || self.locals.values().any(local)
+    }
+
+    /// Workloads whose hooks go on in this pass.
+    fn coming(&self) -> BTreeSet<String> {
+        self.locals.iter().filter(|(_, local)| local.coming()).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    fn write(&mut self, op: Op) -> bool {
+        match self.edge.write(&op) {
+            Ok(()) => {
+                self.written.apply(&op);
+                true
+            }
+            Err(error) => {
+                warn!(%error, ?op, "a map could not be written: tried again");
+                self.unfinished = true;
+                false
+            }
+        }
+    }
+
+    /// Brings the maps to where they have to be; `coming` as in [`compile`].
+    fn write_maps(&mut self, coming: &BTreeSet<String>) {
+        let desired = self.desired(coming);
+        let mut held = desired.clone();
+        let mut raised = held.hold_raised(&self.written);
+        raised |= self.captures_more(&desired);
+        for op in diff(&self.written, &held) {
+            self.write(op);
+        }
+        if raised {
+            self.mark_outlived();
+            for op in diff(&self.written, &desired) {
+                self.write(op);
+            }
+        }
+    }
+
+    fn desired(&self, coming: &BTreeSet<String>) -> Desired {
+        let attached: Attached =
+            self.locals.iter().filter_map(|(uid, local)| Some((uid.clone(), local.endpoint()?))).collect();
+        let mut desired = compile(&self.world, &self.node, &attached, &self.handles, coming);
+        for leaving in self.leaving.values() {
+            let entry = compile::endpoint(leaving.handle, &leaving.endpoint);
+            desired.endpoints.entry(leaving.endpoint.ifindex).or_insert(entry);
+        }
+        desired
+    }
+
+    /// A Service is captured that was not.
+    fn captures_more(&self, desired: &Desired) -> bool {
+        let captures = |flags: u32| flags & service_flags::CAPTURE != 0;
+        desired.services.iter().any(|(key, entry)| {
+            captures(entry.flags) && !self.written.services.get(key).is_some_and(|old| captures(old.flags))
+        })
+    }
+
+    /// Marks connections in the clear that a tunnel would carry if they began now.
+    fn mark_outlived(&mut self) {
+        let mut found = Vec::new();
+        let world = &self.world;
+        let scanned = self.edge.scan(&mut |key, flow| {
+            if legacy::outlived(world, key, flow) {
+                found.push((*key, *flow));
+            }
+        });
+        if let Err(error) = scanned {
+            warn!(%error, "older connections could not be marked as legacy");
+            self.unfinished = true;
+        }
+        let mut marked = 0;
+        for (key, flow) in found {
+            match self.edge.flag(&key, &flow, flags::LEGACY) {
+                Ok(_) => marked += 1,
+                Err(error) => debug!(%error, "an older connection could not be marked as legacy"),
+            }
+        }
+        debug!(marked, "older connections in the clear go on as legacy");
+    }
+
+    /// Interfaces of flows that only go on while the hooks are there.
+    fn carried(&mut self) -> Option<HashSet<u32>> {
+        let mut carried = HashSet::new();
+        let scanned = self.edge.scan(&mut |_, flow| {
+            let state = FlowState::from_u8(flow.state);
+            if flow.flags & flags::OVER == 0
+                && matches!(state, Some(FlowState::Pending | FlowState::Captured | FlowState::Fast))
+            {
+                carried.extend([flow.src_ifindex, flow.dst_ifindex]);
+            }
+        });
+        match scanned {
+            Ok(()) => Some(carried),
+            Err(error) => {
+                warn!(%error, "hooks stay where they are until it is known what they carry");
+                self.unfinished = true;
+                None
+            }
+        }
+    }
+
+    /// An interface of the host is gone, with the pod behind it.
+    pub fn link_gone(&mut self, ifindex: u32) {
+        if let Some(leaving) = self.leaving.get(&ifindex).cloned() {
+            self.tell_gone(&leaving.uid, leaving.handle, ifindex);
+            self.leaving.remove(&ifindex);
+            self.forget(ifindex);
+        }
+        let Some(local) = self.locals.values_mut().find(|local| local.ifindex() == Some(ifindex)) else { return };
+        let (uid, handle) = (local.workload.uid.clone(), local.handle);
+        local.phase = Phase::Detached;
+        local.veth = None;
+        local.problem = "its interface is gone".to_owned();
+        self.tell_gone(&uid, handle, ifindex);
+        self.forget(ifindex);
+        self.publish();
+    }
+
+    /// A veth went down, or up.
+    pub fn link_running(&mut self, ifindex: u32, running: bool) {
+        let Some(local) = self.locals.values_mut().find(|local| local.ifindex() == Some(ifindex)) else { return };
+        let Some(veth) = &mut local.veth else { return };
+        if std::mem::replace(&mut veth.running, running) == running {
+            return;
+        }
+        let (uid, handle) = (local.workload.uid.clone(), local.handle);
+        if running {
+            // It may have become a bridge's port meanwhile: its gateway is another one then.
+            self.resolve_again(&uid);
+        } else {
+            self.tell_gone(&uid, handle, ifindex);
+        }
+        self.publish();
+    }
+
+    /// Ends the flows of a workload: in the shards at once.
+    fn tell_gone(&mut self, uid: &str, handle: u32, ifindex: u32) {
+        // Nobody listening is no error.
+        let _ = self.gone.send(Gone { uid: uid.to_owned(), handle, ifindex });
+    }
+
+    /// Removes what the kernel has of an interface that is gone, and ends its entries.
+    fn forget(&mut self, ifindex: u32) {
+        let mut found: Vec<(FlowKey, kumiko_abi::Flow)> = Vec::new();
+        let scanned = self.edge.scan(&mut |key, flow| {
+            if (flow.src_ifindex == ifindex || flow.dst_ifindex == ifindex) && flow.flags & flags::OVER == 0 {
+                found.push((*key, *flow));
+            }
+        });
+        let ended = found.iter().try_for_each(|(key, flow)| self.edge.flag(key, flow, flags::OVER_GONE).map(drop));
+        let unhooked = self.edge.unhook(ifindex);
+        if self.written.endpoints.contains_key(&ifindex) {
+            self.write(Op::RemoveEndpoint(ifindex));
+        }
+        let forgotten = self.edge.remove_use(ifindex);
+        for error in [scanned, ended, unhooked, forgotten].into_iter().filter_map(Result::err) {
+            warn!(%error, ifindex, "what was left of an interface could not be removed");
+        }
+    }
+
+    /// Replaces the snapshot that everybody reads.
+    fn publish(&mut self) {
+        let attached = |local: &Local| {
+            let veth = local.veth.as_ref().filter(|veth| veth.running && local.phase != Phase::Detached)?;
+            Some((local.workload.uid.clone(), veth.ifindex))
+        };
+        self.shared.store(Arc::new(NodeState {
+            node: self.node.clone(),
+            world: self.world.clone(),
+            handles: self.numbers.clone(),
+            workloads: self.workloads.clone(),
+            services: self.services.clone(),
+            classes: self.classes.clone(),
+            attached: self.locals.values().filter_map(attached).collect(),
+            lowered: self.lowered.clone(),
+            endpoints: self.locals.iter().map(|(uid, local)| (uid.clone(), local.report())).collect(),
+        }));
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+}
+
+/// Endpoints and hooks that were there before us.
+fn found<E: Edge>(edge: &mut E, handles: &Handles, written: &Desired) -> Result<BTreeMap<u32, Leaving>, EdgeError> {
+    let mut found = BTreeMap::new();
+    for ifindex in edge.hooked()? {
+        let endpoint = written.endpoints.get(&ifindex).copied().unwrap_or_default();
+        let uid = handles.workloads.name(endpoint.handle).unwrap_or_default().to_owned();
+        let endpoint_here = AttachedEndpoint {
+            ifindex,
+            phase: compile::phase_of(&endpoint),
+            fast: false,
+            pod_mac: endpoint.pod_mac,
+            gateway_mac: endpoint.gateway_mac,
+        };
+        found.insert(ifindex, Leaving { uid, handle: endpoint.handle, endpoint: endpoint_here, begun: false });
+    }
+    Ok(found)
+}

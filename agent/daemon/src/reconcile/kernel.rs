@@ -1,0 +1,176 @@
+//! The real edge: kumiko-kernel and one file.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kumiko_abi::map::ProbePort;
+use kumiko_abi::{CommandResult, Flow, FlowKey, Workload};
+use kumiko_core::compile::{Desired, Handles, Op, service_key};
+use kumiko_core::model::Attachment;
+use kumiko_core::stage::legacy::Older;
+use kumiko_kernel::bpf::{Commands, Datapath, FlowTable, Maps};
+use kumiko_kernel::diag::{self, TcpState};
+use kumiko_kernel::netns::Netns;
+use kumiko_kernel::veth;
+use tracing::warn;
+
+use super::edge::{Edge, EdgeError, NoVeth, Veth};
+
+/// File of the numbers, in the agent's directory.
+const HANDLES: &str = "handles.json";
+
+/// Maps, hooks, interfaces and sockets of this node.
+pub struct KernelEdge {
+    datapath: Arc<Datapath>,
+    maps: Maps,
+    commands: Commands,
+    flows: FlowTable,
+    host: Netns,
+    handles: PathBuf,
+}
+
+impl KernelEdge {
+    /// `host` is the namespace that interfaces are looked up in.
+    pub fn new(datapath: Arc<Datapath>, host: Netns, run_dir: &Path) -> Self {
+        let (maps, commands, flows) = (datapath.maps(), datapath.commands(), datapath.flows());
+        Self { datapath, maps, commands, flows, host, handles: run_dir.join(HANDLES) }
+    }
+
+    fn file(&self, source: io::Error) -> EdgeError {
+        EdgeError::File { path: self.handles.display().to_string(), source }
+    }
+}
+
+impl Edge for KernelEdge {
+    fn load(&mut self) -> Result<Option<Handles>, EdgeError> {
+        match fs::read(&self.handles) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.file(error)),
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(handles) => Ok(Some(handles)),
+                Err(error) => {
+                    warn!(file = %self.handles.display(), %error, "numbers of the last agent cannot be read: begun anew");
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    fn save(&mut self, handles: &Handles) -> Result<(), EdgeError> {
+        let bytes = serde_json::to_vec(handles).map_err(|error| self.file(error.into()))?;
+        let temporary = self.handles.with_extension("json.new");
+        // Not flushed to the disk: the maps that the numbers belong to do not outlive the machine either.
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&temporary).and_then(|mut file| file.write_all(&bytes));
+        written.and_then(|()| fs::rename(&temporary, &self.handles)).map_err(|error| self.file(error))
+    }
+
+    fn written(&mut self, handles: &Handles) -> Result<Desired, EdgeError> {
+        let mut written = Desired {
+            addrs: self.maps.addrs()?.into_iter().collect(),
+            endpoints: self.maps.endpoints()?.into_iter().collect(),
+            probe_ports: self.maps.probe_ports()?.into_iter().map(|probe| (probe.handle, probe.port)).collect(),
+            services: self.maps.services()?.into_iter().map(|(k, v)| ((k.addr, k.port, k.proto), v)).collect(),
+            ..Desired::default()
+        };
+        let live = handles.workloads.live().map(|(_, handle)| handle);
+        for handle in live.chain(handles.workloads.retired().map(|(handle, _)| handle)) {
+            let workload = self.maps.workload(handle)?;
+            if workload != Workload::default() {
+                written.workloads.insert(handle, workload);
+            }
+        }
+        Ok(written)
+    }
+
+    fn write(&mut self, op: &Op) -> Result<(), EdgeError> {
+        let probe = |handle, port| ProbePort { handle, port, _pad: 0 };
+        match *op {
+            Op::SetWorkload(handle, workload) => self.maps.set_workload(handle, &workload)?,
+            Op::SetAddr(addr, entry) => self.maps.set_addr(&addr, &entry)?,
+            Op::SetProbePort(handle, port) => self.maps.set_probe_port(&probe(handle, port))?,
+            Op::SetEndpoint(ifindex, endpoint) => self.maps.set_endpoint(ifindex, &endpoint)?,
+            Op::SetService(key, entry) => self.maps.set_service(&service_key(key), &entry)?,
+            Op::RemoveService(key) => drop(self.maps.remove_service(&service_key(key))?),
+            Op::RemoveEndpoint(ifindex) => drop(self.maps.remove_endpoint(ifindex)?),
+            Op::RemoveProbePort(handle, port) => drop(self.maps.remove_probe_port(&probe(handle, port))?),
+            Op::RemoveAddr(addr) => drop(self.maps.remove_addr(&addr)?),
+            Op::ClearWorkload(handle) => self.maps.set_workload(handle, &Workload::default())?,
+        }
+        Ok(())
+    }
+
+    fn hooked(&mut self) -> Result<Vec<u32>, EdgeError> {
+        Ok(self.datapath.attached()?)
+    }
+
+    fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError> {
+        Ok(self.datapath.attach_pod(ifindex)?)
+    }
+
+    fn unhook(&mut self, ifindex: u32) -> Result<(), EdgeError> {
+        Ok(self.datapath.detach_pod(ifindex)?)
+    }
+
+    fn init_use(&mut self, ifindex: u32) -> Result<(), EdgeError> {
+        Ok(self.maps.init_use(ifindex)?)
+    }
+
+    fn remove_use(&mut self, ifindex: u32) -> Result<(), EdgeError> {
+        Ok(self.maps.remove_use(ifindex).map(drop)?)
+    }
+
+    fn resolve(&mut self, attachment: &Attachment) -> Result<Veth, NoVeth> {
+        let attachment = match attachment {
+            Attachment::Netns { path, interface } => {
+                veth::Attachment::Netns { path: path.into(), interface: interface.clone() }
+            }
+            Attachment::Veth { name } => veth::Attachment::Veth { name: name.clone() },
+        };
+        match veth::resolve(&attachment, &self.host) {
+            Ok(found) => Ok(Veth {
+                ifindex: found.ifindex,
+                name: found.name,
+                pod_mac: found.pod_mac,
+                gateway_mac: found.gateway_mac,
+                running: found.running,
+                netns: found.netns.map(Arc::new),
+            }),
+            Err(error) => Err(NoVeth { problem: error.to_string(), may_come: error.may_come() }),
+        }
+    }
+
+    fn sockets(&mut self, veth: &Veth) -> io::Result<Option<Vec<Older>>> {
+        let Some(netns) = &veth.netns else { return Ok(None) };
+        let older = |socket: diag::TcpSocket| Older {
+            pod: socket.local,
+            peer: socket.remote,
+            pod_began: match socket.state {
+                TcpState::SynSent => Some(true),
+                TcpState::SynReceived => Some(false),
+                _ => None,
+            },
+        };
+        Ok(Some(diag::dump(netns)?.into_iter().map(older).collect()))
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.get(key)
+    }
+
+    fn scan(&self, each: &mut dyn FnMut(&FlowKey, &Flow)) -> Result<(), EdgeError> {
+        self.flows.scan(each).map_err(EdgeError::Scan)
+    }
+
+    fn create(&self, key: &FlowKey, flow: &Flow) -> Result<CommandResult, EdgeError> {
+        Ok(self.commands.create(key, flow)?)
+    }
+
+    fn flag(&self, key: &FlowKey, flow: &Flow, flags: u32) -> Result<CommandResult, EdgeError> {
+        Ok(self.commands.flag(key, &flow.id, flags)?)
+    }
+}
