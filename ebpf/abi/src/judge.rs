@@ -44,8 +44,9 @@ impl Decision {
         Self { action, verdict: Verdict::Allow, reason, flags }
     }
 
+    /// Deny with an RST.
     #[inline(always)]
-    const fn refuse(reason: Reason) -> Self {
+    pub const fn refuse(reason: Reason) -> Self {
         Self { action: Action::Refuse, verdict: Verdict::Deny, reason, flags: 0 }
     }
 

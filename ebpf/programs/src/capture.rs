@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated as helpers;
 use kumiko_abi::{
-    Config, Flow, FlowState, MAX_SHARDS, Reason, Stat, SynRecord, Verdict,
+    Config, Flow, FlowState, MAX_SHARDS, Reason, Stat, SynRecord,
     config::config_flags,
     flow::flags::COUNTED_PENDING,
     judge::{self, Decision},
@@ -13,7 +13,7 @@ use kumiko_abi::{
 use crate::{
     counters::{self, count, ring},
     ends::{Hook, stage},
-    judge::{Ends, compose, count_judged, deny},
+    judge::{compose, count_judged, deny},
     maps::{LISTENERS, SYNS, Scratch},
     skb::Skb,
     table::{self, Inserted},
@@ -29,7 +29,7 @@ pub(crate) enum Parked {
     Done,
     /// Denied and counted: into the agent's namespace with it.
     Refused,
-    /// It cannot be captured; `s.instead` is what becomes of it.
+    /// It cannot be captured; `s.decision` is what becomes of it.
     Instead,
 }
 
@@ -66,18 +66,18 @@ fn shard_of(s: &Scratch, config: &Config) -> u32 {
 
 /// Parks the SYN in hand, or says what else becomes of it.
 #[inline(never)]
-pub(crate) fn park(hook: &Hook<'_>, s: &mut Scratch, ends: &Ends, old: *mut Flow) -> Parked {
+pub(crate) fn park(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> Parked {
     let Hook { skb, config, endpoint, ifindex } = *hook;
     let stage = stage(endpoint);
     let shard = shard_of(s, config);
     // Liveness first: a dead agent must leave no pending entry behind.
     if !alive(slot(shard, s.packet.v6)) {
         let clear = config.flags & config_flags::PERMISSIVE_WITHOUT_AGENT != 0;
-        s.instead = judge::without_agent(stage, clear);
+        s.decision = judge::without_agent(stage, clear);
         return Parked::Instead;
     }
     if signed(skb, s) {
-        s.instead = judge::uncarriable(stage);
+        s.decision = judge::uncarriable(stage);
         return Parked::Instead;
     }
     if !table::take_pending(ifindex, endpoint.max_pending) {
@@ -85,18 +85,13 @@ pub(crate) fn park(hook: &Hook<'_>, s: &mut Scratch, ends: &Ends, old: *mut Flow
         counters::reason(Reason::PendingQuota);
         return Parked::Done;
     }
-    let ends = &Ends { dst_ifindex: config.agent_ifindex, ..*ends };
-    let decision = Decision {
-        action: judge::Action::Capture,
-        verdict: Verdict::Allow,
-        reason: Reason::Allowed,
-        flags: COUNTED_PENDING,
-    };
-    compose(s, config, ends, &decision, FlowState::Pending);
+    s.ends.dst_ifindex = config.agent_ifindex;
+    s.decision.flags |= COUNTED_PENDING;
+    compose(s, config, FlowState::Pending);
     s.flow.shard = shard as u16;
     let failed = match hand_over(skb, s, config, old) {
         Ok(()) => {
-            count_judged(s, config, ends, Verdict::Allow, Reason::Allowed);
+            count_judged(s, config);
             return Parked::Done;
         }
         Err(failed) => failed,
@@ -122,7 +117,8 @@ pub(crate) fn park(hook: &Hook<'_>, s: &mut Scratch, ends: &Ends, old: *mut Flow
             Reason::Unparsable
         }
     };
-    deny(s, config, ends, reason, old);
+    s.decision = Decision::refuse(reason);
+    deny(s, config, old);
     Parked::Refused
 }
 

@@ -11,7 +11,7 @@ use kumiko_abi::{
 };
 
 use crate::{
-    maps::{ADDRS, CONFIG, ENDPOINTS, PROBE_PORTS, SERVICES, WORKLOADS},
+    maps::{ADDRS, CONFIG, ENDPOINTS, HERE, PROBE_PORTS, SERVICES, Scratch, WORKLOADS, forget},
     packet::Packet,
     skb::Skb,
 };
@@ -25,11 +25,19 @@ pub(crate) struct Hook<'a> {
     pub(crate) ifindex: u32,
 }
 
-/// The endpoint of this hook as a value; absent is the same as off.
+/// The endpoint of this hook, copied once; absent is the same as off.
 #[inline(always)]
-pub(crate) fn endpoint(ifindex: u32) -> Endpoint {
-    // SAFETY: copied at once.
-    unsafe { ENDPOINTS.get(ifindex) }.copied().unwrap_or_default()
+pub(crate) fn here(ifindex: u32) -> Option<&'static Endpoint> {
+    let slot = HERE.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU slot that only this function writes, once a packet; the element is copied at once.
+    unsafe {
+        match ENDPOINTS.get(ifindex) {
+            Some(endpoint) => *slot = *endpoint,
+            None => *slot = Endpoint::default(),
+        }
+        forget(&mut *slot);
+        Some(&*slot)
+    }
 }
 
 #[inline(always)]
@@ -81,45 +89,76 @@ pub(crate) fn attached(of: [u64; 2]) -> u32 {
     if workload.flags & workload_flags::ATTACHED != 0 { workload.ifindex } else { 0 }
 }
 
+/// The two ends of a flow to be entered.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
+    /// Initiator's handle.
+    pub(crate) src: u32,
+    /// Target's handle.
+    pub(crate) dst: u32,
+    /// Service, or 0.
+    pub(crate) service: u32,
+    /// Interface that the initiator's packets come from; 0: the host's stack.
+    pub(crate) src_ifindex: u32,
+    /// The same of the target.
+    pub(crate) dst_ifindex: u32,
+    /// The packet in hand is the target's answer, so the initiator is its destination.
+    pub(crate) answer: bool,
+    pub(crate) _pad: [u8; 3],
+}
+
+impl Ends {
+    /// Both ends of the packet in hand, without a Service.
+    #[inline(always)]
+    pub(crate) fn new((src, src_ifindex): (u32, u32), (dst, dst_ifindex): (u32, u32), answer: bool) -> Self {
+        Self { src, dst, service: 0, src_ifindex, dst_ifindex, answer, _pad: [0; 3] }
+    }
+}
+
 /// The far end of a SYN that a pod sends.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Target {
-    pub(crate) peer: Peer,
     /// Workload, or 0.
     pub(crate) handle: u32,
     /// Service, or 0.
     pub(crate) service: u32,
     /// Its interface when it is attached here, else 0.
     pub(crate) ifindex: u32,
+    pub(crate) peer: Peer,
     /// It may take the fast path.
     pub(crate) fast: bool,
+    pub(crate) _pad: [u8; 2],
 }
 
-/// Looks up the destination of a SYN.
-#[inline(always)]
-pub(crate) fn target(p: &Packet, config: &Config) -> Target {
+/// Looks up the destination of a SYN into `s.target`.
+#[inline(never)]
+pub(crate) fn find_target(s: &mut Scratch, config: &Config) {
+    let p = &s.packet;
     let key = ServiceKey { addr: bytes(p.dst), port: p.dport, proto: TCP, _pad: 0 };
     // SAFETY: copied at once.
     let service: Option<ServiceEntry> = unsafe { SERVICES.get(key) }.copied();
     if let Some(service) = service {
         let peer = judge::peer(Some(&service), None, None, p.dport);
-        return Target { peer, handle: 0, service: service.id, ifindex: 0, fast: false };
+        s.target = Target { handle: 0, service: service.id, ifindex: 0, peer, fast: false, _pad: [0; 2] };
+        return;
     }
     let entry = addr(p.dst);
     let handle = match &entry {
         Some(entry) if entry.kind == AddrKind::Workload as u8 => entry.handle,
         _ => 0,
     };
-    let workload: Option<Workload> = if handle == 0 { None } else { WORKLOADS.get(handle).copied() };
-    let peer = judge::peer(None, entry.as_ref(), workload.as_ref(), p.dport);
+    let workload: Option<&Workload> = if handle == 0 { None } else { WORKLOADS.get(handle) };
+    let peer = judge::peer(None, entry.as_ref(), workload, p.dport);
     let ifindex = match workload {
         Some(w) if w.flags & workload_flags::ATTACHED != 0 => w.ifindex,
         _ => 0,
     };
-    let fast = matches!(peer, Peer::Local)
-        && config.flags & config_flags::FAST_PATH != 0
-        && endpoint(ifindex).flags & endpoint_flags::FAST != 0;
-    Target { peer, handle, service: 0, ifindex, fast }
+    // SAFETY: read at once.
+    let theirs = unsafe { ENDPOINTS.get(ifindex) }.map_or(0, |e| e.flags);
+    let fast = config.flags & config_flags::FAST_PATH != 0 && theirs & endpoint_flags::FAST != 0;
+    s.target = Target { handle, service: 0, ifindex, peer, fast, _pad: [0; 2] };
 }
 
 /// `169.254.0.0/16` and `fe80::/10`.

@@ -1,7 +1,7 @@
 //! Carries out verdicts: makes the entry, counts, tells the agent.
 
 use kumiko_abi::{
-    Config, Endpoint, EventKind, Flow, FlowState, Reason, Stage, Stat, Verdict,
+    Config, Endpoint, EventKind, Flow, FlowState, Reason, Stage, Stat,
     flow::{TCP, dir_flags, flags},
     judge::{Action, Decision, drops_tagged, enforces},
     segment::{bits, next_seq},
@@ -16,23 +16,11 @@ use crate::{
     table::{self, Inserted},
 };
 
-/// The two ends of a flow to be entered. The packet in hand is the initiator's unless `answer`.
-#[derive(Clone, Copy)]
-pub(crate) struct Ends {
-    pub(crate) src: u32,
-    pub(crate) dst: u32,
-    pub(crate) service: u32,
-    pub(crate) src_ifindex: u32,
-    pub(crate) dst_ifindex: u32,
-    /// The packet is the target's answer, so the initiator is its destination.
-    pub(crate) answer: bool,
-}
-
-/// Fills `s.flow` for the packet in hand. Times and id are stamped too. Field by field: a literal would be built on the
+/// Fills `s.flow` for the packet in hand, from `s.ends` and `s.decision`. Times and id are stamped too. Field by field: a literal would be built on the
 /// stack, which is short.
 #[inline(never)]
-pub(crate) fn compose(s: &mut Scratch, config: &Config, ends: &Ends, decision: &Decision, state: FlowState) {
-    let p = &s.packet;
+pub(crate) fn compose(s: &mut Scratch, config: &Config, state: FlowState) {
+    let (p, ends, decision) = (&s.packet, &s.ends, &s.decision);
     let f = &mut s.flow;
     f.over_ns = 0;
     f.src = ends.src;
@@ -67,10 +55,11 @@ pub(crate) fn compose(s: &mut Scratch, config: &Config, ends: &Ends, decision: &
     table::stamp(s, config, now);
 }
 
-/// Counts the judged flow that `s.flow` describes.
+/// Counts the judged flow.
 #[inline(always)]
-pub(crate) fn count_judged(s: &mut Scratch, config: &Config, ends: &Ends, verdict: Verdict, reason: Reason) {
-    let p = &s.packet;
+pub(crate) fn count_judged(s: &mut Scratch, config: &Config) {
+    let (p, ends) = (&s.packet, s.ends);
+    let Decision { verdict, reason, .. } = s.decision;
     let port = if ends.answer { p.sport } else { p.dport };
     let bytes = u64::from(p.payload);
     counters::pair(s, config, Pair { src: ends.src, dst: ends.dst, port, proto: TCP, verdict, reason, bytes });
@@ -83,7 +72,7 @@ pub(crate) enum Entered {
     Done,
     /// No room, and the stage never stops anything: pass without an entry.
     Skip,
-    /// No room: refuse, for `s.instead`'s reason.
+    /// No room: refuse, for the reason that `s.decision` has now.
     Refuse,
     /// Another CPU is at it: drop, the packet comes again.
     Again,
@@ -91,37 +80,36 @@ pub(crate) enum Entered {
 
 /// Enters a `Direct` or `Fast` flow, counts it, tells the agent.
 #[inline(never)]
-pub(crate) fn enter(s: &mut Scratch, hook: &Hook<'_>, ends: &Ends, decision: &Decision, old: *mut Flow) -> Entered {
+pub(crate) fn enter(s: &mut Scratch, hook: &Hook<'_>, old: *mut Flow) -> Entered {
     let config = hook.config;
     let enforces = enforces(stage(hook.endpoint));
-    let state = if matches!(decision.action, Action::Fast) { FlowState::Fast } else { FlowState::Direct };
-    compose(s, config, ends, decision, state);
+    let state = if matches!(s.decision.action, Action::Fast) { FlowState::Fast } else { FlowState::Direct };
+    compose(s, config, state);
     match table::insert(s, config, old) {
         Inserted::Done => {
-            count_judged(s, config, ends, decision.verdict, decision.reason);
+            count_judged(s, config);
             emit(EventKind::New, &s.key, &s.flow);
             return Entered::Done;
         }
         Inserted::Busy => return if enforces { Entered::Again } else { Entered::Skip },
         Inserted::Full => {
             count(Stat::TableFull);
-            s.instead.reason = Reason::TableFull;
+            s.decision = Decision::refuse(Reason::TableFull);
         }
         Inserted::Quota => {
             count(Stat::QuotaFull);
-            s.instead.reason = Reason::FlowQuota;
+            s.decision = Decision::refuse(Reason::FlowQuota);
         }
     }
     if enforces { Entered::Refuse } else { Entered::Skip }
 }
 
-/// Counts and tells a refused flow; the caller sends the packet to the agent's namespace.
+/// Counts and tells the flow that `s.decision` refuses; the caller sends the packet to the agent's namespace.
 #[inline(never)]
-pub(crate) fn deny(s: &mut Scratch, config: &Config, ends: &Ends, reason: Reason, old: *mut Flow) {
-    let decision = Decision { action: Action::Refuse, verdict: Verdict::Deny, reason, flags: 0 };
-    compose(s, config, ends, &decision, FlowState::Cut);
+pub(crate) fn deny(s: &mut Scratch, config: &Config, old: *mut Flow) {
+    compose(s, config, FlowState::Cut);
     table::overtake(s, config, old);
-    count_judged(s, config, ends, Verdict::Deny, reason);
+    count_judged(s, config);
     emit(EventKind::Denied, &s.key, &s.flow);
 }
 

@@ -12,7 +12,10 @@ use kumiko_abi::{
     ServiceEntry, ServiceKey, Workload, judge::Decision, map::STATS_LEN, reason::REASONS_LEN,
 };
 
-use crate::packet::Packet;
+use crate::{
+    ends::{Ends, Target},
+    packet::Packet,
+};
 
 /// `BPF_F_NO_PREALLOC`: memory follows what is used, and a slot is not recycled under a reader's hands.
 const NO_PREALLOC: usize = 1;
@@ -61,8 +64,12 @@ pub(crate) struct Scratch {
     pub(crate) flow: Flow,
     /// A command's flow id.
     pub(crate) id: FlowId,
-    /// What becomes of a SYN that cannot be captured.
-    pub(crate) instead: Decision,
+    /// The verdict on the packet in hand.
+    pub(crate) decision: Decision,
+    /// The ends of the flow that it begins.
+    pub(crate) ends: Ends,
+    /// Who it is for.
+    pub(crate) target: Target,
     /// Key of a pair counter.
     pub(crate) pair: PairKey,
     /// TCP options.
@@ -78,6 +85,17 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// A second one, since a command may be interrupted by a packet on the same CPU.
 #[btf_map]
 pub(crate) static COMMAND_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+/// The endpoint of the hook, copied.
+#[btf_map]
+pub(crate) static HERE: PerCpuArray<Endpoint, 1> = PerCpuArray::new();
+
+/// Makes the compiler, and so the verifier, take `value` for unknown from here on. Variants of it that differ by known
+/// constants become one state that way, instead of each being walked to the program's end.
+#[inline(always)]
+pub(crate) fn forget<T>(value: &mut T) {
+    // SAFETY: moves a register to itself. (With no instruction, two lines would share one offset: refused line info.)
+    unsafe { core::arch::asm!("{v} = {v}", v = inout(reg) core::ptr::from_mut(value) => _, options(nostack)) }
+}
 
 // Addresses in the key are written as pairs of words.
 const _: () = assert!(core::mem::offset_of!(Scratch, key) % 8 == 0);

@@ -5,15 +5,15 @@ use core::ptr;
 use kumiko_abi::{
     Config, Flow, FlowState, Reason, Stage, Stat, Verdict,
     flow::flags::{JUDGED_BOTH, LEARNED, LEGACY},
-    judge::{self, Action, Decision, Stray, enforces},
+    judge::{self, Action, Stray},
     segment::bits::{ACK, RST, SYN},
 };
 
 use crate::{
     counters::{self, Pair, count},
-    ends::{self, Hook, learns, stage},
-    judge::{Ends, Entered, deny, enter, unjudged},
-    maps::Scratch,
+    ends::{self, Ends, Hook, learns, stage},
+    judge::{Entered, deny, enter, unjudged},
+    maps::{Scratch, forget},
     packet::{Kind, parse},
     pod_ingress::LEARNED_FLOW,
     redirect::out_to_agent,
@@ -24,18 +24,18 @@ use crate::{
 
 pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     let ifindex = skb.ifindex();
-    let endpoint = ends::endpoint(ifindex);
-    let hook = Hook { skb, config, endpoint: &endpoint, ifindex };
+    let Some(endpoint) = ends::here(ifindex) else { return PASS };
+    let hook = Hook { skb, config, endpoint, ifindex };
     match parse(skb, s) {
         Kind::NotIp => PASS,
-        kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, &endpoint),
-        Kind::Other => other(hook, s),
+        kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, endpoint),
+        Kind::Other => other(&hook, s),
         Kind::Error => {
             if captured(s) {
                 count(Stat::EgressCaptured);
                 return DROP;
             }
-            other(hook, s)
+            other(&hook, s)
         }
         Kind::Tcp => tcp(hook, s),
     }
@@ -48,8 +48,8 @@ fn captured(s: &Scratch) -> bool {
 }
 
 /// Not TCP: counted, unless the sender's own hook did.
-#[inline(always)]
-fn other(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+#[inline(never)]
+fn other(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     if matches!(stage(hook.endpoint), Stage::Off) || ends::attached(s.packet.src) != 0 {
         return PASS;
     }
@@ -98,12 +98,12 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
                 return PASS;
             }
             // Judged for its sender's side only: now for this one.
-            let decision = inbound(hook, s);
-            if matches!(decision.action, Action::Untouched | Action::Direct) {
+            inbound(&hook, s);
+            if matches!(s.decision.action, Action::Untouched | Action::Direct) {
                 entry.raise(JUDGED_BOTH);
                 return PASS;
             }
-            return refuse(hook, s, decision, entry.0);
+            return settle(&hook, s, entry.0, false);
         }
     }
     if matches!(stage(hook.endpoint), Stage::Off) {
@@ -111,18 +111,16 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
         return PASS;
     }
     if s.packet.is(SYN, SYN | ACK | RST) {
-        let decision = inbound(hook, s);
-        if !matches!(decision.action, Action::Direct) {
-            return refuse(hook, s, decision, old);
-        }
-        return let_in(hook, s, decision, (old, false));
+        inbound(&hook, s);
+        return settle(&hook, s, old, false);
     }
     match judge::stray(stage(hook.endpoint), learns(hook.endpoint)) {
         Stray::Pass => PASS,
         Stray::Learn if s.packet.flags & RST != 0 => PASS,
         Stray::Learn => {
             let answer = s.packet.sport < s.packet.dport;
-            let_in(hook, s, LEARNED_FLOW, (old, answer))
+            s.decision = LEARNED_FLOW;
+            settle(&hook, s, old, answer)
         }
         Stray::Reset => {
             count(Stat::Stray);
@@ -140,47 +138,38 @@ fn another(s: &Scratch, entry: Entry) -> bool {
     isn != s.packet.seq && !(isn == 0 && entry.flags() & (LEARNED | LEGACY) != 0)
 }
 
-#[inline(always)]
-fn inbound(hook: Hook<'_>, s: &Scratch) -> Decision {
+/// Judges the SYN in hand into `s.decision`.
+#[inline(never)]
+fn inbound(hook: &Hook<'_>, s: &mut Scratch) {
     let asker = ends::asker(hook.skb, &s.packet, hook.endpoint, hook.config);
-    judge::inbound(stage(hook.endpoint), learns(hook.endpoint), asker)
+    s.decision = judge::inbound(stage(hook.endpoint), learns(hook.endpoint), asker);
+    forget(&mut s.decision);
 }
 
-/// The two ends of the packet in hand.
-#[inline(always)]
-fn ends_of(hook: Hook<'_>, s: &Scratch, answer: bool) -> Ends {
-    let far = ends::handle(s.packet.src);
-    let (pod, ifindex) = (hook.endpoint.handle, hook.ifindex);
-    if answer {
-        Ends { src: pod, dst: far, service: 0, src_ifindex: ifindex, dst_ifindex: 0, answer }
-    } else {
-        Ends { src: far, dst: pod, service: 0, src_ifindex: 0, dst_ifindex: ifindex, answer }
-    }
-}
-
-#[inline(always)]
-fn let_in(hook: Hook<'_>, s: &mut Scratch, decision: Decision, (old, answer): (*mut Flow, bool)) -> i32 {
-    let stage = stage(hook.endpoint);
-    let ends = ends_of(hook, s, answer);
-    match enter(s, &hook, &ends, &decision, old) {
-        Entered::Done | Entered::Skip => PASS,
-        Entered::Again if enforces(stage) => DROP,
-        Entered::Again => PASS,
-        Entered::Refuse => {
-            let reason = s.instead.reason;
-            deny(s, hook.config, &ends, reason, old);
-            out_to_agent(hook.skb, hook.config)
+/// Carries out `s.decision` about a flow that the packet in hand begins, or answers.
+#[inline(never)]
+fn settle(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow, answer: bool) -> i32 {
+    let Hook { skb, config, endpoint, ifindex } = *hook;
+    let (here, far) = ((endpoint.handle, ifindex), (ends::handle(s.packet.src), 0));
+    s.ends = if answer { Ends::new(here, far, true) } else { Ends::new(far, here, false) };
+    forget(&mut s.decision);
+    match s.decision.action {
+        Action::Direct => {}
+        Action::Drop => {
+            counters::reason(s.decision.reason);
+            return DROP;
+        }
+        _ => {
+            deny(s, config, old);
+            return out_to_agent(skb, config);
         }
     }
-}
-
-#[inline(always)]
-fn refuse(hook: Hook<'_>, s: &mut Scratch, decision: Decision, old: *mut Flow) -> i32 {
-    if matches!(decision.action, Action::Drop) {
-        counters::reason(decision.reason);
-        return DROP;
+    match enter(s, hook, old) {
+        Entered::Done | Entered::Skip => PASS,
+        Entered::Again => DROP,
+        Entered::Refuse => {
+            deny(s, config, old);
+            out_to_agent(skb, config)
+        }
     }
-    let ends = ends_of(hook, s, false);
-    deny(s, hook.config, &ends, decision.reason, old);
-    out_to_agent(hook.skb, hook.config)
 }

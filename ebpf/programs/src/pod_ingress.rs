@@ -14,9 +14,9 @@ use kumiko_abi::{
 use crate::{
     capture::{self, Parked},
     counters::{self, Pair, coarse_now, count},
-    ends::{self, Hook, learns, stage},
-    judge::{Ends, Entered, deny, enter, unjudged},
-    maps::{Scratch, WORKLOADS},
+    ends::{self, Ends, Hook, learns, stage},
+    judge::{Entered, deny, enter, unjudged},
+    maps::{Scratch, WORKLOADS, forget},
     packet::{Kind, parse},
     redirect::{into_agent, into_pod, learn_macs},
     skb::{DROP, PASS, Skb},
@@ -32,18 +32,18 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     }
     count(Stat::PodPackets);
     let ifindex = skb.ifindex();
-    let endpoint = ends::endpoint(ifindex);
-    let hook = Hook { skb, config, endpoint: &endpoint, ifindex };
+    let Some(endpoint) = ends::here(ifindex) else { return DROP };
+    let hook = Hook { skb, config, endpoint, ifindex };
     match parse(skb, s) {
         Kind::NotIp => PASS,
-        kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, &endpoint),
+        kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, endpoint),
         Kind::Other => {
             learn_macs(s, ifindex);
-            other(hook, s)
+            other(&hook, s)
         }
         Kind::Error => {
             learn_macs(s, ifindex);
-            if about_captured(s, ifindex) { into_agent(skb, config) } else { other(hook, s) }
+            if about_captured(s, ifindex) { into_agent(skb, config) } else { other(&hook, s) }
         }
         Kind::Tcp => {
             learn_macs(s, ifindex);
@@ -61,8 +61,8 @@ fn about_captured(s: &Scratch, ifindex: u32) -> bool {
 }
 
 /// Not TCP: passes and is counted.
-#[inline(always)]
-fn other(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+#[inline(never)]
+fn other(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     let stage = stage(hook.endpoint);
     if matches!(stage, Stage::Off) {
         return PASS;
@@ -107,11 +107,11 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
         return PASS;
     }
     if s.packet.is(SYN, SYN | ACK | RST) {
-        begin(hook, s, old)
+        begin(&hook, s, old)
     } else if s.packet.is(SYN | ACK, SYN | ACK | RST) {
-        answer(hook, s)
+        answer(&hook, s)
     } else {
-        stray(hook, s)
+        stray(&hook, s)
     }
 }
 
@@ -211,58 +211,60 @@ fn again(s: &Scratch, entry: Entry) -> Known {
 }
 
 /// A SYN of this pod that begins a flow.
-#[inline(always)]
-fn begin(hook: Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
-    let Hook { skb, config, endpoint, ifindex } = hook;
-    let stage = stage(endpoint);
+#[inline(never)]
+fn begin(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
+    let Hook { skb, config, endpoint, ifindex } = *hook;
     if !ends::source_allowed(&s.packet, endpoint) {
-        return spoofed(stage);
+        return spoofed(stage(endpoint));
     }
-    let target = ends::target(&s.packet, config);
-    let mut decision = judge::outbound(Outbound {
-        stage,
+    ends::find_target(s, config);
+    let target = s.target;
+    s.decision = judge::outbound(Outbound {
+        stage: stage(endpoint),
         learn: learns(endpoint),
         closing: config.flags & config_flags::CLOSING != 0,
         fast: target.fast && endpoint.flags & endpoint_flags::FAST != 0,
         peer: target.peer,
     });
-    let ends = Ends {
-        src: endpoint.handle,
-        dst: target.handle,
-        service: target.service,
-        src_ifindex: ifindex,
-        dst_ifindex: target.ifindex,
-        answer: false,
-    };
-    if matches!(decision.action, Action::Capture) {
-        match capture::park(&hook, s, &ends, old) {
+    s.ends = Ends::new((endpoint.handle, ifindex), (target.handle, target.ifindex), false);
+    s.ends.service = target.service;
+    forget(&mut s.decision);
+    if matches!(s.decision.action, Action::Capture) {
+        match capture::park(hook, s, old) {
             Parked::Done => return DROP,
             Parked::Refused => return into_agent(skb, config),
-            Parked::Instead => decision = s.instead,
+            Parked::Instead => {}
         }
     }
-    match decision.action {
+    settle(hook, s, old)
+}
+
+/// Carries out `s.decision`, which is not to capture.
+#[inline(always)]
+fn settle(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
+    let Hook { skb, config, endpoint, .. } = *hook;
+    forget(&mut s.decision);
+    match s.decision.action {
         Action::Direct | Action::Fast => {}
         Action::Drop => {
-            counters::reason(decision.reason);
+            counters::reason(s.decision.reason);
             return DROP;
         }
         _ => {
-            deny(s, config, &ends, decision.reason, old);
+            deny(s, config, old);
             return into_agent(skb, config);
         }
     }
-    match enter(s, &hook, &ends, &decision, old) {
-        Entered::Done if matches!(decision.action, Action::Fast) => {
+    match enter(s, hook, old) {
+        Entered::Done if matches!(s.decision.action, Action::Fast) => {
             count(Stat::Fast);
-            into_pod(skb, target.ifindex)
+            into_pod(skb, s.ends.dst_ifindex)
         }
-        Entered::Done => clear(s, endpoint, decision.flags),
+        Entered::Done => clear(s, endpoint, s.decision.flags),
         Entered::Skip => PASS,
         Entered::Again => DROP,
         Entered::Refuse => {
-            let reason = s.instead.reason;
-            deny(s, config, &ends, reason, old);
+            deny(s, config, old);
             into_agent(skb, config)
         }
     }
@@ -270,15 +272,15 @@ fn begin(hook: Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
 
 /// A SYN-ACK whose SYN never passed here: a CNI with host routing brings packets to the pod past the egress hook, so
 /// the flow is judged now, as one that comes in.
-#[inline(always)]
-fn answer(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+#[inline(never)]
+fn answer(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     let decision = judge::inbound(stage(hook.endpoint), learns(hook.endpoint), Asker::Unknown);
     unseen(hook, s, decision, true)
 }
 
 /// A packet that begins nothing and belongs to nothing.
-#[inline(always)]
-fn stray(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+#[inline(never)]
+fn stray(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     match judge::stray(stage(hook.endpoint), learns(hook.endpoint)) {
         Stray::Pass => {
             counters::reason(Reason::StrayPacket);
@@ -312,44 +314,19 @@ pub(crate) const LEARNED_FLOW: Decision = Decision {
 
 /// Enters a flow whose beginning was not seen.
 #[inline(always)]
-fn unseen(hook: Hook<'_>, s: &mut Scratch, decision: Decision, answer: bool) -> i32 {
-    let Hook { skb, config, endpoint, ifindex } = hook;
-    let stage = stage(endpoint);
-    if !ends::source_allowed(&s.packet, endpoint) {
-        return spoofed(stage);
+fn unseen(hook: &Hook<'_>, s: &mut Scratch, decision: Decision, answer: bool) -> i32 {
+    if !ends::source_allowed(&s.packet, hook.endpoint) {
+        return spoofed(stage(hook.endpoint));
     }
-    let far = ends::handle(s.packet.dst);
-    let ends = if answer {
-        Ends { src: far, dst: endpoint.handle, service: 0, src_ifindex: 0, dst_ifindex: ifindex, answer }
-    } else {
-        Ends { src: endpoint.handle, dst: far, service: 0, src_ifindex: ifindex, dst_ifindex: 0, answer }
-    };
-    let none = ptr::null_mut();
-    match decision.action {
-        Action::Direct => match enter(s, &hook, &ends, &decision, none) {
-            Entered::Done => clear(s, endpoint, decision.flags),
-            Entered::Skip => PASS,
-            Entered::Again => DROP,
-            Entered::Refuse => {
-                let reason = s.instead.reason;
-                deny(s, config, &ends, reason, none);
-                into_agent(skb, config)
-            }
-        },
-        Action::Drop => {
-            counters::reason(decision.reason);
-            DROP
-        }
-        _ => {
-            deny(s, config, &ends, decision.reason, none);
-            into_agent(skb, config)
-        }
-    }
+    let (here, far) = ((hook.endpoint.handle, hook.ifindex), (ends::handle(s.packet.dst), 0));
+    s.ends = if answer { Ends::new(far, here, true) } else { Ends::new(here, far, false) };
+    s.decision = decision;
+    settle(hook, s, ptr::null_mut())
 }
 
 /// The one place where TCP of a pod passes in the clear. The leak counter looks at facts, not at how it was decided:
 /// payload of a strict endpoint to a meshed peer that is not attached to this node.
-#[inline(always)]
+#[inline(never)]
 fn clear(s: &Scratch, endpoint: &Endpoint, flags: u32) -> i32 {
     count(Stat::Clear);
     let p = &s.packet;
