@@ -3,6 +3,7 @@
 //! JSON in camelCase. Times are Unix nanoseconds (`…UnixNs`) or durations with their unit in the name. Fields are only
 //! ever added; a reader skips what it does not know, and what a writer leaves out takes the default.
 
+pub mod query;
 mod status;
 mod view;
 
@@ -31,6 +32,9 @@ pub mod path {
     /// Prometheus text format.
     pub const METRICS: &str = "/metrics";
 }
+
+/// Header of a list of flows: how many older ones the limit left out.
+pub const OMITTED_HEADER: &str = "kumiko-omitted";
 
 /// What the admin API answers when it cannot answer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

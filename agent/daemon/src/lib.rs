@@ -1,9 +1,12 @@
 //! The parts of `kumiko-agent`.
 
+pub mod admin;
 pub mod clock;
 pub mod identity;
 pub mod issuer;
 pub mod options;
 pub mod reconcile;
+pub mod run;
+pub mod shard;
 pub mod source;
 pub mod telemetry;
