@@ -229,17 +229,21 @@ async fn handshake<C: Unbuffered>(
     other_words: OtherWords<'_>,
 ) -> Result<(C, Vec<u8>), HandshakeError> {
     let limit = options.handshake_time;
-    tokio::time::timeout(limit, drive(stream, &mut conn, options.handshake_bytes, other_words))
-        .await
-        .unwrap_or(Err(HandshakeError::TimedOut(limit)))
-        .map(|early| (conn, early))
+    let mut words = Vec::new();
+    let driven = drive(stream, &mut conn, options.handshake_bytes, &mut words);
+    let result = tokio::time::timeout(limit, driven).await.unwrap_or(Err(HandshakeError::TimedOut(limit)));
+    if result.is_err() && !words.is_empty() {
+        last_words(stream, other_words().unwrap_or(&words)).await;
+    }
+    result.map(|early| (conn, early))
 }
 
+/// On an error `words` is what the peer is to be told.
 async fn drive<C: Unbuffered>(
     stream: &TcpStream,
     conn: &mut C,
     max_bytes: usize,
-    other_words: OtherWords<'_>,
+    words: &mut Vec<u8>,
 ) -> Result<Vec<u8>, HandshakeError> {
     let (mut incoming, mut outgoing) = (Vec::with_capacity(4096), Vec::with_capacity(4096));
     // Bytes at the front of `incoming` that rustls may see: whole records only.
@@ -254,7 +258,7 @@ async fn drive<C: Unbuffered>(
         fed = fed.saturating_sub(discard);
         match wants {
             Wants::Again => {}
-            Wants::Write => write_all(stream, &mut outgoing).await?,
+            Wants::Write if refused.is_none() => write_all(stream, &mut outgoing).await?,
             Wants::Done if refused.is_none() => return Ok(incoming),
             Wants::Read if refused.is_none() => {
                 // A message may span records: rustls sees one more each time it asks.
@@ -265,8 +269,8 @@ async fn drive<C: Unbuffered>(
             }
             // Once more: rustls then hands out the alert that tells the peer.
             Wants::Fail(error) if refused.is_none() => refused = Some(error),
-            Wants::Fail(_) | Wants::Done | Wants::Read => {
-                last_words(stream, other_words().unwrap_or(&outgoing)).await;
+            Wants::Fail(_) | Wants::Done | Wants::Read | Wants::Write => {
+                *words = outgoing;
                 return Err(HandshakeError::Tls(refused.unwrap_or(rustls::Error::HandshakeNotComplete)));
             }
         }

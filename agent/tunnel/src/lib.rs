@@ -21,6 +21,10 @@ mod record;
 mod relay;
 mod role;
 mod session;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 
 pub use aead::{BadRecord, UnsupportedSuite};
