@@ -3,10 +3,8 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kumiko_lab::command::wait_for;
 use kumiko_lab::pattern::{CLEAR, Pattern};
 use kumiko_lab::peer::{ConnReport, Pending, Step};
 use kumiko_lab::{Family, Net, Stage};
@@ -66,7 +64,7 @@ fn up_and_down(side: &Side, mesh: bool) -> Result<()> {
         // While the move is under way, and when it is done.
         new_connections(side, *stage).with_context(|| format!("while moving to {stage}"))?;
         if mesh {
-            in_force(side, *stage)?;
+            side.lab.wait_stage("demo", *stage)?;
         }
         new_connections(side, *stage).with_context(|| format!("at {stage}"))?;
         if mesh && *stage == Stage::Strict && loads.len() < 2 * older + 8 {
@@ -145,22 +143,6 @@ fn new_connections(side: &Side, stage: Stage) -> Result<()> {
             went_well(&report).with_context(|| format!("server of {} at {stage}", path.name()))?;
         }
         server.unlisten(port)?;
-    }
-    Ok(())
-}
-
-/// Waits until both agents show every workload of theirs at the stage, hooked as it asks.
-fn in_force(side: &Side, stage: Stage) -> Result<()> {
-    for node in &side.lab.nodes {
-        wait_for(&format!("{stage} is in force on n{}", node.number), Duration::from_secs(20), || {
-            let workloads = side.lab.admin(node.number, "/v1/workloads")?;
-            let local = workloads.as_array().into_iter().flatten().filter(|w| w["local"] == Value::Bool(true));
-            for workload in local {
-                let hooked = workload["attachment"] == "attached" || stage == Stage::Off;
-                ensure!(workload["stage"] == stage.to_string().as_str() && hooked, "{workload}");
-            }
-            Ok(())
-        })?;
     }
     Ok(())
 }

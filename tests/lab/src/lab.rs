@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::agents::{self, NodeFiles};
+use crate::command::wait_for;
 use crate::guard::Guard;
 use crate::manifests;
 use crate::netns::Netns;
@@ -189,6 +191,25 @@ impl Lab {
     /// Moves a namespace to a stage.
     pub fn set_stage(&self, namespace: &str, stage: Stage) -> Result<()> {
         manifests::set_stage(&self.manifests(), namespace, stage)
+    }
+
+    /// Waits until every agent has a namespace's local workloads at a stage, hooked as the stage asks.
+    pub fn wait_stage(&self, namespace: &str, stage: Stage) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| {
+            wait_for(&format!("{stage} is in force on n{}", node.number), Duration::from_secs(20), || {
+                let workloads = self.admin(node.number, "/v1/workloads")?;
+                let local = workloads.as_array().into_iter().flatten().filter(|workload| {
+                    workload.get("local") == Some(&Value::Bool(true))
+                        && workload.get("namespace").and_then(Value::as_str) == Some(namespace)
+                });
+                for workload in local {
+                    let text = |field: &str| workload.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+                    let hooked = stage == Stage::Off || text("attachment") == "attached";
+                    ensure!(text("stage") == stage.to_string() && hooked, "{workload}");
+                }
+                Ok(())
+            })
+        })
     }
 
     /// Its directory.

@@ -68,15 +68,24 @@ pub struct WireReport {
     pub tls13: usize,
     /// Tunnel connections seen from their first byte that ended before both sides had said hello.
     pub unfinished: usize,
+    /// Frames with the needle that the capture was asked to look for.
+    pub needle: u64,
+    /// The readable part of the first such frame, around the needle.
+    pub needle_text: String,
     /// What was wrong, the first few.
     pub offences: Vec<String>,
-    /// Payload bytes by (protocol, lower port).
+    /// TCP payload bytes by the lower port.
     pub bytes_by_port: BTreeMap<u16, u64>,
 }
 
 impl Capture {
     /// Starts capturing on an interface; `watched` are addresses whose TCP payload belongs into tunnels.
     pub fn start(ns: &Netns, interface: &str, watched: HashSet<IpAddr>) -> Result<Self> {
+        Self::start_for(ns, interface, watched, CAPTURED)
+    }
+
+    /// The same, looking for a needle too.
+    pub fn start_for(ns: &Netns, interface: &str, watched: HashSet<IpAddr>, needle: &str) -> Result<Self> {
         let mut command = Command::new("tcpdump");
         command
             .args(["-i", interface, "-w", "-", "-U", "-s", "0", "-B", BUFFER_KIB, "-Z", "root"])
@@ -98,7 +107,7 @@ impl Capture {
             rest
         });
         let marked = Arc::new(AtomicBool::new(false));
-        let analyser = Analyser::new(watched, Arc::clone(&marked));
+        let analyser = Analyser::new(watched, Arc::clone(&marked), needle);
         let reader = std::thread::spawn(move || analyser.read(stdout));
         Ok(Self { child, reader, said, ns: ns.clone(), marked })
     }
@@ -140,6 +149,14 @@ impl WireReport {
     }
 }
 
+/// The printable bytes before and after a place in a frame.
+fn readable_around(frame: &[u8], at: usize) -> String {
+    let readable = |byte: &&u8| byte.is_ascii_graphic() || **byte == b' ';
+    let before = frame.get(..at).unwrap_or_default().iter().rev().take_while(readable).count();
+    let after = frame.get(at..).unwrap_or_default().iter().take_while(readable).count();
+    String::from_utf8_lossy(frame.get(at - before..at + after).unwrap_or_default()).into_owned()
+}
+
 /// Reads a capture frame by frame.
 struct Analyser {
     report: WireReport,
@@ -147,18 +164,20 @@ struct Analyser {
     captured: Finder<'static>,
     clear: Finder<'static>,
     marker: Finder<'static>,
+    needle: Finder<'static>,
     marked: Arc<AtomicBool>,
     tunnels: tls::Tunnels,
 }
 
 impl Analyser {
-    fn new(watched: HashSet<IpAddr>, marked: Arc<AtomicBool>) -> Self {
+    fn new(watched: HashSet<IpAddr>, marked: Arc<AtomicBool>, needle: &str) -> Self {
         Self {
             report: WireReport::default(),
             watched,
             captured: Finder::new(CAPTURED),
             clear: Finder::new(CLEAR),
             marker: Finder::new(MARKER),
+            needle: Finder::new(needle).into_owned(),
             marked,
             tunnels: tls::Tunnels::default(),
         }
@@ -178,6 +197,12 @@ impl Analyser {
         if self.captured.find(frame).is_some() {
             self.report.captured_canary += 1;
             self.offence(format!("captured canary in a frame of {} bytes: {:?}", frame.len(), packet::parse(frame)));
+        }
+        if let Some(at) = self.needle.find(frame) {
+            self.report.needle += 1;
+            if self.report.needle_text.is_empty() {
+                self.report.needle_text = readable_around(frame, at);
+            }
         }
         let Some(segment) = packet::parse(frame) else {
             if self.marker.find(frame).is_some() {
