@@ -114,3 +114,8 @@ pub(crate) fn all(release: bool) -> Result<()> {
     }
     run(&mut command)
 }
+
+/// Builds what runs as `/init` in the virtual machines.
+pub(crate) fn vm_init() -> Result<()> {
+    run(cargo().args(["build", "--quiet", "-p", "kumiko-tests", "--bin", "kumiko-vm-init"]))
+}

@@ -37,7 +37,11 @@ fn checked(what: &str, output: std::io::Result<Output>) -> Result<String> {
 }
 
 /// Asks `probe` again and again until it gives a value; after `limit` the last cause is the error.
+///
+/// `KUMIKO_LAB_PATIENCE` multiplies limits where processors are emulated.
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let patience = std::env::var("KUMIKO_LAB_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let limit = limit * patience;
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(5);
     loop {
