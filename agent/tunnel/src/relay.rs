@@ -72,7 +72,7 @@ pub struct RelayEnd {
 }
 
 impl RelayEnd {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             to_far: 0,
             from_far: 0,
