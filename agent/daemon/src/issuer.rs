@@ -12,9 +12,12 @@ mod wire;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kumiko_core::Principal;
+use kumiko_core::model::World;
 use thiserror::Error;
+use tokio::sync::watch;
 
 pub use authority::{Authority, SignError, Signed};
 pub use client::{ClientError, IssuerClient};
@@ -27,6 +30,12 @@ pub use wire::{BundleResponse, ErrorResponse, SERVER_NAME, SignRequest, SignResp
 pub trait NodeWorkloads: Send + Sync + 'static {
     /// Whether a workload with this principal is on this node.
     fn has(&self, node: &str, principal: &Principal) -> bool;
+}
+
+impl NodeWorkloads for watch::Receiver<Arc<World>> {
+    fn has(&self, node: &str, principal: &Principal) -> bool {
+        self.borrow().node_has_principal(node, principal)
+    }
 }
 
 /// Why the issuer, or a subcommand on its state, cannot go on.
