@@ -148,13 +148,26 @@ impl<E: Edge> Engine<E> {
         let mut held = desired.clone();
         let mut raised = held.hold_raised(&self.written);
         raised |= self.captures_more(&desired);
-        for op in diff(&self.written, &held) {
-            self.write(op);
-        }
+        self.write_all(diff(&self.written, &held));
         if raised {
             self.mark_outlived();
-            for op in diff(&self.written, &desired) {
-                self.write(op);
+            self.write_all(diff(&self.written, &desired));
+        }
+    }
+
+    /// Writes in order. What hangs on a write that failed waits for the next pass; the rest does not.
+    fn write_all(&mut self, ops: Vec<Op>) {
+        let mut failed = HashSet::new();
+        for op in ops {
+            let hangs_on = match op {
+                Op::SetWorkload(handle, _) | Op::ClearWorkload(handle) => handle,
+                Op::SetAddr(_, entry) => entry.handle,
+                Op::SetEndpoint(_, endpoint) => endpoint.handle,
+                Op::RemoveAddr(addr) => self.written.addrs.get(&addr).map_or(0, |entry| entry.handle),
+                _ => 0,
+            };
+            if !failed.contains(&hangs_on) && !self.write(op) && hangs_on != 0 {
+                failed.insert(hangs_on);
             }
         }
     }

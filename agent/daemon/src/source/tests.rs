@@ -1,0 +1,204 @@
+//! The source on a real folder.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+
+const WITHIN: Duration = Duration::from_secs(20);
+
+fn workload(name: &str, ip: &str) -> String {
+    format!(
+        "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: demo, uid: u-{name}}}\nspec: \
+         {{serviceAccount: a, node: n1, ips: [{ip}]}}\n---\n"
+    )
+}
+
+fn source(dir: &Path) -> Source {
+    start(&SourceUrl::Dir(dir.to_owned()), "td").unwrap()
+}
+
+/// Waits until exactly these workloads are in force.
+async fn wait_names(source: &mut Source, names: &[&str]) {
+    let fits = |world: &Arc<World>| {
+        let mut there: Vec<&str> = world.workloads().map(|workload| workload.name.as_str()).collect();
+        there.sort_unstable();
+        there == names
+    };
+    let waited = tokio::time::timeout(WITHIN, source.world.wait_for(fits)).await.is_ok();
+    assert!(waited, "not {names:?} but {:?}", source.world.borrow().workloads().collect::<Vec<_>>());
+}
+
+async fn wait_status(source: &mut Source, fits: impl FnMut(&Arc<SourceStatus>) -> bool) -> Arc<SourceStatus> {
+    let status = tokio::time::timeout(WITHIN, source.status.wait_for(fits)).await;
+    status.expect("the status does not come").unwrap().clone()
+}
+
+/// As careful writers do it.
+fn put(dir: &Path, name: &str, text: &str) {
+    let temporary = dir.join(format!(".{name}.swp"));
+    fs::write(&temporary, text).unwrap();
+    fs::rename(&temporary, dir.join(name)).unwrap();
+}
+
+#[tokio::test]
+async fn the_first_reading_is_there_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), workload("a", "10.0.0.1")).unwrap();
+    fs::write(dir.path().join("b.yml"), workload("b", "10.0.0.2")).unwrap();
+    fs::write(dir.path().join("c.json"), "not read").unwrap();
+    fs::write(dir.path().join(".d.yaml"), "hidden").unwrap();
+    fs::write(dir.path().join("e.yaml~"), "an editor's").unwrap();
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    fs::write(dir.path().join("sub/f.yaml"), workload("f", "10.0.0.3")).unwrap();
+    let mut source = source(dir.path());
+    assert_eq!(source.synced().await.unwrap().workloads().count(), 3);
+    let status = source.status.borrow().clone();
+    assert_eq!((status.synced, status.files, status.objects, status.epoch), (true, 3, 3, 1));
+    assert!(status.diagnostics.is_empty() && status.url.starts_with("dir:/"));
+}
+
+#[tokio::test]
+async fn every_way_of_writing_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = source(dir.path());
+    // In place.
+    fs::write(dir.path().join("a.yaml"), workload("a", "10.0.0.1")).unwrap();
+    wait_names(&mut source, &["a"]).await;
+    // By renaming.
+    put(dir.path(), "b.yaml", &workload("b", "10.0.0.2"));
+    wait_names(&mut source, &["a", "b"]).await;
+    put(dir.path(), "b.yaml", &workload("c", "10.0.0.2"));
+    wait_names(&mut source, &["a", "c"]).await;
+    // By renaming a folder.
+    fs::create_dir(dir.path().join(".new")).unwrap();
+    fs::write(dir.path().join(".new/d.yaml"), workload("d", "10.0.0.3")).unwrap();
+    fs::rename(dir.path().join(".new"), dir.path().join("new")).unwrap();
+    wait_names(&mut source, &["a", "c", "d"]).await;
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    fs::remove_dir_all(dir.path().join("new")).unwrap();
+    wait_names(&mut source, &["c"]).await;
+}
+
+#[tokio::test]
+async fn a_configmap_mount_changes_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let version = |number: u32, ip: &str| {
+        let folder = dir.path().join(format!("..v{number}"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("a.yaml"), workload("a", ip)).unwrap();
+        fs::write(folder.join("b.yaml"), workload(&format!("b{number}"), "10.0.0.9")).unwrap();
+        symlink(format!("..v{number}"), dir.path().join("..data_tmp")).unwrap();
+        fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+    };
+    version(1, "10.0.0.1");
+    for name in ["a.yaml", "b.yaml"] {
+        symlink(format!("..data/{name}"), dir.path().join(name)).unwrap();
+    }
+    let mut source = source(dir.path());
+    wait_names(&mut source, &["a", "b1"]).await;
+    version(2, "10.0.0.2");
+    fs::remove_dir_all(dir.path().join("..v1")).unwrap();
+    wait_names(&mut source, &["a", "b2"]).await;
+    assert!(source.world.borrow().workload_at("10.0.0.2".parse().unwrap()).is_some());
+}
+
+#[tokio::test]
+async fn a_bad_file_is_told_and_the_last_good_state_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.yaml", &workload("a", "10.0.0.1"));
+    let mut source = source(dir.path());
+    let epoch = source.world.borrow().epoch();
+    put(dir.path(), "a.yaml", &workload("a", "10.0.0.300"));
+    let status = wait_status(&mut source, |status| !status.diagnostics.is_empty()).await;
+    let diagnostic = &status.diagnostics[0];
+    assert_eq!((diagnostic.file.as_str(), diagnostic.line, diagnostic.column), ("a.yaml", 4, 43));
+    assert_eq!(diagnostic.message, "spec.ips[0]: \"10.0.0.300\" must be an IPv4 or IPv6 address");
+    assert_eq!((source.world.borrow().epoch(), source.counters.refusals()), (epoch, 1));
+    wait_names(&mut source, &["a"]).await;
+    put(dir.path(), "a.yaml", &workload("a", "10.0.0.30"));
+    wait_status(&mut source, |status| status.diagnostics.is_empty() && status.epoch > epoch).await;
+    assert!(source.world.borrow().workload_at("10.0.0.30".parse().unwrap()).is_some());
+}
+
+#[tokio::test]
+async fn a_lowering_label_is_told_and_does_not_lower() {
+    let dir = tempfile::tempdir().unwrap();
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo, labels: {kumiko.dev/stage: strict}}\n";
+    put(dir.path(), "ns.yaml", namespace);
+    put(dir.path(), "w.yaml", &workload("a", "10.0.0.1").replace("uid: u-a", "uid: u-a, labels: {kumiko.dev/stage: off}"));
+    let source = source(dir.path());
+    let status = source.status.borrow().clone();
+    assert_eq!(
+        status.diagnostics[0].message,
+        "the label kumiko.dev/stage=off would lower workload demo/a below its namespace's strict: the label is refused, \
+         the workload stays strict; a label may only raise"
+    );
+    assert_eq!(source.world.borrow().workload("u-a").unwrap().stage, kumiko_abi::Stage::Strict);
+}
+
+#[tokio::test]
+async fn a_folder_may_come_late_and_be_replaced() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("manifests");
+    let mut source = source(&dir);
+    assert!(!source.status.borrow().synced);
+    assert!(source.status.borrow().diagnostics[0].message.starts_with("the folder cannot be read: "));
+    assert_eq!(source.world.borrow().epoch(), 0);
+    fs::create_dir(&dir).unwrap();
+    put(&dir, "a.yaml", &workload("a", "10.0.0.1"));
+    wait_names(&mut source, &["a"]).await;
+    wait_status(&mut source, |status| status.synced && status.diagnostics.is_empty()).await;
+    // Gone for a while: nothing changes.
+    fs::rename(&dir, parent.path().join("old")).unwrap();
+    wait_status(&mut source, |status| !status.diagnostics.is_empty()).await;
+    assert_eq!(source.world.borrow().workloads().count(), 1);
+    // Another one stands there.
+    fs::create_dir(parent.path().join("next")).unwrap();
+    put(&parent.path().join("next"), "b.yaml", &workload("b", "10.0.0.2"));
+    fs::rename(parent.path().join("next"), &dir).unwrap();
+    wait_names(&mut source, &["b"]).await;
+    put(&dir, "c.yaml", &workload("c", "10.0.0.3"));
+    wait_names(&mut source, &["b", "c"]).await;
+    wait_status(&mut source, |status| status.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_file_behind_a_link_is_followed() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    put(elsewhere.path(), "a.yaml", &workload("a", "10.0.0.1"));
+    symlink(elsewhere.path().join("a.yaml"), dir.path().join("a.yaml")).unwrap();
+    let mut source = source(dir.path());
+    wait_names(&mut source, &["a"]).await;
+    put(elsewhere.path(), "a.yaml", &workload("b", "10.0.0.1"));
+    wait_names(&mut source, &["b"]).await;
+}
+
+#[tokio::test]
+async fn a_writer_that_has_not_closed_its_file_is_waited_for() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.yaml", &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.2")));
+    let mut source = source(dir.path());
+    wait_names(&mut source, &["a", "b"]).await;
+    let mut worlds = source.world.clone();
+    worlds.mark_unchanged();
+    // Truncated, then written in two pieces with time between them to read half of it.
+    let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    file.write_all(workload("a", "10.0.0.1").as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    file.write_all((workload("b", "10.0.0.2") + &workload("c", "10.0.0.3")).as_bytes()).unwrap();
+    drop(file);
+    tokio::time::timeout(WITHIN, worlds.changed()).await.unwrap().unwrap();
+    assert_eq!(worlds.borrow().workloads().count(), 3, "half of a file came into force");
+}
+
+#[test]
+fn pipes_and_too_many_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("pipe.yaml");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(read(dir.path()).unwrap().files.is_empty());
+}
