@@ -256,6 +256,38 @@ pub enum Stat {
     NotTcp = 19,
 }
 
+impl Stat {
+    /// All counters.
+    pub const ALL: &'static [Stat] = &[Self::LeakBytes, Self::PodPackets, Self::ToAgent, Self::FromAgent, Self::Fast, Self::Clear, Self::Spoofed, Self::Unparsable, Self::Vlan, Self::WrongInterface, Self::Stray, Self::RingFull, Self::TableFull, Self::PendingFull, Self::QuotaFull, Self::EventsLost, Self::PairsOverflow, Self::EgressCaptured, Self::AgentStray, Self::NotTcp];
+
+    /// Name for people and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LeakBytes => "leak_bytes",
+            Self::PodPackets => "pod_packets",
+            Self::ToAgent => "to_agent",
+            Self::FromAgent => "from_agent",
+            Self::Fast => "fast",
+            Self::Clear => "clear",
+            Self::Spoofed => "spoofed",
+            Self::Unparsable => "unparsable",
+            Self::Vlan => "vlan",
+            Self::WrongInterface => "wrong_interface",
+            Self::Stray => "stray",
+            Self::RingFull => "ring_full",
+            Self::TableFull => "table_full",
+            Self::PendingFull => "pending_full",
+            Self::QuotaFull => "quota_full",
+            Self::EventsLost => "events_lost",
+            Self::PairsOverflow => "pairs_overflow",
+            Self::EgressCaptured => "egress_captured",
+            Self::AgentStray => "agent_stray",
+            Self::NotTcp => "not_tcp",
+        }
+    }
+}
+
+
 /// Length of the `STATS` array.
 pub const STATS_LEN: u32 = 64;
 

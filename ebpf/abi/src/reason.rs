@@ -38,6 +38,22 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $name,)* }
             }
 
+            /// Whether something was refused for it, rather than let in or ended in its own time.
+            pub const fn refuses(self) -> bool {
+                let number = self as u16;
+                number >= 20
+                    && !matches!(
+                        self,
+                        Self::ServiceNotMeshed
+                            | Self::TunnelLost
+                            | Self::ClientReset
+                            | Self::ServerReset
+                            | Self::Finished
+                            | Self::EndpointGone
+                            | Self::IdleExpired
+                    )
+            }
+
             /// One line for people.
             pub const fn text(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }

@@ -1,0 +1,137 @@
+//! Handmade frames.
+
+use kumiko_abi::segment::bits;
+
+/// MAC of the pod in frames.
+pub(crate) const POD: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
+/// MAC of its gateway in frames.
+pub(crate) const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 0x22];
+
+/// A TCP segment to be put in a frame.
+#[derive(Clone)]
+pub(crate) struct Tcp<'a> {
+    pub(crate) src: &'a str,
+    pub(crate) dst: &'a str,
+    pub(crate) sport: u16,
+    pub(crate) dport: u16,
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) flags: u8,
+    /// TCP options, a multiple of four bytes.
+    pub(crate) options: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl<'a> Tcp<'a> {
+    pub(crate) fn syn(src: &'a str, dst: &'a str) -> Self {
+        Self {
+            src,
+            dst,
+            sport: 40_000,
+            dport: 80,
+            seq: 1000,
+            ack: 0,
+            flags: bits::SYN,
+            options: Vec::new(),
+            payload: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    pub(crate) fn segment(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(self.sport.to_be_bytes());
+        bytes.extend(self.dport.to_be_bytes());
+        bytes.extend(self.seq.to_be_bytes());
+        bytes.extend(self.ack.to_be_bytes());
+        bytes.push(((20 + self.options.len() as u8) / 4) << 4);
+        bytes.push(self.flags);
+        bytes.extend([0xff, 0xff, 0, 0, 0, 0]);
+        bytes.extend(&self.options);
+        bytes.extend(&self.payload);
+        bytes
+    }
+
+    /// The whole frame, without IP options or extension headers.
+    pub(crate) fn frame(&self) -> Vec<u8> {
+        ip_frame(self.src, self.dst, 6, &self.segment(), &Extra::default())
+    }
+
+    /// The whole frame with some of them.
+    pub(crate) fn frame_with(&self, extra: &Extra) -> Vec<u8> {
+        ip_frame(self.src, self.dst, 6, &self.segment(), extra)
+    }
+}
+
+/// What else the IP header carries.
+#[derive(Default, Clone)]
+pub(crate) struct Extra {
+    /// IPv4 options, a multiple of four bytes.
+    pub(crate) options: Vec<u8>,
+    /// IPv4: flags and offset.
+    pub(crate) fragment: u16,
+    /// IPv6 extension headers: number and bytes, whose first is overwritten with the next header's number.
+    pub(crate) extensions: Vec<(u8, Vec<u8>)>,
+    /// Bytes behind the packet, as Ethernet pads.
+    pub(crate) padding: usize,
+}
+
+pub(crate) fn ethernet(kind: u16, inside: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(GATEWAY);
+    bytes.extend(POD);
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend(inside);
+    bytes
+}
+
+/// IPv4 or IPv6, as the addresses are.
+pub(crate) fn ip_packet(src: &str, dst: &str, proto: u8, inside: &[u8], extra: &Extra) -> (u16, Vec<u8>) {
+    use std::net::IpAddr::{V4, V6};
+    let mut bytes = Vec::new();
+    match (src.parse().unwrap(), dst.parse().unwrap()) {
+        (V4(src), V4(dst)) => {
+            let header = 20 + extra.options.len();
+            bytes.push(0x40 | (header / 4) as u8);
+            bytes.push(0);
+            bytes.extend(((header + inside.len()) as u16).to_be_bytes());
+            bytes.extend([0, 0]);
+            bytes.extend(extra.fragment.to_be_bytes());
+            bytes.extend([64, proto, 0, 0]);
+            bytes.extend(src.octets());
+            bytes.extend(dst.octets());
+            bytes.extend(&extra.options);
+            bytes.extend(inside);
+            bytes.resize(bytes.len() + extra.padding, 0);
+            (0x0800, bytes)
+        }
+        (V6(src), V6(dst)) => {
+            let mut chain = Vec::new();
+            let numbers: Vec<u8> = extra.extensions.iter().map(|(n, _)| *n).chain([proto]).collect();
+            for (at, (_, body)) in extra.extensions.iter().enumerate() {
+                let mut body = body.clone();
+                body[0] = numbers[at + 1];
+                chain.extend(body);
+            }
+            chain.extend(inside);
+            bytes.extend([0x60, 0, 0, 0]);
+            bytes.extend((chain.len() as u16).to_be_bytes());
+            bytes.extend([numbers[0], 64]);
+            bytes.extend(src.octets());
+            bytes.extend(dst.octets());
+            bytes.extend(chain);
+            bytes.resize(bytes.len() + extra.padding, 0);
+            (0x86dd, bytes)
+        }
+        _ => panic!("{src} and {dst} are not of one family"),
+    }
+}
+
+pub(crate) fn ip_frame(src: &str, dst: &str, proto: u8, inside: &[u8], extra: &Extra) -> Vec<u8> {
+    let (kind, packet) = ip_packet(src, dst, proto, inside, extra);
+    ethernet(kind, &packet)
+}

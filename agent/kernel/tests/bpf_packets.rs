@@ -1,0 +1,677 @@
+//! Verdicts on handmade packets, by `BPF_PROG_TEST_RUN`. Needs root; says so and passes without it.
+
+#[path = "bpf/fixture.rs"]
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod fixture;
+#[path = "bpf/frames.rs"]
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod frames;
+
+use std::{net::TcpListener, os::fd::AsFd, path::Path};
+
+use fixture::{Placed, addr, alone, config, endpoint, load, place};
+use frames::{Extra, Tcp, ethernet, ip_frame};
+use kumiko_abi::{
+    CommandResult, Config, Endpoint, Event, EventKind, Flow, FlowKey, FlowState, Reason, ServiceEntry, ServiceKey,
+    Stage, Stat, Verdict,
+    config::config_flags,
+    flow::{TCP, dir_flags, flags},
+    map::{endpoint_flags, service_flags},
+    programs::{AGENT_INGRESS, POD_EGRESS, POD_INGRESS},
+    segment::bits::{ACK, FIN, RST, SYN},
+};
+use kumiko_kernel::bpf::{Datapath, EventRing, Maps, SynRing};
+
+/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
+const PASS: i32 = -1;
+const DROP: i32 = 2;
+const REDIRECT: i32 = 7;
+/// The pod's hook is on `lo`: a test run needs an interface that is there.
+const HERE: u32 = 1;
+const AGENT: u32 = 77;
+const OTHER_POD: u32 = 78;
+
+/// The node of a test: pod 1 at stage `stage`, a meshed pod elsewhere (2), one on this node (3), one detached (4), one
+/// observed elsewhere (5).
+struct Node {
+    datapath: Datapath,
+    maps: Maps,
+    syns: SynRing,
+    events: EventRing,
+    /// Sits in the shard's slot: the agent lives.
+    _listeners: Vec<TcpListener>,
+}
+
+const POD_4: &str = "10.1.0.1";
+const POD_6: &str = "fd00:1::1";
+const REMOTE_4: &str = "10.2.0.2";
+const REMOTE_6: &str = "fd00:2::2";
+const LOCAL_4: &str = "10.1.0.3";
+const LOCAL_6: &str = "fd00:1::3";
+const DETACHED: &str = "10.1.0.4";
+const OBSERVED: &str = "10.2.0.5";
+const OUTSIDE_4: &str = "192.0.2.1";
+const OUTSIDE_6: &str = "2001:db8::1";
+
+fn node(dir: &Path, stage: Stage) -> Node {
+    let datapath = load(dir);
+    let maps = datapath.maps();
+    maps.set_config(&config(AGENT)).unwrap();
+    let far = |handle, stage, ips| Placed { handle, stage, ips, ifindex: None, local: false };
+    place(&maps, &Placed { handle: 1, stage, ips: &[POD_4, POD_6], ifindex: Some(HERE), local: true });
+    place(&maps, &far(2, Stage::Strict, &[REMOTE_4, REMOTE_6]));
+    let local =
+        Placed { handle: 3, stage: Stage::Strict, ips: &[LOCAL_4, LOCAL_6], ifindex: Some(OTHER_POD), local: true };
+    place(&maps, &local);
+    place(&maps, &Placed { local: true, ..far(4, Stage::Strict, &[DETACHED]) });
+    place(&maps, &far(5, Stage::Observe, &[OBSERVED]));
+    let (syns, events) = (datapath.syn_ring(0).unwrap(), datapath.event_ring().unwrap());
+    let mut listeners = Vec::new();
+    for (v6, at) in [(false, "127.0.0.1:0"), (true, "[::1]:0")] {
+        let listener = TcpListener::bind(at).unwrap();
+        maps.set_listener(0, v6, listener.as_fd()).unwrap();
+        listeners.push(listener);
+    }
+    Node { datapath, maps, syns, events, _listeners: listeners }
+}
+
+impl Node {
+    fn run(&self, program: &str, frame: &[u8]) -> i32 {
+        // `struct __sk_buff`: 48 words, the interface's index is the eleventh.
+        let mut context = [0u8; 192];
+        context[40..44].copy_from_slice(&HERE.to_ne_bytes());
+        self.datapath.test_run(program, frame, Some(&context)).unwrap()
+    }
+
+    fn sends(&self, frame: &[u8]) -> i32 {
+        self.run(POD_INGRESS, frame)
+    }
+
+    fn gets(&self, frame: &[u8]) -> i32 {
+        self.run(POD_EGRESS, frame)
+    }
+
+    fn flow(&self, of: &Tcp<'_>) -> Option<Flow> {
+        self.datapath.flows().get(&key(of))
+    }
+
+    fn stat(&self, stat: Stat) -> u64 {
+        self.maps.stats().unwrap()[stat as usize]
+    }
+
+    fn event(&mut self) -> Option<(EventKind, Reason, Event)> {
+        let event = self.events.next()?;
+        let kind = [EventKind::New, EventKind::Denied, EventKind::Over, EventKind::Replaced];
+        let kind = kind.into_iter().find(|k| *k as u8 == event.kind).unwrap();
+        Some((kind, Reason::from_u16(event.flow.reason).unwrap(), event))
+    }
+
+    fn endpoint(&self, change: impl FnOnce(&mut Endpoint), stage: Stage) {
+        let mut of = endpoint(1, stage);
+        change(&mut of);
+        self.maps.set_endpoint(HERE, &of).unwrap();
+    }
+
+    fn set_state(&self, of: &Tcp<'_>, state: FlowState) {
+        let id = self.flow(of).unwrap().id;
+        let done =
+            self.datapath.commands().set_state(&key(of), &id, state, Reason::Allowed, Verdict::Allow, 0).unwrap();
+        assert_eq!(done, CommandResult::Done);
+    }
+}
+
+fn key(of: &Tcp<'_>) -> FlowKey {
+    FlowKey::of_packet(&addr(of.src), of.sport, &addr(of.dst), of.dport, TCP).0
+}
+
+/// The other direction, without SYN.
+fn reply<'a>(of: &Tcp<'a>, flags: u8) -> Tcp<'a> {
+    Tcp { src: of.dst, dst: of.src, sport: of.dport, dport: of.sport, flags, ..of.clone() }
+}
+
+#[test]
+fn off_and_unknown_pods_are_untouched() {
+    alone("off_and_unknown_pods_are_untouched", |dir| {
+        let mut node = node(dir, Stage::Off);
+        for dst in [REMOTE_4, LOCAL_4, OUTSIDE_4, DETACHED] {
+            let syn = Tcp::syn(POD_4, dst);
+            assert_eq!(node.sends(&syn.frame()), PASS);
+            assert_eq!(node.gets(&reply(&syn, SYN).frame()), PASS);
+            assert!(node.flow(&syn).is_none());
+        }
+        node.maps.remove_endpoint(HERE).unwrap();
+        assert_eq!(node.sends(&Tcp::syn(POD_4, REMOTE_4).frame()), PASS);
+        assert!(node.event().is_none());
+    });
+}
+
+#[test]
+fn observe_counts_and_stops_nothing() {
+    alone("observe_counts_and_stops_nothing", |dir| {
+        let mut node = node(dir, Stage::Observe);
+        for dst in [REMOTE_4, LOCAL_4, OUTSIDE_4, DETACHED] {
+            let syn = Tcp::syn(POD_4, dst);
+            assert_eq!(node.sends(&syn.frame()), PASS);
+            let flow = node.flow(&syn).unwrap();
+            assert!(flow.flags & flags::OBSERVED != 0);
+            assert_eq!(flow.flags & flags::VETH_PROVED != 0, dst == LOCAL_4);
+            assert_eq!(node.event().unwrap().0, EventKind::New);
+        }
+        assert_eq!(node.sends(&Tcp::syn("10.9.9.9", OUTSIDE_4).frame()), PASS, "spoofed");
+        assert_eq!(node.stat(Stat::Spoofed), 1);
+        let fragment = Extra { fragment: 0x2000, ..Extra::default() };
+        assert_eq!(node.sends(&Tcp::syn(POD_4, REMOTE_4).frame_with(&fragment)), PASS);
+        assert_eq!(node.stat(Stat::Unparsable), 1);
+        assert_eq!(node.gets(&Tcp::syn(OUTSIDE_4, POD_4).frame()), PASS);
+        let stray = Tcp::syn(POD_4, REMOTE_4).with(|t| (t.flags, t.sport) = (ACK, 9));
+        assert_eq!(node.sends(&stray.frame()), PASS);
+        assert!(node.flow(&stray).is_none());
+        // A full quota stops nothing either.
+        node.endpoint(|e| e.max_flows = 1, Stage::Observe);
+        let more = Tcp::syn(POD_4, REMOTE_4).with(|t| t.sport = 10);
+        assert_eq!(node.sends(&more.frame()), PASS);
+        assert!(node.flow(&more).is_none());
+    });
+}
+
+#[test]
+fn a_syn_is_parked_whole() {
+    alone("a_syn_is_parked_whole", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        let hop = |n| (n, vec![0u8, 0, 1, 4, 0, 0, 0, 0]);
+        let cases = [
+            (POD_4, REMOTE_4, Extra::default()),
+            (POD_4, REMOTE_4, Extra { options: vec![1; 40], ..Extra::default() }),
+            (POD_4, REMOTE_4, Extra { padding: 6, ..Extra::default() }),
+            (POD_6, REMOTE_6, Extra::default()),
+            (POD_6, REMOTE_6, Extra { extensions: vec![hop(0), hop(60), hop(43)], ..Extra::default() }),
+            (POD_6, REMOTE_6, Extra { extensions: vec![(44, vec![0; 8])], ..Extra::default() }),
+        ];
+        for (at, (src, dst, extra)) in cases.into_iter().enumerate() {
+            let syn = Tcp::syn(src, dst).with(|t| {
+                t.sport += at as u16;
+                t.options = vec![2, 4, 5, 0xb4, 1, 3, 3, 7];
+                t.payload = b"early".to_vec();
+            });
+            assert_eq!(node.sends(&syn.frame_with(&extra)), DROP);
+            let record = node.syns.next().unwrap();
+            let flow = node.flow(&syn).unwrap();
+            assert_eq!(flow.state, FlowState::Pending as u8);
+            assert_eq!((flow.src, flow.dst, flow.isn), (1, 2, 1000));
+            assert_eq!((flow.src_ifindex, flow.dst_ifindex, flow.generation), (HERE, AGENT, 1));
+            assert_eq!((record.key, record.id, record.ifindex), (key(&syn), flow.id, HERE));
+            assert_eq!((record.src, record.dst, record.generation), (1, 2, 1));
+            // The same frame without its payload and padding.
+            let bare = Extra { padding: 0, ..extra };
+            let expected = syn.clone().with(|t| t.payload.clear()).frame_with(&bare);
+            assert_eq!(&record.frame[..usize::from(record.len)], expected, "case {at}");
+            assert_eq!(usize::from(record.l4), expected.len() - 28);
+            // Sent again: noted and dropped, no second record.
+            assert_eq!(node.sends(&syn.frame_with(&bare)), DROP);
+            assert!(node.syns.next().is_none());
+            let again = node.flow(&syn).unwrap();
+            assert_eq!(again.dir[0].packets, 2);
+            assert_eq!(again.id, flow.id);
+        }
+        let used = node.maps.endpoint_use(HERE).unwrap().unwrap();
+        assert_eq!((used.pending, used.flows), (6, 6));
+        assert_eq!((used.pod_mac, used.gateway_mac), (frames::POD, frames::GATEWAY), "learned");
+    });
+}
+
+#[test]
+fn another_syn_takes_the_place_of_a_pending_one() {
+    alone("another_syn_takes_the_place_of_a_pending_one", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        let syn = Tcp::syn(POD_4, REMOTE_4);
+        assert_eq!(node.sends(&syn.frame()), DROP);
+        let first = node.syns.next().unwrap();
+        let other = syn.clone().with(|t| t.seq = 5000);
+        assert_eq!(node.sends(&other.frame()), DROP);
+        let second = node.syns.next().unwrap();
+        assert_ne!(first.id, second.id);
+        assert_eq!(node.event().map(|(kind, _, e)| (kind, e.flow.id)), Some((EventKind::Replaced, first.id)));
+        let used = node.maps.endpoint_use(HERE).unwrap().unwrap();
+        assert_eq!((used.pending, used.flows), (1, 1));
+        // Captured now: data goes to the agent, the pending place is free again.
+        node.set_state(&syn, FlowState::Captured);
+        assert_eq!(node.maps.endpoint_use(HERE).unwrap().unwrap().pending, 0);
+        assert_eq!(node.sends(&other.clone().with(|t| t.flags = ACK).frame()), REDIRECT);
+        // An agent of another generation: the old one's flow is an orphan, a SYN begins anew.
+        node.maps.set_config(&Config { generation: 2, ..config(AGENT) }).unwrap();
+        assert_eq!(node.sends(&other.frame()), DROP);
+        assert_eq!(node.syns.next().unwrap().generation, 2);
+        // Its other packets still go where they are reset.
+        assert_eq!(node.sends(&other.clone().with(|t| t.flags = ACK).frame()), REDIRECT);
+    });
+}
+
+#[test]
+fn services() {
+    alone("services", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        let service = |port| ServiceKey { addr: addr("10.96.0.1"), port, proto: TCP, _pad: 0 };
+        let captured = ServiceEntry { id: 31, flags: service_flags::CAPTURE };
+        node.maps.set_service(&service(80), &captured).unwrap();
+        node.maps.set_service(&service(81), &ServiceEntry { id: 32, flags: 0 }).unwrap();
+        let syn = Tcp::syn(POD_4, "10.96.0.1");
+        assert_eq!(node.sends(&syn.frame()), DROP);
+        let record = node.syns.next().unwrap();
+        assert_eq!((record.service, record.dst), (31, 0));
+        let open = syn.clone().with(|t| t.dport = 81);
+        assert_eq!(node.sends(&open.frame()), PASS);
+        assert_eq!(node.flow(&open).unwrap().reason, Reason::ServiceNotMeshed as u16);
+    });
+}
+
+#[test]
+fn without_an_agent() {
+    alone("without_an_agent", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        let syn = Tcp::syn(POD_4, REMOTE_4);
+        assert_eq!(node.sends(&syn.frame()), DROP);
+        node.maps.clear_listeners().unwrap();
+        // The pending one is not stuck.
+        assert_eq!(node.sends(&syn.frame()), REDIRECT);
+        assert!(node.flow(&syn).is_none());
+        assert_eq!(node.event().unwrap().0, EventKind::Replaced);
+        let (kind, reason, event) = node.event().unwrap();
+        assert_eq!((kind, reason, event.key), (EventKind::Denied, Reason::AgentDown, key(&syn)));
+        let used = node.maps.endpoint_use(HERE).unwrap().unwrap();
+        assert_eq!((used.pending, used.flows), (0, 0));
+        // Same-node flows and clear ones go on.
+        assert_eq!(node.sends(&Tcp::syn(POD_4, LOCAL_4).frame()), REDIRECT);
+        assert_eq!(node.sends(&Tcp::syn(POD_4, OUTSIDE_4).frame()), PASS);
+        node.endpoint(|_| (), Stage::Permissive);
+        assert_eq!(node.sends(&syn.frame()), REDIRECT);
+        let clear = Config { flags: config_flags::PERMISSIVE_WITHOUT_AGENT, ..config(AGENT) };
+        node.maps.set_config(&clear).unwrap();
+        assert_eq!(node.sends(&syn.frame()), PASS);
+        assert!(node.flow(&syn).unwrap().flags & flags::DOWNGRADED != 0);
+    });
+}
+
+#[test]
+fn quotas_and_options() {
+    alone("quotas_and_options", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        node.endpoint(|e| e.max_pending = 2, Stage::Strict);
+        let syn = |port| Tcp::syn(POD_4, REMOTE_4).with(|t| t.sport = port);
+        for port in 1..=3 {
+            assert_eq!(node.sends(&syn(port).frame()), DROP);
+        }
+        assert!(node.flow(&syn(3)).is_none());
+        assert_eq!(node.stat(Stat::PendingFull), 1);
+        node.endpoint(|e| e.max_flows = 2, Stage::Strict);
+        assert_eq!(node.sends(&syn(4).frame()), REDIRECT, "denied aloud");
+        assert_eq!(node.stat(Stat::QuotaFull), 1);
+        assert_eq!(node.event().unwrap().1, Reason::FlowQuota);
+        assert_eq!(node.maps.endpoint_use(HERE).unwrap().unwrap().pending, 2);
+        node.endpoint(|_| (), Stage::Strict);
+
+        for kind in [19, 29] {
+            for lead in [0usize, 20] {
+                let mut options = vec![1u8; lead];
+                options.extend([kind, 18]);
+                options.resize(lead + 20, 1);
+                let signed = syn(50 + lead as u16).with(|t| t.options = options);
+                node.endpoint(|_| (), Stage::Strict);
+                assert_eq!(node.sends(&signed.frame()), REDIRECT, "option {kind} behind {lead}");
+                assert_eq!(node.event().unwrap().1, Reason::MethodRefused);
+                node.endpoint(|_| (), Stage::Permissive);
+                assert_eq!(node.sends(&signed.frame()), PASS);
+                let flow = node.flow(&signed).unwrap();
+                assert_eq!(flow.state, FlowState::Direct as u8);
+                node.datapath.commands().reap(&key(&signed), &flow.id).unwrap();
+                node.event().unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn the_same_node() {
+    alone("the_same_node", |dir| {
+        let node = node(dir, Stage::Strict);
+        for (src, dst) in [(POD_4, LOCAL_4), (POD_6, LOCAL_6)] {
+            let syn = Tcp::syn(src, dst);
+            assert_eq!(node.sends(&syn.frame()), REDIRECT);
+            let flow = node.flow(&syn).unwrap();
+            assert_eq!((flow.state, flow.dst_ifindex), (FlowState::Fast as u8, OTHER_POD));
+        }
+        assert_eq!(node.stat(Stat::Fast), 2);
+        assert_eq!(node.sends(&Tcp::syn(POD_4, DETACHED).frame()), REDIRECT);
+        assert!(node.flow(&Tcp::syn(POD_4, DETACHED)).is_none(), "refused");
+        // Not to be redirected: through the host's stack, judged all the same, and no leak.
+        node.endpoint(|e| e.flags = 0, Stage::Strict);
+        let slow = Tcp::syn(POD_4, LOCAL_4).with(|t| (t.sport, t.payload) = (7, vec![1; 10]));
+        assert_eq!(node.sends(&slow.frame()), PASS);
+        assert!(node.flow(&slow).unwrap().flags & flags::JUDGED_BOTH != 0);
+        assert_eq!(node.stat(Stat::LeakBytes), 0);
+    });
+}
+
+#[test]
+fn what_cannot_be_judged() {
+    alone("what_cannot_be_judged", |dir| {
+        let node = node(dir, Stage::Strict);
+        let syn = Tcp::syn(POD_4, OUTSIDE_4);
+        let syn_6 = Tcp::syn(POD_6, OUTSIDE_6);
+        let bad = [
+            syn.frame_with(&Extra { fragment: 0x2000, ..Extra::default() }),
+            syn.frame_with(&Extra { fragment: 5, ..Extra::default() }),
+            syn_6.frame_with(&Extra { extensions: vec![(44, vec![0, 0, 0, 1, 0, 0, 0, 1])], ..Extra::default() }),
+            syn_6.frame_with(&Extra { extensions: vec![(44, vec![0, 0, 0, 8, 0, 0, 0, 1])], ..Extra::default() }),
+            syn_6.frame_with(&Extra { extensions: vec![(60, vec![0; 8]); 9], ..Extra::default() }),
+            syn_6.frame_with(&Extra { extensions: vec![(0, vec![0, 200, 0, 0, 0, 0, 0, 0])], ..Extra::default() }),
+            // A data offset of 16, and one beyond the packet.
+            ip_frame(POD_4, OUTSIDE_4, 6, &[[0; 12].as_slice(), &[0x40], &[2], &[0; 6]].concat(), &Extra::default()),
+            ip_frame(POD_4, OUTSIDE_4, 6, &[[0; 12].as_slice(), &[0xf0], &[2], &[0; 6]].concat(), &Extra::default()),
+            ip_frame(POD_4, OUTSIDE_4, 6, &[0; 10], &Extra::default()),
+        ];
+        for (at, frame) in bad.iter().enumerate() {
+            assert_eq!(node.sends(frame), DROP, "case {at}");
+            assert_eq!(node.gets(frame), DROP, "case {at}, towards the pod");
+        }
+        assert_eq!(node.stat(Stat::Unparsable), 2 * bad.len() as u64);
+        let tagged = ethernet(0x8100, &[&[0, 5, 8, 0], &syn.frame()[14..]].concat());
+        assert_eq!(node.sends(&tagged), DROP);
+        node.endpoint(|_| (), Stage::Permissive);
+        assert_eq!(node.sends(&tagged), PASS);
+        assert_eq!(node.sends(&bad[0]), DROP);
+        assert_eq!(node.stat(Stat::Vlan), 2);
+        // ARP is nobody's business; UDP fragments pass.
+        assert_eq!(node.sends(&ethernet(0x0806, &[0; 28])), PASS);
+        let fragment = Extra { fragment: 0x2000, ..Extra::default() };
+        assert_eq!(node.sends(&ip_frame(POD_4, OUTSIDE_4, 17, &[0; 16], &fragment)), PASS);
+    });
+}
+
+#[test]
+fn sources() {
+    alone("sources", |dir| {
+        let mut node = node(dir, Stage::Permissive);
+        for src in [LOCAL_4, REMOTE_4, "10.9.9.9", "169.254.7.7"] {
+            assert_eq!(node.sends(&Tcp::syn(src, OUTSIDE_4).frame()), DROP, "SYN from {src}");
+            assert_eq!(node.sends(&Tcp::syn(src, OUTSIDE_4).with(|t| t.flags = ACK).frame()), DROP, "ACK from {src}");
+        }
+        let udp = |src, dst| ip_frame(src, dst, 17, &[0, 68, 0, 67, 0, 8, 0, 0], &Extra::default());
+        assert_eq!(node.sends(&udp("10.9.9.9", OUTSIDE_4)), DROP);
+        assert_eq!(node.stat(Stat::Spoofed), 9);
+        for (src, dst) in [
+            (POD_4, OUTSIDE_4),
+            ("0.0.0.0", "255.255.255.255"),
+            ("169.254.7.7", "169.254.1.1"),
+            ("::", "ff02::1:ff00:1"),
+            ("fe80::1", "ff02::2"),
+            (POD_6, OUTSIDE_6),
+        ] {
+            assert_eq!(node.sends(&udp(src, dst)), PASS, "{src}");
+        }
+        assert_eq!(node.sends(&Tcp::syn("fe80::1", "fe80::2").frame()), PASS);
+        // A packet of a flow that is another interface's.
+        let syn = Tcp::syn(LOCAL_4, OUTSIDE_4);
+        let flow = Flow { src_ifindex: OTHER_POD, ..fake(&syn) };
+        assert_eq!(node.datapath.commands().create(&key(&syn), &flow).unwrap(), CommandResult::Done);
+        assert_eq!(node.sends(&syn.clone().with(|t| t.flags = ACK).frame()), DROP);
+        assert_eq!(node.stat(Stat::WrongInterface), 1);
+        while node.event().is_some() {}
+        // Older than this pod's attachment: the host's stack stands for it, until it speaks.
+        let old = Tcp::syn(POD_4, OUTSIDE_4).with(|t| t.sport = 99);
+        assert_eq!(node.datapath.commands().create(&key(&old), &fake(&old)).unwrap(), CommandResult::Done);
+        assert_eq!(node.sends(&old.clone().with(|t| t.flags = ACK).frame()), PASS);
+        assert_eq!(node.flow(&old).unwrap().src_ifindex, HERE);
+    });
+}
+
+/// A direct flow from the host's stack to the host's stack.
+fn fake(of: &Tcp<'_>) -> Flow {
+    let lo = key(of).lo == addr(of.src);
+    Flow {
+        id: kumiko_abi::FlowId([0; 16]),
+        first_ns: 0,
+        last_syn_ns: 0,
+        last_ns: 0,
+        over_ns: 0,
+        src: 0,
+        dst: 0,
+        service: 0,
+        src_ifindex: 0,
+        dst_ifindex: 0,
+        generation: 1,
+        epoch: 0,
+        isn: of.seq,
+        flags: if lo { flags::INITIATOR_IS_LO } else { 0 },
+        shard: 0,
+        reason: 0,
+        state: FlowState::Direct as u8,
+        verdict: 1,
+        _pad: [0; 6],
+        dir: Default::default(),
+    }
+}
+
+#[test]
+fn strays_and_learning() {
+    alone("strays_and_learning", |dir| {
+        let node = node(dir, Stage::Strict);
+        let data = Tcp::syn(POD_4, REMOTE_4).with(|t| (t.flags, t.payload) = (ACK, vec![7; 100]));
+        assert_eq!(node.sends(&data.frame()), REDIRECT);
+        assert_eq!(node.gets(&reply(&data, ACK).frame()), REDIRECT);
+        assert_eq!(node.stat(Stat::Stray), 2);
+        assert!(node.flow(&data).is_none());
+
+        node.endpoint(|e| e.flags = endpoint_flags::LEARN, Stage::Strict);
+        assert_eq!(node.sends(&Tcp::syn(POD_4, REMOTE_4).frame()), DROP, "a new one comes again");
+        assert!(node.flow(&data).is_none());
+        assert_eq!(node.sends(&data.frame()), PASS);
+        let flow = node.flow(&data).unwrap();
+        assert!(flow.flags & flags::LEGACY != 0);
+        node.endpoint(|_| (), Stage::Strict);
+        assert_eq!(node.sends(&data.frame()), PASS, "goes on after the raise");
+        assert_eq!(node.gets(&reply(&data, ACK).frame()), PASS);
+        assert_eq!(node.flow(&data).unwrap().dir[0].bytes, 200);
+        assert_eq!(node.stat(Stat::LeakBytes), 0, "legacy is no leak");
+
+        // The dump found a socket in SYN_SENT: its SYN, sent again, is no new flow.
+        let sent = Tcp::syn(POD_4, REMOTE_4).with(|t| t.sport = 5);
+        let old = Flow { isn: 0, flags: fake(&sent).flags | flags::LEGACY, src_ifindex: HERE, ..fake(&sent) };
+        node.datapath.commands().create(&key(&sent), &old).unwrap();
+        assert_eq!(node.sends(&sent.frame()), PASS);
+        assert_eq!(node.sends(&sent.frame()), PASS);
+        // Below strict, new ones pass as legacy while learning.
+        node.endpoint(|e| e.flags = endpoint_flags::LEARN, Stage::Permissive);
+        let fresh = Tcp::syn(POD_4, REMOTE_4).with(|t| t.sport = 6);
+        assert_eq!(node.sends(&fresh.frame()), PASS);
+        assert!(node.flow(&fresh).unwrap().flags & flags::LEGACY != 0);
+    });
+}
+
+#[test]
+fn leaks_are_counted_whatever_was_decided() {
+    alone("leaks_are_counted_whatever_was_decided", |dir| {
+        let node = node(dir, Stage::Strict);
+        // An entry that should never be: direct, from a strict pod to a meshed peer elsewhere.
+        let data = Tcp::syn(POD_4, REMOTE_4).with(|t| (t.flags, t.payload) = (ACK, vec![7; 100]));
+        let wrong = Flow { src_ifindex: HERE, ..fake(&data) };
+        node.datapath.commands().create(&key(&data), &wrong).unwrap();
+        assert_eq!(node.sends(&data.frame()), PASS);
+        assert_eq!(node.stat(Stat::LeakBytes), 100);
+        let fine = Tcp::syn(POD_4, OBSERVED).with(|t| t.payload = vec![7; 100]);
+        assert_eq!(node.sends(&fine.frame()), PASS);
+        assert_eq!(node.stat(Stat::LeakBytes), 100);
+    });
+}
+
+#[test]
+fn coming_in_the_clear() {
+    alone("coming_in_the_clear", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        let syn = Tcp::syn(OBSERVED, POD_4);
+        assert_eq!(node.gets(&syn.frame()), REDIRECT);
+        let (kind, reason, _) = node.event().unwrap();
+        assert_eq!((kind, reason), (EventKind::Denied, Reason::PlaintextRefused));
+        assert!(node.flow(&syn).is_none());
+        // The same seen from its answer, where a CNI goes past the egress hook.
+        assert_eq!(node.sends(&reply(&syn, SYN | ACK).frame()), REDIRECT);
+
+        node.endpoint(|_| (), Stage::Permissive);
+        assert_eq!(node.gets(&syn.frame()), PASS);
+        let flow = node.flow(&syn).unwrap();
+        assert!(flow.flags & flags::PLAINTEXT != 0);
+        assert_eq!((flow.src, flow.dst, flow.src_ifindex, flow.dst_ifindex), (5, 1, 0, HERE));
+        assert_eq!(node.sends(&reply(&syn, SYN | ACK).frame()), PASS);
+        let other = syn.clone().with(|t| t.sport = 9);
+        assert_eq!(node.sends(&reply(&other, SYN | ACK).with(|t| t.ack = 1001).frame()), PASS);
+        let flow = node.flow(&other).unwrap();
+        assert_eq!((flow.isn, flow.dst_ifindex, flow.dir[1].packets), (1000, HERE, 1));
+
+        // Captured: whatever the host's stack brings is dropped, ICMP errors about it too.
+        let captured = Tcp::syn(POD_4, REMOTE_4);
+        assert_eq!(node.sends(&captured.frame()), DROP);
+        assert_eq!(node.gets(&reply(&captured, SYN | ACK).frame()), DROP);
+        node.set_state(&captured, FlowState::Captured);
+        assert_eq!(node.gets(&reply(&captured, ACK).frame()), DROP);
+        assert_eq!(node.gets(&icmp_error(OUTSIDE_4, POD_4, &captured)), DROP);
+        assert_eq!(node.stat(Stat::EgressCaptured), 3);
+        assert_eq!(node.sends(&icmp_error(POD_4, REMOTE_4, &reply(&captured, ACK))), REDIRECT);
+        let clear = Tcp::syn(POD_4, OUTSIDE_4).with(|t| t.sport = 3);
+        assert_eq!(node.sends(&icmp_error(POD_4, OUTSIDE_4, &clear)), PASS);
+        let captured = Tcp::syn(POD_6, REMOTE_6);
+        assert_eq!(node.sends(&captured.frame()), DROP);
+        assert_eq!(node.sends(&icmp_error(POD_6, REMOTE_6, &reply(&captured, ACK))), REDIRECT);
+    });
+}
+
+#[test]
+fn processes_of_the_node() {
+    alone("processes_of_the_node", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        // A test run's packets carry a socket of this process, so they are the node's own.
+        let syn = Tcp::syn(OUTSIDE_4, POD_4);
+        assert_eq!(node.gets(&syn.frame()), REDIRECT);
+        assert_eq!(node.event().unwrap().1, Reason::HostRefused);
+        // The root of all cgroups, at depth 0, stands for the kubelet's.
+        node.maps.set_config(&Config { kubelet_cgroup: 1, kubelet_level: 0, ..config(AGENT) }).unwrap();
+        assert_eq!(node.gets(&syn.frame()), REDIRECT, "an undeclared port");
+        assert_eq!(node.event().unwrap().1, Reason::HostRefused);
+        let port = kumiko_abi::map::ProbePort { handle: 1, port: 80, _pad: 0 };
+        node.maps.set_probe_port(&port).unwrap();
+        assert_eq!(node.maps.probe_ports().unwrap(), [port]);
+        assert_eq!(node.gets(&syn.frame()), PASS);
+        assert!(node.flow(&syn).unwrap().flags & flags::PROBE != 0);
+        assert_eq!(node.sends(&reply(&syn, SYN | ACK).frame()), PASS);
+    });
+}
+
+/// "Port unreachable" about a segment that the sender of the error had got.
+fn icmp_error(src: &str, dst: &str, about: &Tcp<'_>) -> Vec<u8> {
+    let (kind, inner) = frames::ip_packet(about.src, about.dst, 6, &about.segment(), &Extra::default());
+    let (proto, head) = if kind == 0x0800 { (1, [3, 3, 0, 0, 0, 0, 0, 0]) } else { (58, [1, 4, 0, 0, 0, 0, 0, 0]) };
+    ip_frame(src, dst, proto, &[&head, inner.as_slice()].concat(), &Extra::default())
+}
+
+#[test]
+fn the_end_of_a_flow() {
+    alone("the_end_of_a_flow", |dir| {
+        let mut node = node(dir, Stage::Permissive);
+        let syn = Tcp::syn(POD_4, OUTSIDE_4);
+        let send = |node: &Node, flags, seq, ack, payload: usize| {
+            let t = Tcp { flags, seq, ack, payload: vec![0; payload], ..syn.clone() };
+            assert_eq!(node.sends(&t.frame()), PASS);
+        };
+        let get = |node: &Node, flags, seq, ack, payload: usize| {
+            let t = Tcp { seq, ack, payload: vec![0; payload], ..reply(&syn, flags) };
+            assert_eq!(node.gets(&t.frame()), PASS);
+        };
+        send(&node, SYN, 1000, 0, 0);
+        get(&node, SYN | ACK, 8000, 1001, 0);
+        send(&node, ACK, 1001, 8001, 10);
+        get(&node, FIN | ACK, 8001, 1011, 5);
+        send(&node, ACK, 1011, 8007, 0);
+        assert_eq!(node.flow(&syn).unwrap().flags & flags::OVER, 0, "half closed");
+        assert!(node.flow(&syn).unwrap().dir[1].flags & dir_flags::FIN_ACKED != 0);
+        send(&node, FIN | ACK, 1011, 8007, 3);
+        assert_eq!(node.event().unwrap().0, EventKind::New);
+        assert!(node.event().is_none());
+        get(&node, ACK, 8007, 1015, 0);
+        let flow = node.flow(&syn).unwrap();
+        assert!(flow.flags & flags::OVER_FIN != 0 && flow.over_ns != 0);
+        assert_eq!((flow.dir[0].bytes, flow.dir[1].bytes), (13, 5));
+        assert_eq!((flow.dir[0].packets, flow.dir[1].packets), (4, 3));
+        assert_eq!(node.event().unwrap().0, EventKind::Over);
+        // A late FIN still passes; a new SYN, even with the old number, begins anew.
+        send(&node, FIN | ACK, 1011, 8007, 3);
+        send(&node, SYN, 1000, 0, 0);
+        assert_ne!(node.flow(&syn).unwrap().id, flow.id);
+        assert_eq!(node.event().unwrap().0, EventKind::Replaced);
+
+        // A blind RST ends nothing, the right one does.
+        get(&node, SYN | ACK, 8000, 1001, 0);
+        send(&node, ACK, 1001, 8001, 0);
+        get(&node, RST, 8001 + (1 << 30), 0, 0);
+        assert_eq!(node.flow(&syn).unwrap().flags & flags::OVER, 0);
+        get(&node, RST, 8001, 0, 0);
+        assert!(node.flow(&syn).unwrap().flags & flags::OVER_RST != 0);
+    });
+}
+
+#[test]
+fn what_the_agent_sends() {
+    alone("what_the_agent_sends", |dir| {
+        let node = node(dir, Stage::Strict);
+        // In a test run the hook's interface is `lo`: let that be kumiko0, and the pod elsewhere.
+        node.maps.set_config(&config(HERE)).unwrap();
+        let delivered = Tcp::syn(REMOTE_4, LOCAL_4);
+        let agent = |frame: &[u8]| node.run(AGENT_INGRESS, frame);
+        assert_eq!(agent(&delivered.frame()), DROP, "no entry");
+        let entry = Flow {
+            state: FlowState::Captured as u8,
+            src_ifindex: HERE,
+            dst_ifindex: OTHER_POD,
+            flags: fake(&delivered).flags | flags::DELIVERED,
+            ..fake(&delivered)
+        };
+        node.datapath.commands().create(&key(&delivered), &entry).unwrap();
+        assert_eq!(agent(&delivered.frame()), REDIRECT);
+        assert_eq!(agent(&reply(&delivered, ACK).frame()), DROP, "the pod's side does not come from here");
+        assert_eq!(node.flow(&delivered).unwrap().dir[0].packets, 1);
+        // RSTs of refused flows: to the pod, or out in the pod's name; others end here.
+        let refused = Tcp::syn(LOCAL_4, OUTSIDE_4).with(|t| t.sport = 9);
+        assert_eq!(agent(&reply(&refused, RST | ACK).frame()), REDIRECT);
+        let stranger = Tcp::syn(OUTSIDE_4, LOCAL_4).with(|t| t.sport = 9);
+        assert_eq!(agent(&reply(&stranger, RST | ACK).frame()), REDIRECT);
+        assert_eq!(agent(&reply(&stranger, ACK).frame()), DROP);
+        assert_eq!(agent(&reply(&Tcp::syn(OUTSIDE_4, REMOTE_4), RST).frame()), DROP);
+        // Cut: only the RST passes, and ends it.
+        node.set_state(&delivered, FlowState::Cut);
+        assert_eq!(agent(&delivered.clone().with(|t| t.flags = ACK).frame()), DROP);
+        assert_eq!(agent(&delivered.clone().with(|t| t.flags = RST).frame()), REDIRECT);
+        assert!(node.flow(&delivered).unwrap().flags & flags::OVER_RST != 0);
+        assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&delivered, ACK))), REDIRECT);
+        assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&refused, ACK))), DROP);
+    });
+}
+
+#[test]
+fn pairs_are_counted() {
+    alone("pairs_are_counted", |dir| {
+        let node = node(dir, Stage::Strict);
+        for port in 0..3 {
+            node.sends(&Tcp::syn(POD_4, REMOTE_4).with(|t| t.sport += port).frame());
+        }
+        let dns = ip_frame(POD_4, OUTSIDE_4, 17, &[0xc0, 0, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4], &Extra::default());
+        let answer = ip_frame(OUTSIDE_4, POD_4, 17, &[0, 53, 0xc0, 0, 0, 12, 0, 0, 1, 2, 3, 4], &Extra::default());
+        node.sends(&dns);
+        node.gets(&answer);
+        let pairs = node.maps.pairs().unwrap();
+        let find = |src, dst, port, proto| {
+            let found =
+                pairs.iter().find(|(k, _)| (k.src_class, k.dst_class, k.port, k.proto) == (src, dst, port, proto));
+            found.map(|(_, count)| (count.events, count.bytes))
+        };
+        assert_eq!(find(1, 2, 80, 6), Some((3, 0)));
+        assert_eq!(find(1, 0, 53, 17), Some((1, 4)));
+        assert_eq!(find(0, 1, 53, 17), Some((1, 4)));
+    });
+}
