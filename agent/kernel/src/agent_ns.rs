@@ -112,7 +112,7 @@ impl AgentNs {
         set_link(&mut inside, &agent_link, Some(AGENT_MAC)).map_err(fail("set up eth0"))?;
         set_link(&mut outside, &host_link, Some(HOST_MAC)).map_err(fail("set up the host's side of the veth"))?;
         routes::ensure(&mut inside, loopback.index, agent_link.index, HOST_MAC, sysctl::has_ipv6())
-            .map_err(fail("set routes, rules and neighbours"))?;
+            .map_err(|(what, source)| fail(what)(source))?;
         Ok(Self {
             netns,
             host_ifindex: host_link.index,

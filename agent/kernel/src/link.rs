@@ -65,7 +65,7 @@ pub struct Watch {
     sequence: u32,
     /// A dump runs; the kernel takes no second one on this socket.
     dumping: bool,
-    /// The running dump saw a table that changed under it, or messages were lost: another one follows.
+    /// Another dump has to follow: the running one saw a table that changed under it, or messages were lost.
     again: bool,
     lost: bool,
 }
@@ -103,28 +103,41 @@ impl Watch {
     /// The next event. Can be dropped and called again without loss.
     ///
     /// # Errors
-    /// Only such as a closed socket would give: the watch is of no use then.
+    /// The kernel said something that cannot be read: make a new watch, and forget what this one told.
     pub async fn next(&mut self) -> io::Result<LinkEvent> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
             let (socket, buffer) = (&self.socket, &mut self.buffer);
+            let ask_when_empty = self.again && !self.dumping;
             let read = self
                 .readable
                 .wait(|| {
                     buffer.clear();
                     match socket.recv(buffer, libc::MSG_TRUNC) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-                        read => Some(read),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => ask_when_empty.then_some(Ok(None)),
+                        read => Some(read.map(Some)),
                     }
                 })
                 .await?;
             match read {
-                Ok(length) if length > self.buffer.len() => self.messages_lost()?,
-                Ok(_) => self.read()?,
-                // The receive buffer ran over (netlink(7)).
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.messages_lost()?,
+                // Once its buffer ran over, a socket is given nothing until it was read empty, and is not told of
+                // what it misses meanwhile (netlink_overrun). Only a dump that is asked for now sees all of that.
+                Ok(None) => self.ask()?,
+                Ok(Some(length)) if length > self.buffer.len() => {
+                    return Err(io::Error::other(format!("a netlink message of {length} bytes does not fit")));
+                }
+                Ok(Some(_)) => {
+                    let datagram = std::mem::take(&mut self.buffer);
+                    let result = self.read(&datagram);
+                    self.buffer = datagram;
+                    result?;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.lost = true;
+                    self.again = true;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -143,38 +156,20 @@ impl Watch {
         Ok(())
     }
 
-    fn messages_lost(&mut self) -> io::Result<()> {
-        self.lost = true;
-        if self.dumping {
-            self.again = true;
-            return Ok(());
-        }
-        self.ask()
-    }
-
-    fn read(&mut self) -> io::Result<()> {
-        let buffer = std::mem::take(&mut self.buffer);
-        let result = self.read_messages(&buffer);
-        self.buffer = buffer;
-        result
-    }
-
-    fn read_messages(&mut self, datagram: &[u8]) -> io::Result<()> {
+    fn read(&mut self, datagram: &[u8]) -> io::Result<()> {
         for message in Messages::new(datagram) {
-            let Ok(message) = message else { return self.messages_lost() };
+            let message = message?;
             let of_dump = self.dumping && message.sequence == self.sequence;
             self.again |= of_dump && message.interrupted();
             match message.kind {
-                RTM_NEWLINK | RTM_DELLINK => match Link::parse(message.payload) {
-                    Ok(link) => self.table.told(message.kind == RTM_NEWLINK, &link, &mut self.events),
-                    Err(_) => return self.messages_lost(),
-                },
+                RTM_NEWLINK | RTM_DELLINK => {
+                    let link = Link::parse(message.payload)?;
+                    self.table.told(message.kind == RTM_NEWLINK, &link, &mut self.events);
+                }
                 NLMSG_DONE | NLMSG_ERROR if of_dump => {
                     message.error()?;
                     self.dumping = false;
-                    if self.again {
-                        self.ask()?;
-                    } else {
+                    if !self.again {
                         self.table.end(&mut self.events);
                         self.events.push_back(LinkEvent::Resync { lost: std::mem::take(&mut self.lost) });
                     }

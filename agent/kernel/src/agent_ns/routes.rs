@@ -11,7 +11,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -24,6 +24,9 @@ use crate::netlink::Connection;
 
 /// RT_TABLE_LOCAL.
 const TABLE_LOCAL: u8 = 255;
+/// The step that failed, and why.
+pub(super) type Failure = (&'static str, io::Error);
+
 /// Next hop of everything that is sent; never seen on a wire.
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 107, 254);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x6b75, 0x6d69);
@@ -36,21 +39,26 @@ pub(super) fn ensure(
     eth0: u32,
     gateway_mac: [u8; 6],
     ipv6: bool,
-) -> io::Result<()> {
+) -> Result<(), Failure> {
+    let fail = |what| move |error| (what, error);
     let gateways: &[IpAddr] =
         if ipv6 { &[IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)] } else { &[IpAddr::V4(GATEWAY_V4)] };
     for gateway in gateways.iter().copied() {
         let family = if gateway.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        inside.request(
-            RouteNetlinkMessage::NewNeighbour(neighbour(family, gateway, eth0, gateway_mac)),
-            NLM_F_CREATE | NLM_F_REPLACE,
-        )?;
-        replace_route(inside, local_route(family, loopback))?;
-        replace_route(inside, default_route(family, gateway, eth0))?;
+        let neighbour = RouteNetlinkMessage::NewNeighbour(neighbour(family, gateway, eth0, gateway_mac));
+        inside.request(neighbour, NLM_F_CREATE | NLM_F_REPLACE).map_err(fail("set the gateway's neighbour entry"))?;
+        let default = default_route(family, gateway, eth0);
+        if !has_route(inside, &default).map_err(fail("look up the default route"))? {
+            // While every IPv4 address is local, the kernel takes none for a gateway.
+            ignore(libc::ESRCH, inside.request(RouteNetlinkMessage::DelRoute(local_route(family, loopback)), 0))
+                .map_err(fail("make way for the default route"))?;
+            replace_route(inside, default).map_err(fail("set the default route"))?;
+        }
+        replace_route(inside, local_route(family, loopback)).map_err(fail("make every address local"))?;
         // Both new rules first, then the old one goes: at no time is a packet without a rule.
-        add_rule(inside, family, RULE_ARRIVING, TABLE_LOCAL, Some(AGENT_LINK))?;
-        add_rule(inside, family, RULE_SENT, RouteHeader::RT_TABLE_MAIN, None)?;
-        delete_first_rule(inside, family)?;
+        add_rule(inside, family, RULE_ARRIVING, TABLE_LOCAL, Some(AGENT_LINK)).map_err(fail("add rule 10"))?;
+        add_rule(inside, family, RULE_SENT, RouteHeader::RT_TABLE_MAIN, None).map_err(fail("add rule 20"))?;
+        delete_first_rule(inside, family).map_err(fail("delete rule 0"))?;
     }
     Ok(())
 }
@@ -92,6 +100,19 @@ fn default_route(family: AddressFamily, gateway: IpAddr, link: u32) -> RouteMess
     message.header.flags = RouteFlags::Onlink;
     message.attributes = vec![RouteAttribute::Gateway(RouteAddress::from(gateway)), RouteAttribute::Oif(link)];
     message
+}
+
+/// Whether a default route with the same gateway and interface is there.
+fn has_route(inside: &mut Connection, wanted: &RouteMessage) -> io::Result<bool> {
+    let mut question = RouteMessage::default();
+    question.header.address_family = wanted.header.address_family;
+    let answers = inside.dump(RouteNetlinkMessage::GetRoute(question))?;
+    Ok(answers.iter().filter_map(|answer| RouteMessage::parse(&answer.payload).ok()).any(|route| {
+        route.header.table == wanted.header.table
+            && route.header.kind == wanted.header.kind
+            && route.header.destination_prefix_length == 0
+            && wanted.attributes.iter().all(|attribute| route.attributes.contains(attribute))
+    }))
 }
 
 fn replace_route(inside: &mut Connection, message: RouteMessage) -> io::Result<()> {

@@ -73,7 +73,7 @@ fn is_made_taken_over_repaired_and_removed() {
     // The pair is gone; then the namespace.
     host.ip("link del kumiko0");
     check(&AgentNs::ensure(&run_dir, "kumiko", &host.netns).unwrap(), &host);
-    run("umount", run_dir.join("netns/kumiko").to_str().unwrap());
+    run("umount", &format!("-l {}", run_dir.join("netns/kumiko").display()));
     let anew = AgentNs::ensure(&run_dir, "kumiko", &host.netns).unwrap();
     check(&anew, &host);
     assert!(!anew.netns.is(&agent.netns));

@@ -35,8 +35,8 @@ fn a_dump_has_sockets_that_connect_and_requests_too() {
 
         // A request whose SYN-ACK is lost.
         let lost = addr(CLIENT[family], 40_001);
-        node.host.ip(&format!("route replace blackhole {}", CLIENT[family]));
         node.host.ip(&format!("route del {} dev kumiko0", CLIENT[family]));
+        node.host.ip(&format!("route add blackhole {}", CLIENT[family]));
         let _waiting = node.agent.netns.within(|| connect_as(lost, to)).unwrap();
         eventually("the request is listed", || states(&node).get(&(to, lost)) == Some(&TcpState::SynReceived));
         assert!(exists(&node.pod.netns, &to, &lost).unwrap());

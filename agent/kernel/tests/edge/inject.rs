@@ -88,7 +88,8 @@ fn injector(node: &Node) -> Injector {
 }
 
 fn listener(node: &Node, family: usize) -> TcpListener {
-    let any = if family == 0 { "0.0.0.0:443" } else { "[::]:443" };
+    // A port for each: the fork of another test's command keeps a closed listener alive for a moment.
+    let any = if family == 0 { "0.0.0.0:443" } else { "[::]:444" };
     node.agent.netns.within(|| TcpListener::bind(any)).unwrap()
 }
 
@@ -98,7 +99,7 @@ fn an_injected_syn_is_answered_by_the_agents_kernel() {
     let tap = Tap::new(&node);
     let injector = injector(&node);
     for family in 0..2 {
-        let to = addr(NOWHERE[family], 443);
+        let to = addr(NOWHERE[family], [443, 444][family]);
         // Nobody listens: an RST, so the checksums were right.
         let (connecting, syn) = lost_syn(&node, &tap, to, 40_000);
         let whole = complete(&syn, node.agent.agent_mac).unwrap();
@@ -109,12 +110,10 @@ fn an_injected_syn_is_answered_by_the_agents_kernel() {
         // Somebody does: the client's own handshake, the options its kernel chose.
         let listener = listener(&node, family);
         let (connecting, syn) = lost_syn(&node, &tap, to, 40_001);
-        node.host.ip(&format!("route replace {} dev kumiko0", NOWHERE[family]));
+        node.host.ip(&format!("route del blackhole {}", NOWHERE[family]));
+        node.host.ip(&format!("route add {} dev kumiko0", NOWHERE[family]));
         let neighbour = format!("neigh replace {} lladdr 02:6b:75:6d:69:02 dev kumiko0 nud permanent", NOWHERE[family]);
         node.host.ip(&neighbour);
-        if family == 1 {
-            node.host.ip(&format!("route del blackhole {}", NOWHERE[family]));
-        }
         injector.inject_syn(&syn).unwrap();
         assert_eq!(outcome(&connecting), None);
         connecting.set_nonblocking(false).unwrap();
