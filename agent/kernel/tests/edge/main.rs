@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 #![allow(missing_docs, unreachable_pub, reason = "tests")]
+#![allow(clippy::needless_range_loop, reason = "one number picks the family in several tables")]
 
 mod agent_ns;
 mod cgroup;

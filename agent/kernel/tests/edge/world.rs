@@ -60,10 +60,6 @@ impl Space {
         run("ip", &format!("-n {} {args}", self.name))
     }
 
-    pub fn ip6(&self, args: &str) -> String {
-        run("ip", &format!("-6 -n {} {args}", self.name))
-    }
-
     pub fn sysctl(&self, key: &str, value: &str) {
         self.netns.within(|| fs::write(format!("/proc/sys/net/{key}"), value)).expect(key);
     }
