@@ -63,3 +63,6 @@ pub struct Node {
     /// InternalIP addresses, in order.
     pub addresses: Vec<IpAddr>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,7 @@ impl Numbers {
 
     /// Numbers exactly these names, in this order when new; says how many got none because all numbers up to `max` are
     /// taken.
-    fn assign<'a>(&mut self, names: impl Iterator<Item = &'a str>, max: u32) -> usize {
+    pub fn assign<'a>(&mut self, names: impl Iterator<Item = &'a str>, max: u32) -> usize {
         let names: Vec<&str> = names.collect();
         let wanted: HashSet<&str> = names.iter().copied().collect();
         let gone: Vec<String> = self.live.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect();

@@ -157,7 +157,9 @@ mod tests {
         let pod = world.workload("uc").unwrap();
         assert!(crosses_veth(&older("10.0.0.1:80", "10.0.0.2:50000"), pod));
         assert!(crosses_veth(&older("[::ffff:10.0.0.1]:80", "[::ffff:10.0.0.2]:50000"), pod));
-        for (own, peer) in [("10.0.0.1:80", "10.0.0.1:50000"), ("127.0.0.1:1", "127.0.0.1:2"), ("10.0.0.9:1", "10.0.0.2:1")] {
+        for (own, peer) in
+            [("10.0.0.1:80", "10.0.0.1:50000"), ("127.0.0.1:1", "127.0.0.1:2"), ("10.0.0.9:1", "10.0.0.2:1")]
+        {
             assert!(!crosses_veth(&older(own, peer), pod), "{own} {peer}");
         }
     }

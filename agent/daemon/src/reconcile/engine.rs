@@ -114,6 +114,12 @@ impl<E: Edge> Engine<E> {
         if self.learn(now) {
             self.publish();
         }
+        self.announce();
+    }
+
+    /// Says that the snapshot is another one, and complete.
+    fn announce(&self) {
+        self.changed.send_modify(|changes| *changes += 1);
     }
 
     /// Whether another pass is worth it without any notification.
@@ -250,6 +256,7 @@ impl<E: Edge> Engine<E> {
         self.tell_gone(&uid, handle, ifindex);
         self.forget(ifindex);
         self.publish();
+        self.announce();
     }
 
     /// A veth went down, or up.
@@ -267,6 +274,7 @@ impl<E: Edge> Engine<E> {
             self.tell_gone(&uid, handle, ifindex);
         }
         self.publish();
+        self.announce();
     }
 
     /// Ends the flows of a workload: in the shards at once.
@@ -311,7 +319,6 @@ impl<E: Edge> Engine<E> {
             lowered: self.lowered.clone(),
             endpoints: self.locals.iter().map(|(uid, local)| (uid.clone(), local.report())).collect(),
         }));
-        self.changed.send_modify(|changes| *changes += 1);
     }
 }
 
