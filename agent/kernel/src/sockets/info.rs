@@ -18,6 +18,10 @@ pub struct TcpInfo {
     pub retransmits: u8,
     /// Zero-window or keepalive probes in a row without an answer.
     pub probes: u8,
+    /// How often the interval of probes was doubled.
+    pub backoff: u8,
+    /// Retransmission timeout, doubled by every one in a row.
+    pub timeout: Duration,
     /// Smoothed round-trip time in µs.
     pub rtt_us: u32,
     /// Its mean deviation in µs.
@@ -47,10 +51,23 @@ pub struct TcpInfo {
 }
 
 impl TcpInfo {
-    /// For how long the peer has owed an answer to what was sent again and again; zero when it owes none. A peer that
-    /// merely keeps its window closed answers every probe, and so never owes anything.
+    /// For how long, at least, the peer has owed an answer to what was sent again and again; zero when it owes none.
+    ///
+    /// A peer that merely keeps its window closed answers every probe, and so never owes anything: that is what
+    /// `TCP_USER_TIMEOUT` does not tell apart. The time is worked out from the doubled timeouts, because no field has
+    /// the time of the first sending: "no acknowledgement since" alone would be an hour after an idle hour.
     pub fn unanswered(&self) -> Duration {
-        if self.retransmits > 0 || self.probes > 0 { self.last_ack_received } else { Duration::ZERO }
+        let owed = match (self.retransmits, self.probes) {
+            (0, 0 | 1) => Duration::ZERO,
+            // Probes of a closed window, each interval twice the one before: at least the last interval.
+            (0, _) => self.timeout.saturating_mul(1_u32.checked_shl(u32::from(self.backoff)).unwrap_or(u32::MAX)) / 2,
+            // The timeout was doubled each time; what has passed is their sum, one first timeout less than the next.
+            (times, _) => {
+                let first = self.timeout / 1_u32.checked_shl(u32::from(times)).unwrap_or(u32::MAX);
+                self.timeout.saturating_sub(first)
+            }
+        };
+        owed.min(self.last_ack_received)
     }
 
     fn parse(bytes: &[u8; LEN]) -> Self {
@@ -63,6 +80,8 @@ impl TcpInfo {
             state: byte(0),
             retransmits: byte(2),
             probes: byte(3),
+            backoff: byte(4),
+            timeout: Duration::from_micros(u64::from(word(8))),
             unacked: word(24),
             last_data_sent: milliseconds(44),
             last_data_received: milliseconds(52),
@@ -96,4 +115,37 @@ pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
         )
     };
     if result == 0 { Ok(TcpInfo::parse(&bytes)) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_hour_is_not_owed() {
+        let hour = Duration::from_secs(3600);
+        let idle = TcpInfo { timeout: Duration::from_millis(200), last_ack_received: hour, ..TcpInfo::default() };
+        assert_eq!(idle.unanswered(), Duration::ZERO);
+        // One loss after it: the first timeout has passed.
+        let lost = TcpInfo { retransmits: 1, timeout: Duration::from_millis(400), ..idle };
+        assert_eq!(lost.unanswered(), Duration::from_millis(200));
+        let gone = TcpInfo { retransmits: 7, timeout: Duration::from_millis(200 << 7), ..idle };
+        assert_eq!(gone.unanswered(), Duration::from_millis(200 * 127));
+        let capped = TcpInfo { retransmits: 40, timeout: Duration::from_secs(120), ..idle };
+        assert!(capped.unanswered() > Duration::from_secs(119));
+    }
+
+    #[test]
+    fn a_closed_window_is_not_owed_while_probes_are_answered() {
+        let minutes = Duration::from_secs(120);
+        let closed = TcpInfo {
+            probes: 1,
+            backoff: 9,
+            timeout: Duration::from_millis(200),
+            last_ack_received: minutes,
+            ..TcpInfo::default()
+        };
+        assert_eq!(closed.unanswered(), Duration::ZERO);
+        assert!(TcpInfo { probes: 2, ..closed }.unanswered() > Duration::from_secs(50));
+    }
 }
