@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use kumiko_lab::wire::Capture;
 use kumiko_lab::{Family, Net, Stage};
 use kumiko_tests::twins::{self, Path, Side};
@@ -42,10 +42,16 @@ fn run(args: &Arguments) -> Result<bool> {
     }
     let mut well = harness::run_trials(args, trials);
 
+    let whole = args.filter.is_none();
     let on_wire = captures.into_iter().map(|(net, capture)| {
         harness::trial(format!("{net}::nothing_of_it_in_the_clear_between_the_nodes"), move || {
             let report = capture.finish()?;
-            if mesh.is_some() { report.check() } else { Ok(()) }
+            if mesh.is_some() {
+                report.check()?;
+                // An empty capture proves nothing.
+                ensure!(!whole || report.tls13 > 0 && report.tunnel_bytes > 1 << 20, "hardly any tunnel: {report:#?}");
+            }
+            Ok(())
         })
     });
     well &= harness::run_afterwards(on_wire.collect());

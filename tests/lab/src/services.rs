@@ -15,6 +15,9 @@ use crate::topology::netns_name;
 
 /// Writes the translation of every Service into every node.
 pub fn install(id: &str, spec: &LabSpec) -> Result<()> {
+    if spec.services.is_empty() {
+        return Ok(());
+    }
     let rules = ruleset(spec);
     for node in 1..=spec.nodes {
         let ns = Netns::named(netns_name(id, &format!("n{node}")));
