@@ -1,0 +1,73 @@
+//! The parts of the `kumiko` command.
+
+pub mod options;
+
+mod client;
+mod fetch;
+mod format;
+mod show;
+mod table;
+mod terminal;
+
+use std::io;
+use std::process::ExitCode;
+
+use thiserror::Error;
+
+use client::ClientError;
+use options::Cli;
+
+/// What was answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// Yes, or just shown: exit code 0.
+    Positive,
+    /// No, such as an agent that is not ready: exit code 1.
+    Negative,
+}
+
+impl From<Answer> for ExitCode {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Positive => Self::SUCCESS,
+            Answer::Negative => Self::from(1),
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The agent said nothing, or nothing that can be read.
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    /// Nobody takes what is shown.
+    #[error("cannot write the answer: {0}")]
+    Output(#[source] io::Error),
+    /// This program cannot start.
+    #[error("cannot start: {0}")]
+    Start(#[source] io::Error),
+}
+
+impl Error {
+    /// 3 when the agent could not be reached or understood, else 1.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            Self::Agent(_) => ExitCode::from(3),
+            Self::Output(_) | Self::Start(_) => ExitCode::from(1),
+        }
+    }
+}
+
+/// Asks and shows.
+///
+/// # Errors
+/// No answer; the text says why and what to do.
+pub fn run(cli: &Cli) -> Result<Answer, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+    match runtime.block_on(fetch::run(cli)) {
+        // `kumiko flows | head` has what it wanted.
+        Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Answer::Positive),
+        result => result,
+    }
+}

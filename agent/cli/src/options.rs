@@ -1,0 +1,115 @@
+//! Command line of `kumiko`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kumiko_core::flow_record::PartyMatch;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  answered
+  1  answered no: the agent is not ready (status)
+  2  wrong usage
+  3  the agent cannot be reached, or its answer not be read
+
+Tables are cut to the terminal's width (or to COLUMNS), and are whole when the output is no terminal.
+Colours only on a terminal, and never with NO_COLOR set.";
+
+/// Looks into the kumiko agent of this node.
+#[derive(Parser, Debug)]
+#[command(name = "kumiko", version, about, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    /// Admin socket of the agent.
+    #[arg(long, global = true, env = "KUMIKO_SOCKET", default_value = "/run/kumiko/admin.sock", value_name = "PATH")]
+    pub socket: PathBuf,
+    /// How to print.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub output: Output,
+    /// What to show.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs: one JSON value; one a line with `flows --follow`.
+    Json,
+}
+
+/// Subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// How the agent is: ready or what it waits for, kernel, source, certificates, flows, refusals.
+    Status,
+    /// Workloads of the mesh, and whether this node's are captured.
+    Workloads,
+    /// Connections: who, to whom, how they travel, how they ended and why.
+    Flows(FlowsArgs),
+    /// Tunnels to other nodes.
+    Tunnels,
+    /// Certificates of this node's workloads.
+    Certs,
+}
+
+/// Options of `flows`.
+#[derive(Args, Debug, Default)]
+pub struct FlowsArgs {
+    /// Keep showing flows as they begin and end.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only flows from NAMESPACE/NAME, NAMESPACE/ or an IP address.
+    #[arg(long, value_name = "WHO")]
+    pub from: Option<PartyMatch>,
+    /// Only flows to NAMESPACE/NAME (a workload or Service), NAMESPACE/ or an IP address.
+    #[arg(long, value_name = "WHOM")]
+    pub to: Option<PartyMatch>,
+    /// Only flows with this verdict.
+    #[arg(long, value_enum, value_name = "VERDICT")]
+    pub verdict: Option<VerdictName>,
+    /// Most flows to show, the newest; with --follow those to begin with [default: 1000; with --follow 10].
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=20_000))]
+    pub last: Option<u32>,
+}
+
+/// A verdict by its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum VerdictName {
+    /// May go on.
+    Allow,
+    /// Was refused.
+    Deny,
+    /// Went on, though an enforced policy would have refused it.
+    Audit,
+}
+
+impl VerdictName {
+    /// As the admin API writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_parties_are_wrong_usage() {
+        let error = Cli::try_parse_from(["kumiko", "flows", "--from", "nobody"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("NAMESPACE/NAME"), "{error}");
+    }
+}
