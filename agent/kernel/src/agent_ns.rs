@@ -15,8 +15,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
-use crate::netlink::Connection;
 use crate::netlink::link::{Link, Which};
+use crate::netlink::{Connection, errno};
 use crate::netns::{self, Netns, PersistError};
 
 /// The interface inside.
@@ -246,7 +246,7 @@ fn delete_link(connection: &mut Connection, index: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     match connection.request(RouteNetlinkMessage::DelLink(message), 0) {
-        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+        Err(error) if errno(&error) != Some(libc::ENODEV) => Err(error),
         _ => Ok(()),
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NlasIterator,
 };
 use netlink_sys::{Socket, SocketAddr};
 use socket2::SockRef;
@@ -21,6 +22,9 @@ pub(crate) const NLMSG_ERROR: u16 = 2;
 pub(crate) const NLMSG_DONE: u16 = 3;
 /// A dump that ran while the table changed under it.
 const NLM_F_DUMP_INTR: u16 = 0x10;
+/// An acknowledgement with attributes, and the one of them with words (`linux/netlink.h`).
+const NLM_F_ACK_TLVS: u16 = 0x200;
+const NLMSGERR_ATTR_MSG: u16 = 1;
 const HEADER_LEN: usize = 16;
 /// The kernel fills dump messages up to 32 KiB.
 pub(crate) const BUFFER_LEN: usize = 64 * 1024;
@@ -54,7 +58,11 @@ impl Connection {
 
     /// Opens a NETLINK_ROUTE socket in `netns`.
     pub(crate) fn route(netns: &Netns) -> io::Result<Self> {
-        netns.within(|| Self::open(netlink_sys::protocols::NETLINK_ROUTE))
+        let connection = netns.within(|| Self::open(netlink_sys::protocols::NETLINK_ROUTE))?;
+        // The kernel then says in words what it refused, where it can.
+        connection.socket.set_ext_ack(true)?;
+        connection.socket.set_cap_ack(true)?;
+        Ok(connection)
     }
 
     /// Opens a NETLINK_SOCK_DIAG socket in the calling thread's namespace.
@@ -148,18 +156,49 @@ pub(crate) struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// The errno that ERROR and DONE begin with (negative; 0: none).
+    /// The error that ERROR and DONE begin with, if any. With the kernel's own words, it is a [`Refused`].
     pub(crate) fn error(&self) -> io::Result<()> {
-        match self.payload.first_chunk::<4>().map(|code| i32::from_ne_bytes(*code)) {
-            Some(code) if code < 0 => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-            _ => Ok(()),
+        let Some((code, rest)) = self.payload.split_first_chunk::<4>() else { return Ok(()) };
+        let code = i32::from_ne_bytes(*code);
+        if code >= 0 {
+            return Ok(());
         }
+        let plain = io::Error::from_raw_os_error(code.saturating_neg());
+        // After the header of the request, which stands there by itself when replies are capped.
+        let attributes = if self.kind == NLMSG_ERROR { rest.get(HEADER_LEN..) } else { Some(rest) };
+        let words = attributes.filter(|_| self.flags & NLM_F_ACK_TLVS != 0).and_then(words);
+        Err(match words {
+            Some(words) => io::Error::new(plain.kind(), Refused { cause: plain, words }),
+            None => plain,
+        })
     }
 
     /// A dump whose table changed under it: it may miss entries.
     pub(crate) fn interrupted(&self) -> bool {
         self.flags & NLM_F_DUMP_INTR != 0
     }
+}
+
+/// What the kernel refused, in its own words.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}: the kernel says {words:?}")]
+struct Refused {
+    cause: io::Error,
+    words: String,
+}
+
+/// The errno of an error of this module.
+pub(crate) fn errno(error: &io::Error) -> Option<i32> {
+    let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<Refused>());
+    refused.map_or(error, |refused| &refused.cause).raw_os_error()
+}
+
+/// NLMSGERR_ATTR_MSG among the attributes of an acknowledgement.
+fn words(attributes: &[u8]) -> Option<String> {
+    let message = NlasIterator::new(attributes).flatten().find(|a| a.kind() == NLMSGERR_ATTR_MSG)?;
+    let text = message.value();
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    Some(String::from_utf8_lossy(text.get(..end)?).into_owned())
 }
 
 /// Walks the messages of one datagram.
@@ -224,6 +263,14 @@ mod tests {
         let read: Vec<_> = Messages::new(&bytes).map(Result::unwrap).collect();
         assert_eq!(read.len(), 1);
         assert_eq!(read[0].error().unwrap_err().raw_os_error(), Some(17));
+    }
+
+    #[test]
+    fn a_refusal_has_the_kernels_own_words() {
+        let mut connection = Connection::route(&Netns::current().unwrap()).unwrap();
+        let refused = connection.link(link::Which::Name("a-name-that-is-too-long")).unwrap_err();
+        assert_eq!(errno(&refused), Some(libc::ERANGE));
+        assert!(refused.to_string().contains("the kernel says"), "{refused}");
     }
 
     proptest! {

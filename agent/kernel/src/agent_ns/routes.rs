@@ -20,7 +20,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::AGENT_LINK;
-use crate::netlink::Connection;
+use crate::netlink::{Connection, errno};
 
 /// RT_TABLE_LOCAL.
 const TABLE_LOCAL: u8 = 255;
@@ -150,7 +150,7 @@ fn delete_first_rule(inside: &mut Connection, family: AddressFamily) -> io::Resu
 
 fn ignore<T>(number: i32, result: io::Result<T>) -> io::Result<()> {
     match result {
-        Err(error) if error.raw_os_error() != Some(number) => Err(error),
+        Err(error) if errno(&error) != Some(number) => Err(error),
         _ => Ok(()),
     }
 }

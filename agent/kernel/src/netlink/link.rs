@@ -7,7 +7,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkHeader, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 
-use super::Connection;
+use super::{Connection, errno};
 use crate::netns::Netns;
 
 /// `linux/rtnetlink.h`.
@@ -132,7 +132,7 @@ impl Connection {
         }
         match self.request(RouteNetlinkMessage::GetLink(message), 0) {
             Ok(answers) => answers.iter().find(|a| a.kind == RTM_NEWLINK).map(|a| Link::parse(&a.payload)).transpose(),
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
     }
