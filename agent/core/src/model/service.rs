@@ -106,8 +106,8 @@ impl Lookup<'_> {
     pub(super) fn resolve(&self, object: &ServiceObject) -> Service {
         let port = |port: &ServicePortObject| {
             let mut ready = match self.slices.get(&(object.namespace.as_str(), object.name.as_str())) {
-                Some(slices) => self.from_slices(slices, object, port),
-                None => self.from_selector(object, port),
+                Some(slices) => self.of_slices(slices, object, port),
+                None => self.of_selector(object, port),
             };
             ready.sort_by_key(|backend| backend.addr);
             ready.dedup_by_key(|backend| backend.addr);
@@ -128,7 +128,7 @@ impl Lookup<'_> {
         }
     }
 
-    fn from_slices(
+    fn of_slices(
         &self,
         slices: &[&EndpointSliceObject],
         service: &ServiceObject,
@@ -150,7 +150,7 @@ impl Lookup<'_> {
         found
     }
 
-    fn from_selector(&self, service: &ServiceObject, port: &ServicePortObject) -> Vec<Backend> {
+    fn of_selector(&self, service: &ServiceObject, port: &ServicePortObject) -> Vec<Backend> {
         let Some(selector) = &service.selector else { return Vec::new() };
         let workloads = self.workloads.get(service.namespace.as_str());
         let chosen = workloads.into_iter().flatten().filter(|workload| {

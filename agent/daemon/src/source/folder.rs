@@ -99,16 +99,31 @@ fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
     Ok(Some(String::from_utf8(bytes).map_or(FileContent::NotText, FileContent::Text)))
 }
 
-/// What tells that the folder, or a file behind a link, is another one than before, without reading it.
-pub(super) fn fingerprint(dir: &Path) -> io::Result<Vec<(PathBuf, u64, u64, i64, i64)>> {
+/// What tells a file, or the folder, from another one under its name.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub(super) struct Print {
+    path: PathBuf,
+    inode: u64,
+    /// Bytes; for the folder its device.
+    size: u64,
+    modified: (i64, i64),
+}
+
+/// What tells that the folder, or a file behind a link, is another one than before, without reading it. The first is
+/// the folder's own.
+pub(super) fn fingerprint(dir: &Path) -> io::Result<Vec<Print>> {
     let own = fs::metadata(dir)?;
-    let mut prints = vec![(PathBuf::new(), own.dev(), own.ino(), 0, 0)];
+    let mut prints = vec![Print { inode: own.ino(), size: own.dev(), ..Print::default() }];
     let mut paths = Vec::new();
     list(dir, &mut PathBuf::new(), 0, &mut paths)?;
     paths.sort();
     for path in paths.into_iter().take(MAX_FILES) {
-        let print = fs::metadata(dir.join(&path)).map_or((0, 0, 0, 0), |m| (m.ino(), m.len(), m.mtime(), m.mtime_nsec()));
-        prints.push((path, print.0, print.1, print.2, print.3));
+        // A link to nothing is something too: it may come to lead somewhere.
+        let print = fs::metadata(dir.join(&path)).map_or_else(
+            |_| Print::default(),
+            |m| Print { inode: m.ino(), size: m.len(), modified: (m.mtime(), m.mtime_nsec()), ..Print::default() },
+        );
+        prints.push(Print { path, ..print });
     }
     Ok(prints)
 }

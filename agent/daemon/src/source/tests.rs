@@ -128,7 +128,11 @@ async fn a_lowering_label_is_told_and_does_not_lower() {
     let dir = tempfile::tempdir().unwrap();
     let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo, labels: {kumiko.dev/stage: strict}}\n";
     put(dir.path(), "ns.yaml", namespace);
-    put(dir.path(), "w.yaml", &workload("a", "10.0.0.1").replace("uid: u-a", "uid: u-a, labels: {kumiko.dev/stage: off}"));
+    put(
+        dir.path(),
+        "w.yaml",
+        &workload("a", "10.0.0.1").replace("uid: u-a", "uid: u-a, labels: {kumiko.dev/stage: off}"),
+    );
     let source = source(dir.path());
     let status = source.status.borrow().clone();
     assert_eq!(

@@ -12,7 +12,7 @@ use notify::event::{AccessKind, AccessMode, CreateKind, DataChange, EventKind, M
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{debug, warn};
 
-use super::folder::{self, fingerprint};
+use super::folder::{self, Print, fingerprint};
 use super::{Publisher, read};
 
 /// Quiet time after a notification before the folder is read: one `kubectl`, `git` or editor makes many.
@@ -47,7 +47,7 @@ struct Watched {
     /// A notification found no place in the queue.
     lost: Arc<AtomicBool>,
     watcher: Option<RecommendedWatcher>,
-    print: Vec<(PathBuf, u64, u64, i64, i64)>,
+    print: Vec<Print>,
 }
 
 impl Watched {

@@ -115,9 +115,8 @@ impl State {
             Op::SetEndpoint(ifindex, endpoint) => {
                 assert!(self.uses.contains(&ifindex), "an endpoint without counters");
                 let was = self.maps.endpoints.get(&ifindex).copied().unwrap_or_default();
-                let enforced = |e: kumiko_abi::Endpoint| {
-                    Stage::from_u8(e.stage).meshed() && e.flags & endpoint_flags::LEARN == 0
-                };
+                let enforced =
+                    |e: kumiko_abi::Endpoint| Stage::from_u8(e.stage).meshed() && e.flags & endpoint_flags::LEARN == 0;
                 if enforced(endpoint) && (!enforced(was) || endpoint.stage > was.stage) {
                     assert!(was.flags & endpoint_flags::LEARN != 0, "enforced without learning");
                     assert!(self.hooks.contains(&ifindex), "enforced without hooks");
