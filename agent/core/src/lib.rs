@@ -8,6 +8,8 @@ pub mod connect;
 pub mod dialler;
 pub mod flow_record;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod halves;
 pub mod manifest;
 pub mod model;

@@ -10,6 +10,8 @@
 mod aead;
 mod buffer;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handshake;
 pub mod identity;
 mod inbound;

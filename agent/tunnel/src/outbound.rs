@@ -12,7 +12,7 @@ use crate::record::{self, MAX_PLAIN, SLOT, content};
 use crate::session::Rekey;
 
 /// Most slots of one read.
-const MAX_SLOTS: usize = Size::Large.slots();
+const MAX_SLOTS: usize = Size::Huge.slots();
 
 /// What became of reading and sealing.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Carries one flow: both directions on one task, driven by the edges that the sockets report.
 //!
 //! Back-pressure: a direction reads only when all it has read before is written. It holds at most one buffer (17 KiB to
-//! 257 KiB), so what a stalled reader can pile up is that and the kernel's socket buffers.
+//! 1 MiB), so what a stalled reader can pile up is that and the kernel's socket buffers.
 //!
 //! How an end travels: end of stream becomes FIN and comes out as `shutdown(Write)`; an RST becomes RESET, and the
 //! caller aborts the other side; where RESET cannot be sent because the direction is blocked, the tunnel's own
@@ -22,7 +22,7 @@ pub use plain::plain_relay;
 use crate::error::TunnelError;
 
 /// Rounds of reading and writing after which other flows of the shard get their turn.
-const ROUNDS: usize = 16;
+const ROUNDS: usize = 8;
 
 /// How one side of a flow ended what it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

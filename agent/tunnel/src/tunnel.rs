@@ -363,7 +363,11 @@ impl Tunnel {
     /// Writes what can be written; `false`: not all of it.
     pub(crate) fn try_flush(&mut self) -> Result<bool, TunnelError> {
         while !self.session.out.is_empty() {
-            match self.stream.try_write_vectored(&self.session.out.pending()) {
+            let written = match self.session.out.pending() {
+                [first, second] if second.is_empty() => self.stream.try_write(&first),
+                both => self.stream.try_write_vectored(&both),
+            };
+            match written {
                 Ok(n) => self.session.out.written(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error.into()),

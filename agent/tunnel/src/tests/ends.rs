@@ -134,7 +134,7 @@ fn a_stalled_reader_stalls_the_writer_and_a_reset_gets_through() {
                 let client = fill(&mut path.client).await;
                 let server = fill(&mut path.server).await;
                 assert!(client < 64 << 20 && server < 64 << 20, "{client} {server}");
-                assert!(crate::lent_bytes() < 4 * crate::buffer::Size::Large.len() + (1 << 16));
+                assert!(crate::lent_bytes() < 4 * crate::buffer::Size::Huge.len() + (1 << 16));
                 let (gone, mut other) = path.split(side);
                 reset(gone);
                 // Its write fails although both directions are blocked.
