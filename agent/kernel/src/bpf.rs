@@ -203,6 +203,11 @@ impl Datapath {
         self.links.attach_lookup(self, netns)
     }
 
+    /// How hooks are put on here: `tcx`, or `clsact` where the kernel refused tcx (before 6.6).
+    pub fn attach_mode(&self) -> &'static str {
+        self.links.mode()
+    }
+
     /// Uses clsact filters even where tcx exists: how tests reach the path of kernels before 6.6.
     #[doc(hidden)]
     pub fn force_clsact(&self) {

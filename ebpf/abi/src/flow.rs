@@ -73,10 +73,7 @@ fn cmp_addr(a: &Addr, b: &Addr) -> core::cmp::Ordering {
 #[inline(always)]
 fn halves(a: &Addr) -> (u64, u64) {
     let [b0, b1, b2, b3, b4, b5, b6, b7, b8, b9, b10, b11, b12, b13, b14, b15] = *a;
-    (
-        u64::from_be_bytes([b0, b1, b2, b3, b4, b5, b6, b7]),
-        u64::from_be_bytes([b8, b9, b10, b11, b12, b13, b14, b15]),
-    )
+    (u64::from_be_bytes([b0, b1, b2, b3, b4, b5, b6, b7]), u64::from_be_bytes([b8, b9, b10, b11, b12, b13, b14, b15]))
 }
 
 /// What happens to a flow's packets.

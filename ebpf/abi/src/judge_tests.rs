@@ -154,7 +154,8 @@ fn strays() {
 fn who_is_behind_an_address() {
     use crate::map::{service_flags::CAPTURE, workload_flags as w};
     let addr = |kind: AddrKind| AddrEntry { handle: 7, kind: kind as u8, _pad: [0; 3] };
-    let work = |stage: Stage, flags: u8, ifindex: u32| Workload { class: [1, 1], ifindex, node: 1, stage: stage as u8, flags };
+    let work =
+        |stage: Stage, flags: u8, ifindex: u32| Workload { class: [1, 1], ifindex, node: 1, stage: stage as u8, flags };
     let of = |a: AddrKind, w: Option<Workload>, port: u16| peer(None, Some(&addr(a)), w.as_ref(), port);
 
     assert_eq!(peer(None, None, None, 80), Peer::Outside);

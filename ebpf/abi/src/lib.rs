@@ -23,7 +23,10 @@ pub mod segment;
 pub use command::{Command, CommandOp, CommandResult};
 pub use config::Config;
 pub use flow::{Addr, Direction, Flow, FlowId, FlowKey, FlowState};
-pub use map::{AddrEntry, AddrKind, Endpoint, EndpointUse, PairCount, PairKey, ProbePort, ServiceEntry, ServiceKey, Stage, Stat, Workload};
+pub use map::{
+    AddrEntry, AddrKind, Endpoint, EndpointUse, PairCount, PairKey, ProbePort, ServiceEntry, ServiceKey, Stage, Stat,
+    Workload,
+};
 pub use reason::{Reason, Verdict};
 pub use record::{Event, EventKind, SynRecord};
 

@@ -258,7 +258,28 @@ pub enum Stat {
 
 impl Stat {
     /// All counters.
-    pub const ALL: &'static [Stat] = &[Self::LeakBytes, Self::PodPackets, Self::ToAgent, Self::FromAgent, Self::Fast, Self::Clear, Self::Spoofed, Self::Unparsable, Self::Vlan, Self::WrongInterface, Self::Stray, Self::RingFull, Self::TableFull, Self::PendingFull, Self::QuotaFull, Self::EventsLost, Self::PairsOverflow, Self::EgressCaptured, Self::AgentStray, Self::NotTcp];
+    pub const ALL: &'static [Stat] = &[
+        Self::LeakBytes,
+        Self::PodPackets,
+        Self::ToAgent,
+        Self::FromAgent,
+        Self::Fast,
+        Self::Clear,
+        Self::Spoofed,
+        Self::Unparsable,
+        Self::Vlan,
+        Self::WrongInterface,
+        Self::Stray,
+        Self::RingFull,
+        Self::TableFull,
+        Self::PendingFull,
+        Self::QuotaFull,
+        Self::EventsLost,
+        Self::PairsOverflow,
+        Self::EgressCaptured,
+        Self::AgentStray,
+        Self::NotTcp,
+    ];
 
     /// Name for people and metrics.
     pub const fn name(self) -> &'static str {
@@ -286,7 +307,6 @@ impl Stat {
         }
     }
 }
-
 
 /// Length of the `STATS` array.
 pub const STATS_LEN: u32 = 64;

@@ -3,7 +3,9 @@
 use core::ptr;
 
 use aya_ebpf::helpers::generated as helpers;
-use kumiko_abi::{Config, Event, EventKind, Flow, FlowKey, PairCount, PairKey, Reason, Stat, Verdict, Workload, flow::TCP};
+use kumiko_abi::{
+    Config, Event, EventKind, Flow, FlowKey, PairCount, PairKey, Reason, Stat, Verdict, Workload, flow::TCP,
+};
 
 use crate::maps::{EVENTS, PAIRS, REASONS, STATS, Scratch, WORKLOADS};
 

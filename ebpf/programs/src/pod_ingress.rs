@@ -305,12 +305,8 @@ fn stray(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
 }
 
 /// How a flow older than its pod's enrolment is entered.
-pub(crate) const LEARNED_FLOW: Decision = Decision {
-    action: Action::Direct,
-    verdict: Verdict::Allow,
-    reason: Reason::LegacyFlow,
-    flags: LEARNED | LEGACY,
-};
+pub(crate) const LEARNED_FLOW: Decision =
+    Decision { action: Action::Direct, verdict: Verdict::Allow, reason: Reason::LegacyFlow, flags: LEARNED | LEGACY };
 
 /// Enters a flow whose beginning was not seen.
 #[inline(always)]

@@ -281,9 +281,8 @@ pub(crate) fn same_id(entry: Entry, id: &FlowId) -> bool {
 pub(crate) fn adopt(entry: Entry, from_initiator: bool, ifindex: u32, config: &Config) -> bool {
     let before = owner(get!(entry, src_ifindex), get!(entry, dst_ifindex), config);
     // SAFETY: an aligned field of a live element.
-    let slot = unsafe {
-        if from_initiator { &raw mut (*entry.0).src_ifindex } else { &raw mut (*entry.0).dst_ifindex }
-    };
+    let slot =
+        unsafe { if from_initiator { &raw mut (*entry.0).src_ifindex } else { &raw mut (*entry.0).dst_ifindex } };
     // SAFETY: as above.
     if !unsafe { atomic::replace_zero(slot, ifindex) } {
         return false;

@@ -112,6 +112,10 @@ impl Links {
         self.clsact.store(true, Ordering::Relaxed);
     }
 
+    pub(super) fn mode(&self) -> &'static str {
+        if self.clsact.load(Ordering::Relaxed) { "clsact" } else { "tcx" }
+    }
+
     /// Puts the new programs into every link that a former agent left; pins of vanished interfaces go.
     pub(super) fn readopt(&self, datapath: &Datapath) -> Result<(), BpfError> {
         for name in names(&self.dir)? {

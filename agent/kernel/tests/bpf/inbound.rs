@@ -1,0 +1,187 @@
+//! What reaches a pod, what the agent sends, and how flows end.
+
+use kumiko_abi::{
+    Config, EventKind, Flow, FlowState, Reason, Stage, Stat,
+    flow::{dir_flags, flags},
+    programs::AGENT_INGRESS,
+    segment::bits::{ACK, FIN, RST, SYN},
+};
+
+use crate::{
+    fixture::{alone, config},
+    frames::{self, Extra, Tcp, ip_frame},
+    node::*,
+};
+
+#[test]
+fn coming_in_the_clear() {
+    alone("coming_in_the_clear", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        let syn = Tcp::syn(OBSERVED, POD_4);
+        assert_eq!(node.gets(&syn.frame()), REDIRECT);
+        let (kind, reason, _) = node.event().unwrap();
+        assert_eq!((kind, reason), (EventKind::Denied, Reason::PlaintextRefused));
+        assert!(node.flow(&syn).is_none());
+        // The same seen from its answer, where a CNI goes past the egress hook.
+        assert_eq!(node.sends(&reply(&syn, SYN | ACK).frame()), REDIRECT);
+
+        node.endpoint(|_| (), Stage::Permissive);
+        assert_eq!(node.gets(&syn.frame()), PASS);
+        let flow = node.flow(&syn).unwrap();
+        assert!(flow.flags & flags::PLAINTEXT != 0);
+        assert_eq!((flow.src, flow.dst, flow.src_ifindex, flow.dst_ifindex), (5, 1, 0, HERE));
+        assert_eq!(node.sends(&reply(&syn, SYN | ACK).frame()), PASS);
+        let other = syn.clone().with(|t| t.sport = 9);
+        assert_eq!(node.sends(&reply(&other, SYN | ACK).with(|t| t.ack = 1001).frame()), PASS);
+        let flow = node.flow(&other).unwrap();
+        assert_eq!((flow.isn, flow.dst_ifindex, flow.dir[1].packets), (1000, HERE, 1));
+
+        // Captured: whatever the host's stack brings is dropped, ICMP errors about it too.
+        let captured = Tcp::syn(POD_4, REMOTE_4);
+        assert_eq!(node.sends(&captured.frame()), DROP);
+        assert_eq!(node.gets(&reply(&captured, SYN | ACK).frame()), DROP);
+        node.set_state(&captured, FlowState::Captured);
+        assert_eq!(node.gets(&reply(&captured, ACK).frame()), DROP);
+        assert_eq!(node.gets(&icmp_error(OUTSIDE_4, POD_4, &captured)), DROP);
+        assert_eq!(node.stat(Stat::EgressCaptured), 3);
+        assert_eq!(node.sends(&icmp_error(POD_4, REMOTE_4, &reply(&captured, ACK))), REDIRECT);
+        let clear = Tcp::syn(POD_4, OUTSIDE_4).with(|t| t.sport = 3);
+        assert_eq!(node.sends(&icmp_error(POD_4, OUTSIDE_4, &clear)), PASS);
+        let captured = Tcp::syn(POD_6, REMOTE_6);
+        assert_eq!(node.sends(&captured.frame()), DROP);
+        assert_eq!(node.sends(&icmp_error(POD_6, REMOTE_6, &reply(&captured, ACK))), REDIRECT);
+    });
+}
+
+#[test]
+fn processes_of_the_node() {
+    alone("processes_of_the_node", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        // A test run's packets carry a socket of this process, so they are the node's own.
+        let syn = Tcp::syn(OUTSIDE_4, POD_4);
+        assert_eq!(node.gets(&syn.frame()), REDIRECT);
+        assert_eq!(node.event().unwrap().1, Reason::HostRefused);
+        // The root of all cgroups, at depth 0, stands for the kubelet's.
+        node.maps.set_config(&Config { kubelet_cgroup: 1, kubelet_level: 0, ..config(AGENT) }).unwrap();
+        assert_eq!(node.gets(&syn.frame()), REDIRECT, "an undeclared port");
+        assert_eq!(node.event().unwrap().1, Reason::HostRefused);
+        let port = kumiko_abi::map::ProbePort { handle: 1, port: 80, _pad: 0 };
+        node.maps.set_probe_port(&port).unwrap();
+        assert_eq!(node.maps.probe_ports().unwrap(), [port]);
+        assert_eq!(node.gets(&syn.frame()), PASS);
+        assert!(node.flow(&syn).unwrap().flags & flags::PROBE != 0);
+        assert_eq!(node.sends(&reply(&syn, SYN | ACK).frame()), PASS);
+    });
+}
+
+/// "Port unreachable" about a segment that the sender of the error had got.
+fn icmp_error(src: &str, dst: &str, about: &Tcp<'_>) -> Vec<u8> {
+    let (kind, inner) = frames::ip_packet(about.src, about.dst, 6, &about.segment(), &Extra::default());
+    let (proto, head) = if kind == 0x0800 { (1, [3, 3, 0, 0, 0, 0, 0, 0]) } else { (58, [1, 4, 0, 0, 0, 0, 0, 0]) };
+    ip_frame(src, dst, proto, &[&head, inner.as_slice()].concat(), &Extra::default())
+}
+
+#[test]
+fn the_end_of_a_flow() {
+    alone("the_end_of_a_flow", |dir| {
+        let mut node = node(dir, Stage::Permissive);
+        let syn = Tcp::syn(POD_4, OUTSIDE_4);
+        let send = |node: &Node, flags, seq, ack, payload: usize| {
+            let t = Tcp { flags, seq, ack, payload: vec![0; payload], ..syn.clone() };
+            assert_eq!(node.sends(&t.frame()), PASS);
+        };
+        let get = |node: &Node, flags, seq, ack, payload: usize| {
+            let t = Tcp { seq, ack, payload: vec![0; payload], ..reply(&syn, flags) };
+            assert_eq!(node.gets(&t.frame()), PASS);
+        };
+        send(&node, SYN, 1000, 0, 0);
+        get(&node, SYN | ACK, 8000, 1001, 0);
+        send(&node, ACK, 1001, 8001, 10);
+        get(&node, FIN | ACK, 8001, 1011, 5);
+        send(&node, ACK, 1011, 8007, 0);
+        assert_eq!(node.flow(&syn).unwrap().flags & flags::OVER, 0, "half closed");
+        assert!(node.flow(&syn).unwrap().dir[1].flags & dir_flags::FIN_ACKED != 0);
+        send(&node, FIN | ACK, 1011, 8007, 3);
+        assert_eq!(node.event().unwrap().0, EventKind::New);
+        assert!(node.event().is_none());
+        get(&node, ACK, 8007, 1015, 0);
+        let flow = node.flow(&syn).unwrap();
+        assert!(flow.flags & flags::OVER_FIN != 0 && flow.over_ns != 0);
+        assert_eq!((flow.dir[0].bytes, flow.dir[1].bytes), (13, 5));
+        assert_eq!((flow.dir[0].packets, flow.dir[1].packets), (4, 3));
+        assert_eq!(node.event().unwrap().0, EventKind::Over);
+        // A late FIN still passes; a new SYN, even with the old number, begins anew.
+        send(&node, FIN | ACK, 1011, 8007, 3);
+        send(&node, SYN, 1000, 0, 0);
+        assert_ne!(node.flow(&syn).unwrap().id, flow.id);
+        assert_eq!(node.event().unwrap().0, EventKind::Replaced);
+
+        // A blind RST ends nothing, the right one does.
+        get(&node, SYN | ACK, 8000, 1001, 0);
+        send(&node, ACK, 1001, 8001, 0);
+        get(&node, RST, 8001 + (1 << 30), 0, 0);
+        assert_eq!(node.flow(&syn).unwrap().flags & flags::OVER, 0);
+        get(&node, RST, 8001, 0, 0);
+        assert!(node.flow(&syn).unwrap().flags & flags::OVER_RST != 0);
+    });
+}
+
+#[test]
+fn what_the_agent_sends() {
+    alone("what_the_agent_sends", |dir| {
+        let node = node(dir, Stage::Strict);
+        // In a test run the hook's interface is `lo`: let that be kumiko0, and the pod elsewhere.
+        node.maps.set_config(&config(HERE)).unwrap();
+        let delivered = Tcp::syn(REMOTE_4, LOCAL_4);
+        let agent = |frame: &[u8]| node.run(AGENT_INGRESS, frame);
+        assert_eq!(agent(&delivered.frame()), DROP, "no entry");
+        let entry = Flow {
+            state: FlowState::Captured as u8,
+            src_ifindex: HERE,
+            dst_ifindex: OTHER_POD,
+            flags: fake(&delivered).flags | flags::DELIVERED,
+            ..fake(&delivered)
+        };
+        node.datapath.commands().create(&key(&delivered), &entry).unwrap();
+        assert_eq!(agent(&delivered.frame()), REDIRECT);
+        assert_eq!(agent(&reply(&delivered, ACK).frame()), DROP, "the pod's side does not come from here");
+        assert_eq!(node.flow(&delivered).unwrap().dir[0].packets, 1);
+        // RSTs of refused flows: to the pod, or out in the pod's name; others end here.
+        let refused = Tcp::syn(LOCAL_4, OUTSIDE_4).with(|t| t.sport = 9);
+        assert_eq!(agent(&reply(&refused, RST | ACK).frame()), REDIRECT);
+        let stranger = Tcp::syn(OUTSIDE_4, LOCAL_4).with(|t| t.sport = 9);
+        assert_eq!(agent(&reply(&stranger, RST | ACK).frame()), REDIRECT);
+        assert_eq!(agent(&reply(&stranger, ACK).frame()), DROP);
+        assert_eq!(agent(&reply(&Tcp::syn(OUTSIDE_4, REMOTE_4), RST).frame()), DROP);
+        // Cut: only the RST passes, and ends it.
+        node.set_state(&delivered, FlowState::Cut);
+        assert_eq!(agent(&delivered.clone().with(|t| t.flags = ACK).frame()), DROP);
+        assert_eq!(agent(&delivered.clone().with(|t| t.flags = RST).frame()), REDIRECT);
+        assert!(node.flow(&delivered).unwrap().flags & flags::OVER_RST != 0);
+        assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&delivered, ACK))), REDIRECT);
+        assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&refused, ACK))), DROP);
+    });
+}
+
+#[test]
+fn pairs_are_counted() {
+    alone("pairs_are_counted", |dir| {
+        let node = node(dir, Stage::Strict);
+        for port in 0..3 {
+            node.sends(&Tcp::syn(POD_4, REMOTE_4).with(|t| t.sport += port).frame());
+        }
+        let dns = ip_frame(POD_4, OUTSIDE_4, 17, &[0xc0, 0, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4], &Extra::default());
+        let answer = ip_frame(OUTSIDE_4, POD_4, 17, &[0, 53, 0xc0, 0, 0, 12, 0, 0, 1, 2, 3, 4], &Extra::default());
+        node.sends(&dns);
+        node.gets(&answer);
+        let pairs = node.maps.pairs().unwrap();
+        let find = |src, dst, port, proto| {
+            let found =
+                pairs.iter().find(|(k, _)| (k.src_class, k.dst_class, k.port, k.proto) == (src, dst, port, proto));
+            found.map(|(_, count)| (count.events, count.bytes))
+        };
+        assert_eq!(find(1, 2, 80, 6), Some((3, 0)));
+        assert_eq!(find(1, 0, 53, 17), Some((1, 4)));
+        assert_eq!(find(0, 1, 53, 17), Some((1, 4)));
+    });
+}
