@@ -86,7 +86,7 @@ impl Ask<'_> {
     async fn follow(&self, args: &FlowsArgs) -> Result<Answer, Error> {
         let target = target(args, Some(args.last.unwrap_or(FOLLOW_FROM)));
         let mut lines = client::follow(self.socket, &target).await?;
-        let mut stream = show::FlowStream::new(self.terminal);
+        let stream = show::FlowStream::new(self.terminal);
         if !self.json {
             print(&stream.heads(), "\n")?;
         }

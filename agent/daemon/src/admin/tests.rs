@@ -161,7 +161,7 @@ async fn a_slow_follower_loses_lines_and_is_told_how_many() {
     // Nobody reads; more than any buffer between can hold is sent.
     let sent = 5_000;
     for number in 0..sent {
-        sender.send(Arc::new(record((number % 256) as u8))).unwrap();
+        sender.send(Arc::new(record(u8::try_from(number % 256).unwrap()))).unwrap();
         if number % 4 == 0 {
             tokio::task::yield_now().await;
         }

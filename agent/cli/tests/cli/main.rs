@@ -1,14 +1,16 @@
 //! The command against a real admin server on a Unix socket.
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
-mod common;
+mod sample;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::sync::Arc;
 
-use common::{Sample, Server, closed, flow, kumiko, text};
 use kumiko_core::flow_record::{FlowClose, FlowLine};
 use serde_json::Value;
+
+use sample::{Sample, Server, closed, flow, kumiko, text};
 
 #[track_caller]
 fn same(shown: &str, expected: &str) {
