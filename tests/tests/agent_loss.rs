@@ -50,7 +50,7 @@ fn run(args: &Arguments) -> Result<bool> {
         capture.finish()?.check()
     })]);
     if !well {
-        eprintln!("{}", side.lock().unwrap_or_else(PoisonError::into_inner).lab.logs(60));
+        eprintln!("{}", side.lock().unwrap_or_else(PoisonError::into_inner).lab.evidence(60));
     }
     Ok(well)
 }

@@ -57,7 +57,7 @@ fn run(args: &Arguments) -> Result<bool> {
     well &= harness::run_afterwards(on_wire.collect());
     if !well {
         for (_, _, mesh) in &sides {
-            eprintln!("{}", mesh.lab.logs(40));
+            eprintln!("{}", mesh.lab.evidence(40));
         }
     }
     Ok(well)

@@ -68,7 +68,7 @@ fn run(args: &Arguments) -> Result<bool> {
         Ok(())
     })]);
     if !well {
-        eprintln!("{}", side.lab.logs(40));
+        eprintln!("{}", side.lab.evidence(40));
     }
     Ok(well)
 }

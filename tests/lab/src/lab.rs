@@ -266,6 +266,20 @@ impl Lab {
         tails.collect::<Vec<_>>().join("\n")
     }
 
+    /// What a failure's message should show: refused flows of every node, and the ends of the agents' logs.
+    pub fn evidence(&self, lines: usize) -> String {
+        let mut text = String::new();
+        for node in &self.nodes {
+            let flows = self.admin(node.number, "/v1/flows?verdict=deny").unwrap_or_default();
+            let last =
+                flows.as_array().map_or(&[][..], |all| all.get(all.len().saturating_sub(5)..).unwrap_or_default());
+            for flow in last {
+                text += &format!("--- refused on n{}: {flow}\n", node.number);
+            }
+        }
+        text + &self.logs(lines)
+    }
+
     /// Removes every trace of it.
     pub fn take_down(&mut self) -> Result<()> {
         {
