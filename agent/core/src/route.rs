@@ -38,11 +38,14 @@ pub struct Plan {
     pub target_principal: Principal,
 }
 
-/// Plans a connection of a workload of `node`.
+/// Plans a connection of a workload of `node` that the kernel has captured.
+///
+/// Whether the target is still in the mesh is not asked: the SYN may be a moment older than the model, and acceptors
+/// take OPEN for a while after a lowering.
 ///
 /// # Errors
 /// `UnknownSource`: the client is no workload of this node. `ServiceNotMeshed`, `NoReadyEndpoint`: the kernel's view of
-/// the Service was older. `PeerOutsideMesh`, `DestinationGone`: the same for a workload's address. `NoSuchNode`.
+/// the Service was older. `DestinationGone`: the same for a workload's address. `NoSuchNode`.
 pub fn plan(world: &World, node: &str, syn: &SynView) -> Result<Plan, Reason> {
     let source =
         world.workload_at(syn.client.ip()).filter(|source| source.node == node).ok_or(Reason::UnknownSource)?;
@@ -53,18 +56,12 @@ pub fn plan(world: &World, node: &str, syn: &SynView) -> Result<Plan, Reason> {
             if backends.ready.is_empty() {
                 return Err(Reason::NoReadyEndpoint);
             }
-            let chosen = choose(syn.pick, backends.ready.len()).and_then(|index| backends.ready.get(index));
-            let chosen = chosen.filter(|_| backends.capture).ok_or(Reason::ServiceNotMeshed)?;
-            let workload = chosen.workload.as_ref().ok_or(Reason::ServiceNotMeshed)?;
-            (workload, chosen.addr, Some(service.reference(port)))
+            let known = || backends.ready.iter().filter_map(|backend| Some((backend.workload.as_ref()?, backend.addr)));
+            let chosen = choose(syn.pick, known().count()).and_then(|index| known().nth(index));
+            let (workload, addr) = chosen.ok_or(Reason::ServiceNotMeshed)?;
+            (workload, addr, Some(service.reference(port)))
         }
-        None => {
-            let target = world.workload_at(syn.asked.ip()).ok_or(Reason::DestinationGone)?;
-            if !target.meshed() {
-                return Err(Reason::PeerOutsideMesh);
-            }
-            (target, syn.asked, None)
-        }
+        None => (world.workload_at(syn.asked.ip()).ok_or(Reason::DestinationGone)?, syn.asked, None),
     };
     let node_addr = if target.node == node { None } else { Some(tunnel_addr(world, node, &target.node)?) };
     Ok(Plan {

@@ -1,8 +1,10 @@
 //! Stages: their names, what a workload's own label can do.
 
+mod crossing;
 mod endpoint;
 pub mod legacy;
 
+pub use crossing::{CROSSING, Crossings};
 pub use endpoint::{Action, Facts, Phase, next};
 
 use kumiko_abi::Stage;

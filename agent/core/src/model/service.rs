@@ -81,6 +81,21 @@ impl ServicePort {
 }
 
 impl Service {
+    /// The same endpoints, for workloads that have changed.
+    pub(super) fn with_workloads<'a>(&self, workload: impl Fn(&str) -> Option<&'a Arc<Workload>>) -> Self {
+        let mut service = self.clone();
+        for backends in service.ports.iter_mut().flat_map(|port| [&mut port.v4, &mut port.v6]) {
+            let mut ready = std::mem::take(&mut backends.ready);
+            for known in ready.iter_mut().filter_map(|backend| backend.workload.as_mut()) {
+                if let Some(new) = workload(&known.uid) {
+                    known.clone_from(new);
+                }
+            }
+            *backends = Backends::new(ready);
+        }
+        service
+    }
+
     /// Name of one of its ports.
     pub fn reference(&self, port: &ServicePort) -> ServiceRef {
         ServiceRef {

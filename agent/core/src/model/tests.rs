@@ -125,6 +125,18 @@ fn slices_go_before_the_selector() {
 }
 
 #[test]
+fn other_stages_reach_every_lookup() {
+    let before = world(&service(BY_NAME));
+    let after = before.with_stages(|workload| (workload.uid == "u1").then_some(Stage::Observe));
+    assert_eq!(after.workload("u1").unwrap().stage, Stage::Observe);
+    assert_eq!(after.workload_at("fd00::1".parse().unwrap()).unwrap().stage, Stage::Observe);
+    assert_eq!(after.workload_named("demo", "web-1").unwrap().stage, Stage::Observe);
+    assert_eq!(after.workload("u2").unwrap().stage, Stage::Strict);
+    assert!(backends(&before, "10.9.0.1").1 && !backends(&after, "10.9.0.1").1);
+    assert_eq!(after.with_stages(|workload| (workload.uid == "u1").then_some(Stage::Permissive)), before);
+}
+
+#[test]
 fn labels_that_lower_are_told() {
     let lower = TWO
         .replace("stage: permissive", "stage: strict")

@@ -127,6 +127,27 @@ impl World {
         self.services = resolved;
     }
 
+    /// The same snapshot with other stages for some workloads, and with what follows from them for Services.
+    pub fn with_stages(&self, stage: impl Fn(&Workload) -> Option<Stage>) -> Self {
+        let mut world = self.clone();
+        for workload in world.workloads.values_mut() {
+            if let Some(stage) = stage(workload).filter(|stage| *stage != workload.stage) {
+                *workload = Arc::new(Workload { stage, ..Workload::clone(workload) });
+            }
+        }
+        let same = |old: &mut Arc<Workload>| {
+            if let Some(new) = world.workloads.get(&old.uid) {
+                old.clone_from(new);
+            }
+        };
+        world.by_ip.values_mut().for_each(same);
+        world.by_name.values_mut().for_each(same);
+        for service in &mut world.services {
+            *service = Arc::new(service.with_workloads(|uid| world.workloads.get(uid)));
+        }
+        world
+    }
+
     /// Number of the snapshot; a later one is higher.
     pub fn epoch(&self) -> u64 {
         self.epoch

@@ -37,6 +37,10 @@ fn world() -> World {
         + &service("client", "10.9.0.2", "client", "8080")
         + &service("plain", "10.9.0.3", "plain", "web")
         + &service("nobody", "10.9.0.4", "nobody", "web")
+        + "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, namespace: demo, labels: \
+           {kubernetes.io/service-name: foreign}}\naddressType: IPv4\nendpoints: [{addresses: [10.7.7.7]}]\nports: [{port: \
+           80}]\n---\n"
+        + &service("foreign", "10.9.0.6", "x", "80")
         + &service("unnamed", "10.9.0.5", "server", "other");
     let objects = parse("f", &text).unwrap();
     World::build("td", 1, objects.iter().map(|object| ("f", object))).unwrap().0
@@ -74,15 +78,20 @@ fn by_service_address() {
 }
 
 #[test]
+fn a_target_that_has_just_left_the_mesh_is_still_dialled() {
+    assert_eq!(ask("10.0.1.1:1", "10.0.2.3:8080", 0).unwrap().target.name, "plain-1");
+    assert_eq!(ask("10.0.1.1:1", "10.9.0.3:80", 0).unwrap().target.name, "plain-1");
+}
+
+#[test]
 fn refusals_of_a_plan() {
     for (client, asked, reason) in [
         ("10.0.2.2:1", "10.0.1.1:1", Reason::UnknownSource),
         ("10.7.7.7:1", "10.0.1.1:1", Reason::UnknownSource),
-        ("10.0.1.1:1", "10.9.0.3:80", Reason::ServiceNotMeshed),
         ("10.0.1.1:1", "10.9.0.4:80", Reason::NoReadyEndpoint),
         ("10.0.1.1:1", "10.9.0.5:80", Reason::NoReadyEndpoint),
+        ("10.0.1.1:1", "10.9.0.6:80", Reason::ServiceNotMeshed),
         ("10.0.1.1:1", "10.9.0.1:81", Reason::DestinationGone),
-        ("10.0.1.1:1", "10.0.2.3:80", Reason::PeerOutsideMesh),
         ("10.0.1.1:1", "10.7.7.7:80", Reason::DestinationGone),
         ("10.0.1.1:1", "10.0.3.1:80", Reason::NoSuchNode),
     ] {

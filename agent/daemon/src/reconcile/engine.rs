@@ -14,7 +14,7 @@ use kumiko_abi::map::service_flags;
 use kumiko_abi::{FlowKey, FlowState, Stage};
 use kumiko_core::compile::{self, Attached, AttachedEndpoint, Desired, Handles, Op, compile, diff};
 use kumiko_core::model::{ServiceRef, Workload, World};
-use kumiko_core::stage::{Phase, legacy};
+use kumiko_core::stage::{Crossings, Phase, legacy};
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, warn};
 
@@ -31,7 +31,11 @@ const GONE_WAITING: usize = 1024;
 pub struct Engine<E> {
     edge: E,
     node: String,
+    /// The newest model.
+    newest: Arc<World>,
+    /// The model in force: the newest, with workloads on their way between two stages.
     world: Arc<World>,
+    crossings: Crossings,
     handles: Handles,
     /// What the maps hold.
     written: Desired,
@@ -77,7 +81,9 @@ impl<E: Edge> Engine<E> {
         let engine = Self {
             edge,
             node,
+            newest: Arc::default(),
             world: Arc::default(),
+            crossings: Crossings::default(),
             handles,
             written,
             locals: BTreeMap::new(),
@@ -99,7 +105,15 @@ impl<E: Edge> Engine<E> {
     pub fn pass(&mut self, world: Arc<World>, now: Instant) {
         self.unfinished = false;
         self.lowered.retain(|_, at| now.saturating_duration_since(*at) < ACCEPT_AFTER_LOWERING);
-        if world.epoch() != self.world.epoch() {
+        let arrived = self.crossings.arrive(now);
+        let changed = world.epoch() != self.newest.epoch();
+        if changed {
+            self.crossings.note(&self.newest, &world, now);
+            self.newest = world;
+        }
+        if changed || arrived {
+            let none = self.crossings.is_empty();
+            let world = if none { self.newest.clone() } else { Arc::new(self.crossings.in_force(&self.newest)) };
             self.follow(world, now);
         }
         self.resolve();
@@ -126,7 +140,8 @@ impl<E: Edge> Engine<E> {
     pub fn waits(&self) -> bool {
         let local =
             |local: &Local| local.retry || matches!(local.phase, Phase::Learning(_) | Phase::Enforcing(Stage::Off));
-        self.unfinished || !self.leaving.is_empty() || !self.lowered.is_empty() || self.locals.values().any(local)
+        let on_the_way = !self.crossings.is_empty() || !self.lowered.is_empty();
+        self.unfinished || on_the_way || !self.leaving.is_empty() || self.locals.values().any(local)
     }
 
     /// Workloads whose hooks go on in this pass.

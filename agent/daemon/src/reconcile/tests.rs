@@ -8,7 +8,7 @@ use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::map::{endpoint_flags, service_flags, workload_flags};
 use kumiko_abi::{FlowState, Stage};
 use kumiko_core::addr::{flow_key, to_abi};
-use kumiko_core::stage::Phase;
+use kumiko_core::stage::{CROSSING, Phase};
 
 use super::*;
 use fake::{Fake, flow};
@@ -129,6 +129,9 @@ fn hooks_stay_until_nothing_is_carried_and_nobody_may_open() {
     engine.pass(world("strict", 1), start);
     fake.flow("10.0.0.1:50000", "10.0.1.1:80", flow(FlowState::Captured, 11, 99));
     engine.pass(world("off", 2), start);
+    assert_eq!(phase(&reconciled, "u-a"), Phase::Enforcing(Stage::Permissive), "other nodes may be strict still");
+    let start = start + CROSSING;
+    engine.pass(world("off", 2), start);
     assert_eq!(phase(&reconciled, "u-a"), Phase::Enforcing(Stage::Off));
     assert_eq!(fake.state().maps.endpoints[&11].stage, Stage::Off as u8);
     let snapshot = reconciled.state.load();
@@ -162,7 +165,7 @@ fn raised_while_it_drains_it_learns_again() {
 #[test]
 fn connections_from_before_become_legacy() {
     let fake = both_there();
-    let (mut engine, _reconciled) = engine(&fake);
+    let (mut engine, reconciled) = engine(&fake);
     let now = Instant::now();
     engine.pass(world("observe", 1), now);
     let observed = kumiko_abi::Flow { flags: flags::OBSERVED, ..flow(FlowState::Direct, 11, 0) };
@@ -170,6 +173,10 @@ fn connections_from_before_become_legacy() {
     fake.socket(11, "10.0.0.1:50000", "203.0.113.1:80");
     fake.flow("10.0.0.1:50002", "10.0.1.1:80", flow(FlowState::Direct, 11, 0));
     engine.pass(world("strict", 2), now);
+    assert_eq!(phase(&reconciled, "u-a"), Phase::Enforcing(Stage::Permissive), "other nodes may not know yet");
+    assert!(engine.waits());
+    engine.pass(world("strict", 2), now + CROSSING);
+    assert_eq!(phase(&reconciled, "u-a"), Phase::Enforcing(Stage::Strict));
     let state = fake.state();
     assert_eq!(state.flows.len(), 2);
     assert!(state.flows.values().all(|flow| flow.flags & flags::LEGACY != 0), "{:?}", state.flows);

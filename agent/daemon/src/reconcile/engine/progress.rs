@@ -40,6 +40,11 @@ impl<E: Edge> Engine<E> {
             Action::Wait | Action::Learn => false,
             Action::Attach(phase) => self.attach(uid, ifindex, phase, now),
             Action::Set { phase, .. } => {
+                if phase == Phase::Learning(Stage::Strict) {
+                    // What went in the clear until now would count as a leak from the next packet on.
+                    self.mark_outlived();
+                }
+                let Some(local) = self.locals.get_mut(uid) else { return false };
                 local.enter(phase, now);
                 info!(workload = uid, ?phase, "endpoint");
                 self.write_endpoint(uid);
