@@ -166,3 +166,6 @@ impl Collector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use kumiko_abi::flow::{TCP, UDP};
-use kumiko_core::compile::Handles;
 use kumiko_core::flow_record::{Directory, PartyKind, PartyName, ServiceName};
-use kumiko_core::model::{Protocol, Workload, World};
+use kumiko_core::model::{Protocol, Workload};
+
+use crate::reconcile::NodeState;
 
 /// Before the first model.
 #[derive(Debug)]
@@ -27,51 +28,37 @@ impl Directory for Nobody {
     }
 }
 
-/// One model's names. Handles of workloads that are gone keep the name they had, until they are given out again.
+/// One snapshot's names. Handles of workloads that are gone keep their name until they are given out again.
 #[derive(Debug)]
 pub struct WorldNames {
-    world: Arc<World>,
+    state: Arc<NodeState>,
     by_uid: HashMap<String, Arc<PartyName>>,
-    by_handle: HashMap<u32, Arc<PartyName>>,
-    classes: HashMap<u32, String>,
 }
 
 impl WorldNames {
-    /// Names of `world`; `before` lends those of handles that are retired.
-    pub fn new(world: Arc<World>, handles: &Handles, before: Option<&WorldNames>) -> Self {
-        let by_uid: HashMap<String, Arc<PartyName>> =
-            world.workloads().map(|workload| (workload.uid.clone(), Arc::new(name(workload)))).collect();
-        let mut by_handle = HashMap::new();
-        for (number, _) in handles.workloads.retired() {
-            if let Some(old) = before.and_then(|before| before.by_handle.get(&number)) {
-                by_handle.insert(number, old.clone());
-            }
-        }
-        for (uid, number) in handles.workloads.live() {
-            if let Some(name) = by_uid.get(uid) {
-                by_handle.insert(number, name.clone());
-            }
-        }
-        let classes = handles.classes.live().map(|(principal, number)| (number, principal.to_owned())).collect();
-        Self { world, by_uid, by_handle, classes }
+    /// Names of a snapshot.
+    pub fn new(state: Arc<NodeState>) -> Self {
+        let by_uid = state.world.workloads().map(|workload| (workload.uid.clone(), Arc::new(name(workload)))).collect();
+        Self { state, by_uid }
     }
 
     /// Principal of a class, for counters.
     pub fn class(&self, number: u32) -> Option<&str> {
-        self.classes.get(&number).map(String::as_str)
+        self.state.class_of(number)
     }
 }
 
 impl Directory for WorldNames {
     fn by_handle(&self, handle: u32) -> Option<Arc<PartyName>> {
-        self.by_handle.get(&handle).cloned()
+        let workload = self.state.workload_of(handle)?;
+        Some(self.by_uid.get(&workload.uid).cloned().unwrap_or_else(|| Arc::new(name(workload))))
     }
 
     fn by_ip(&self, ip: IpAddr) -> Option<Arc<PartyName>> {
-        if let Some(workload) = self.world.workload_at(ip) {
+        if let Some(workload) = self.state.world.workload_at(ip) {
             return self.by_uid.get(&workload.uid).cloned();
         }
-        let node = self.world.node_at(ip)?;
+        let node = self.state.world.node_at(ip)?;
         Some(Arc::new(PartyName {
             kind: PartyKind::Node,
             name: node.name.clone(),
@@ -86,7 +73,7 @@ impl Directory for WorldNames {
             UDP => Protocol::Udp,
             _ => return None,
         };
-        let (service, _) = self.world.service_at(asked.ip(), asked.port(), protocol)?;
+        let (service, _) = self.state.world.service_at(asked.ip(), asked.port(), protocol)?;
         Some(Arc::new(ServiceName {
             namespace: service.namespace.clone(),
             name: service.name.clone(),
