@@ -1,1 +1,71 @@
-fn main() {}
+//! `kumiko-agent`: the node agent, the issuer, and their chores.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use kumiko_agent::issuer::{Issuer, StateDir};
+use kumiko_agent::options::{Cli, Command, IssuerOptions, TokenOptions};
+use kumiko_agent::{run, source};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // State in doubt is never used: whoever meets a flow after a panic would meet half a decision.
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default(info);
+        std::process::abort();
+    }));
+    let result = match &cli.command {
+        Command::Run(options) => log(&options.log).and_then(|()| run::run(options)),
+        Command::Issuer(options) => log(&options.log).and_then(|()| issuer(options)),
+        Command::Token(options) => token(options),
+        Command::Cleanup(options) => log("info").and_then(|()| run::cleanup(options)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kumiko-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
+    Ok(())
+}
+
+fn issuer(options: &IssuerOptions) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut source = source::start(&options.source, &options.trust_domain)?;
+        source.synced().await.context("the source ended before its first reading")?;
+        let workloads = Arc::new(source.world.clone());
+        let state = StateDir::open(&options.state)?;
+        let issuer = Issuer::new(state, &options.trust_domain, options.svid_ttl, workloads)?;
+        let listener = Issuer::listen(options.listen).await?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        Arc::new(issuer).serve(listener, stop).await?;
+        Ok(())
+    })
+}
+
+fn token(options: &TokenOptions) -> anyhow::Result<()> {
+    let key = StateDir::open(&options.state)?.token_key()?;
+    println!("{}", key.issue(&options.node, SystemTime::now(), options.ttl));
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! The kernel's side of telemetry: flow table, event ring, pods' sockets, names.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use kumiko_abi::{Event, Flow, FlowId, FlowKey};
+use kumiko_core::addr;
+use kumiko_core::flow_record::Entry;
+use kumiko_core::model::Attachment;
+use kumiko_kernel::bpf::{Commands, Datapath, EventRing, FlowTable};
+use kumiko_kernel::diag;
+use kumiko_kernel::netns::Netns;
+use kumiko_kernel::veth;
+use tokio::io::unix::AsyncFd;
+
+use crate::reconcile::{Reconciled, SharedState};
+use crate::telemetry::{EventSource, FlowSource, Telemetry, WorldNames};
+
+/// The flow table, and the namespaces of the pods behind it.
+pub(super) struct Flows {
+    table: FlowTable,
+    commands: Commands,
+    state: SharedState,
+    host: Netns,
+    /// Pods' namespaces by interface, for one reading.
+    known: HashMap<u32, Option<Arc<Netns>>>,
+}
+
+impl Flows {
+    pub(super) fn new(datapath: &Datapath, state: SharedState, host: Netns) -> Self {
+        Self { table: datapath.flows(), commands: datapath.commands(), state, host, known: HashMap::new() }
+    }
+
+    fn namespace(&mut self, ifindex: u32) -> Option<Arc<Netns>> {
+        if let Some(known) = self.known.get(&ifindex) {
+            return known.clone();
+        }
+        let state = self.state.load();
+        let owner = state.endpoints().find(|(_, report)| report.ifindex == ifindex).map(|(uid, _)| uid.to_owned());
+        let attachment = owner.and_then(|uid| state.world.workload(&uid)?.attachment.clone());
+        let found = attachment.and_then(|attachment| {
+            let wanted = match attachment {
+                Attachment::Netns { path, interface } => veth::Attachment::Netns { path: path.into(), interface },
+                Attachment::Veth { name } => veth::Attachment::Veth { name },
+            };
+            // Only if it is the interface of the flow: a pod that was made anew has no socket of it.
+            veth::resolve(&wanted, &self.host).ok().filter(|veth| veth.ifindex == ifindex)?.netns.map(Arc::new)
+        });
+        self.known.insert(ifindex, found.clone());
+        found
+    }
+}
+
+impl FlowSource for Flows {
+    fn scan(&mut self, visit: &mut dyn FnMut(&FlowKey, &Flow)) -> io::Result<()> {
+        self.known.clear();
+        self.table.scan(visit)
+    }
+
+    fn reap(&mut self, key: &FlowKey, id: FlowId) -> io::Result<()> {
+        self.commands.reap(key, &id).map(drop).map_err(io::Error::other)
+    }
+
+    fn has_socket(&mut self, entry: &Entry) -> io::Result<Option<bool>> {
+        let (initiator, target) = addr::ends(&entry.key, entry.flow.flags);
+        let ends = [(entry.flow.src_ifindex, initiator, target), (entry.flow.dst_ifindex, target, initiator)];
+        let mut told = None;
+        for (ifindex, local, remote) in ends {
+            if ifindex == 0 {
+                continue;
+            }
+            let Some(netns) = self.namespace(ifindex) else { continue };
+            if diag::exists(&netns, &local, &remote)? {
+                return Ok(Some(true));
+            }
+            told = Some(false);
+        }
+        Ok(told)
+    }
+}
+
+/// The event ring, polled.
+pub(super) struct Events(AsyncFd<EventRing>);
+
+impl Events {
+    /// In a tokio runtime.
+    pub(super) fn new(ring: EventRing) -> io::Result<Self> {
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; an EventRing owns its descriptor for as long as it lives"
+        )]
+        AsyncFd::new(ring).map(Self)
+    }
+}
+
+impl EventSource for Events {
+    async fn readable(&mut self) -> io::Result<()> {
+        // The caller reads until the ring is empty before it waits again, so the readiness can be cleared at once.
+        self.0.readable_mut().await?.clear_ready();
+        Ok(())
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.0.get_mut().next()
+    }
+}
+
+/// Gives telemetry the names of each new snapshot.
+pub(super) async fn names(mut reconciled: Reconciled, telemetry: Telemetry) {
+    loop {
+        reconciled.changed.borrow_and_update();
+        telemetry.set_directory(Arc::new(WorldNames::new(reconciled.state.load_full())));
+        if reconciled.changed.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Honest connect, the client's side: a parked SYN becomes a connection only after the far end has accepted.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kumiko_abi::flow::flags;
+use kumiko_abi::{FlowState, Reason, SynRecord, Verdict};
+use kumiko_core::addr;
+use kumiko_core::connect::{self, Answer};
+use kumiko_core::frame::{AskedService, Open};
+use kumiko_core::route::Plan;
+use kumiko_tunnel::{OpenError, Tunnel};
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use super::deliver::{Delivered, Delivery};
+use super::failure::Failure;
+use super::registry::{Entry, Stop};
+use super::{Shard, carry, report};
+use crate::clock;
+use crate::telemetry::FlowOpened;
+
+/// How often a pending flow's entry is looked at, to see whether its client still tries.
+const LOOK: Duration = Duration::from_secs(1);
+/// Tunnels tried for one flow when acceptors answer "not processed".
+const TRIES: usize = 3;
+/// Time for the agent namespace's handshake with the client after the SYN was injected. The client is a veth away; only
+/// one that is stopped or gone takes longer, and then its entry shows it.
+const PAIR_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where the bytes of a dialled flow go.
+enum Far {
+    /// To another node.
+    Tunnel(Box<Tunnel>),
+    /// To a pod of this node, which a Service led to.
+    Local(Delivered),
+}
+
+/// Serves one parked SYN, from plan to the end of its flow.
+pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
+    let (client, asked) = addr::ends(&syn.key, syn.flags);
+    let stop = Arc::new(Stop::default());
+    let entry = Entry { id: syn.id, asked, handles: [syn.src, syn.dst], stop: stop.clone() };
+    let _registered = shard.common.registry.add(syn.key, entry);
+    let plan = match shard.plan(&syn, client, asked) {
+        Ok(plan) => plan,
+        Err(reason) => return refuse(&shard, &syn, None, Failure::new(reason)).await,
+    };
+    let target = shard.common.state.load().handle(&plan.target.uid);
+    shard.common.sink.dialling(report::dialled(&syn, client, &plan, target));
+    let far = tokio::select! {
+        far = reach(&shard, &syn, &plan, client, asked, &stop) => far,
+        reason = gave_up(&shard, &syn) => Err(Failure::new(reason)),
+        reason = stop.stopped() => Err(Failure::new(reason)),
+    };
+    let far = match far {
+        Ok(far) => far,
+        Err(failure) => return refuse(&shard, &syn, Some(&plan), failure).await,
+    };
+    let plain = match pair(&shard, &syn, client, asked, &stop).await {
+        Ok(plain) => plain,
+        Err(failure) => return refuse(&shard, &syn, Some(&plan), failure).await,
+    };
+    match far {
+        Far::Tunnel(tunnel) => carry::to_node(&shard, syn.id, plain, *tunnel, &stop).await,
+        Far::Local(delivered) => carry::on_node(&shard, syn.id, plain, delivered, &stop).await,
+    }
+}
+
+/// Gets the far end to accept: over a tunnel, or here when the chosen pod is on this node.
+async fn reach(
+    shard: &Rc<Shard>,
+    syn: &SynRecord,
+    plan: &Plan,
+    client: SocketAddr,
+    asked: SocketAddr,
+    stop: &Arc<Stop>,
+) -> Result<Far, Failure> {
+    let Some(node) = plan.node_addr else {
+        let delivery = Delivery {
+            id: syn.id,
+            client,
+            asked,
+            to: plan.target_addr,
+            source_uid: plan.source.uid.clone(),
+            target_uid: plan.target.uid.clone(),
+            service: syn.service,
+            stop: stop.clone(),
+        };
+        let delivered = shard.deliver(delivery).await?;
+        shard.common.sink.opened(syn.id, FlowOpened { tunnel: None, handshake_us: None, connect_us: since(syn) });
+        return Ok(Far::Local(delivered));
+    };
+    let node = SocketAddr::new(node, kumiko_abi::TUNNEL_PORT);
+    let open = open_frame(syn, plan, client, asked);
+    for _ in 0..TRIES {
+        let taken = shard.tunnels.take(&shard.common, &plan.source_principal, &plan.target_principal, node).await?;
+        let mut tunnel = taken.tunnel;
+        match tunnel.open(&open).await {
+            Ok(()) => {
+                let opened = FlowOpened {
+                    tunnel: Some(tunnel.info().number),
+                    handshake_us: taken.handshake.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+                    connect_us: since(syn),
+                };
+                shard.common.sink.opened(syn.id, opened);
+                return Ok(Far::Tunnel(Box::new(tunnel)));
+            }
+            Err(OpenError::NotProcessed) => {}
+            // A warm tunnel may have died unseen, with its peer: nothing of this flow was done there that a new OPEN
+            // could double, since the acceptor ends what it did when the tunnel ends.
+            Err(OpenError::Tunnel(_)) if taken.handshake.is_none() => {}
+            Err(error) => {
+                let failure = Failure { reason: error.reason(), errno: error.errno() };
+                // A tunnel whose flow was refused is as good as new.
+                shard.tunnels.put_back(tunnel);
+                return Err(failure);
+            }
+        }
+    }
+    Err(Failure::new(Reason::NotProcessed))
+}
+
+fn open_frame(syn: &SynRecord, plan: &Plan, client: SocketAddr, asked: SocketAddr) -> Open {
+    Open {
+        flow_id: syn.id,
+        client,
+        destination: plan.target_addr,
+        destination_uid: plan.target.uid.clone(),
+        source_uid: plan.source.uid.clone(),
+        label_digest: Vec::new(),
+        service: plan
+            .service
+            .as_ref()
+            .map(|service| AskedService { name: format!("{}/{}", service.namespace, service.name), address: asked }),
+    }
+}
+
+/// Microseconds since the client's first SYN.
+fn since(syn: &SynRecord) -> u64 {
+    clock::monotonic_ns().saturating_sub(syn.first_ns) / 1000
+}
+
+/// Lets the client's handshake happen and returns its socket.
+async fn pair(
+    shard: &Rc<Shard>,
+    syn: &SynRecord,
+    client: SocketAddr,
+    asked: SocketAddr,
+    stop: &Arc<Stop>,
+) -> Result<TcpStream, Failure> {
+    // The pairing stands before the SYN goes in, so the accept cannot come first.
+    let mut pairing = shard.pairings.expect((client, asked), syn.id);
+    shard.set_state(syn, FlowState::Captured, Reason::Allowed, Verdict::Allow, 0)?;
+    shard.inject(syn)?;
+    let gone = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if shard.living(syn).is_none() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        socket = pairing.socket() => socket.ok_or(Failure::new(Reason::TupleBusy)),
+        reason = stop.stopped() => Err(Failure::new(reason)),
+        () = gone => Err(Failure::new(Reason::ClientGone)),
+        () = tokio::time::sleep(PAIR_WITHIN) => Err(Failure::new(Reason::ClientGone)),
+    }
+}
+
+/// Returns when the client of a pending flow has stopped trying.
+async fn gave_up(shard: &Rc<Shard>, syn: &SynRecord) -> Reason {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(flow) = shard.living(syn) else { return Reason::ClientGone };
+        if connect::gave_up(flow.first_ns, flow.last_syn_ns, clock::monotonic_ns()) {
+            return Reason::ClientGone;
+        }
+    }
+}
+
+/// Tells the client what happened, as it would have been told without the mesh.
+async fn refuse(shard: &Rc<Shard>, syn: &SynRecord, plan: Option<&Plan>, failure: Failure) {
+    let stages = shard.stages(syn, plan);
+    if plan.is_none() {
+        shard.common.sink.dialling(report::unplanned(syn));
+    }
+    shard.common.sink.refused(syn.id, failure.reason, failure.errno);
+    let cut = |reason| shard.set_state(syn, FlowState::Cut, reason, Verdict::Deny, 0);
+    let told = match connect::answer(failure.reason, failure.errno, stages) {
+        Answer::Reset => cut(failure.reason).and_then(|()| shard.inject(syn)),
+        Answer::Unreachable(errno) => cut(failure.reason).and_then(|()| shard.unreachable(syn, errno)),
+        Answer::Silence => {
+            gave_up(shard, syn).await;
+            cut(failure.reason)
+        }
+        Answer::Downgrade => {
+            let marks = flags::DOWNGRADED | flags::PLAINTEXT;
+            shard.set_state(syn, FlowState::Direct, Reason::Downgraded, Verdict::Allow, marks)
+        }
+    };
+    if let Err(error) = told {
+        // The entry is gone or another's: the client has moved on.
+        debug!(reason = error.reason.name(), "refusal came too late");
+    }
+}

@@ -1,0 +1,150 @@
+//! The acceptor: tunnels that other nodes dialled, one flow after the other.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kumiko_abi::Reason;
+use kumiko_core::frame::{Open, Refused};
+use kumiko_core::route::{self, Accepted, OpenView};
+use kumiko_tunnel::{Tunnel, TunnelOptions};
+use tokio::net::TcpStream;
+use tracing::{debug, info};
+
+use super::deliver::Delivery;
+use super::failure::Failure;
+use super::registry::Stop;
+use super::{Shard, carry, report};
+use crate::telemetry::FlowOpened;
+
+/// How long an OPEN waits for the model to learn about its source.
+const MODEL_WITHIN: Duration = Duration::from_millis(500);
+
+/// Serves one connection on the tunnel port until it ends.
+pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr) {
+    let Ok(permit) = shard.handshakes.clone().try_acquire_owned() else {
+        shard.common.refusals.count(Reason::TunnelLimit);
+        return;
+    };
+    let server = shard.common.identities.current().server();
+    let tunnel = kumiko_tunnel::accept(stream, server, TunnelOptions::default()).await;
+    drop(permit);
+    let mut tunnel = match tunnel {
+        Ok(tunnel) => tunnel,
+        Err(error) => {
+            shard.common.refusals.count(error.reason());
+            shard.common.tunnels.fail();
+            info!(%peer, reason = error.reason().name(), %error, "tunnel refused");
+            return;
+        }
+    };
+    shard.common.tunnels.add(&tunnel, shard.number());
+    let mut drain = shard.common.drain.clone();
+    loop {
+        let open = tokio::select! {
+            biased;
+            _ = drain.wait_for(|draining| *draining) => return tunnel.drain().await,
+            open = tunnel.next_open() => open,
+        };
+        match open {
+            Ok(Some(open)) => {
+                if !serve_flow(&shard, &mut tunnel, open, peer.ip()).await {
+                    return;
+                }
+            }
+            Ok(None) => return,
+            Err(error) => {
+                debug!(%peer, %error, "tunnel ended");
+                return;
+            }
+        }
+    }
+}
+
+/// Serves one OPEN; says whether the tunnel can carry another.
+async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: IpAddr) -> bool {
+    let began = Instant::now();
+    let accepted = check(shard, tunnel, &open, node).await;
+    let handles = [&open.source_uid, &open.destination_uid].map(|uid| shard.common.state.load().handle(uid));
+    shard.common.sink.dialling(report::asked(&open, accepted.as_ref().ok(), handles, &node.to_string()));
+    let accepted = match accepted {
+        Ok(accepted) => accepted,
+        Err(reason) => return refuse(shard, tunnel, &open, Failure::new(reason)).await,
+    };
+    let stop = Arc::new(Stop::default());
+    let delivery = Delivery {
+        id: open.flow_id,
+        client: open.client,
+        asked: open.asked(),
+        to: open.destination,
+        source_uid: accepted.source.uid.clone(),
+        target_uid: accepted.target.uid.clone(),
+        service: 0,
+        stop: stop.clone(),
+    };
+    let delivered = tokio::select! {
+        delivered = shard.deliver(delivery) => delivered,
+        gone = tunnel.closed() => {
+            shard.common.sink.refused(open.flow_id, Reason::ClientGone, 0);
+            return gone.is_ok() && tunnel.is_reusable();
+        }
+        reason = stop.stopped() => Err(Failure::new(reason)),
+    };
+    let delivered = match delivered {
+        Ok(delivered) => delivered,
+        Err(failure) => return refuse(shard, tunnel, &open, failure).await,
+    };
+    if tunnel.opened().await.is_err() {
+        // Dropping the socket resets the pod's side; nothing was said on it yet.
+        shard.common.sink.refused(open.flow_id, Reason::TunnelLost, 0);
+        return false;
+    }
+    let connect_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let opened = FlowOpened { tunnel: Some(tunnel.info().number), handshake_us: None, connect_us };
+    shard.common.sink.opened(open.flow_id, opened);
+    carry::from_node(shard, open.flow_id, delivered, tunnel, &stop).await
+}
+
+/// Checks OPEN against the model; what the model does not know yet waits a moment for it.
+async fn check(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Result<Accepted, Reason> {
+    let mut changed = shard.common.changed.clone();
+    let deadline = tokio::time::Instant::now() + MODEL_WITHIN;
+    loop {
+        // Marked as seen before the look, so that no change is missed.
+        changed.borrow_and_update();
+        let reason = match check_now(shard, tunnel, open, node) {
+            Ok(accepted) => return Ok(accepted),
+            Err(reason) => reason,
+        };
+        let late = matches!(reason, Reason::UnknownSource | Reason::DestinationGone | Reason::EndpointNotAttached);
+        if !late || !matches!(tokio::time::timeout_at(deadline, changed.changed()).await, Ok(Ok(()))) {
+            return Err(reason);
+        }
+    }
+}
+
+fn check_now(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Result<Accepted, Reason> {
+    let state = shard.common.state.load();
+    let view = OpenView { client: open.client, destination: open.destination, destination_uid: &open.destination_uid };
+    let accepted = route::check_open(&state.world, &shard.common.node, &view, tunnel.peer(), node, tunnel.local())?;
+    if accepted.source.uid != open.source_uid {
+        return Err(Reason::StaleIdentity);
+    }
+    if !state.accepts(&accepted.target.uid, Instant::now()) {
+        // Not in the mesh here: nobody judges what comes back.
+        return Err(Reason::EndpointNotAttached);
+    }
+    Ok(accepted)
+}
+
+async fn refuse(shard: &Shard, tunnel: &mut Tunnel, open: &Open, failure: Failure) -> bool {
+    shard.common.refusals.count(failure.reason);
+    shard.common.sink.refused(open.flow_id, failure.reason, failure.errno);
+    let refused = if failure.errno == 0 {
+        Refused::by_agent(failure.reason)
+    } else {
+        Refused::by_destination(failure.reason, failure.errno)
+    };
+    tunnel.refuse(refused).await.is_ok() && tunnel.is_reusable()
+}
