@@ -27,6 +27,9 @@ pub(crate) struct VmArgs {
     /// Only this kernel, such as 6.1.
     #[arg(long)]
     kernel: Option<String>,
+    /// With the binaries that are there.
+    #[arg(long)]
+    no_build: bool,
     /// Show the machine's console.
     #[arg(long)]
     verbose: bool,
@@ -35,8 +38,10 @@ pub(crate) struct VmArgs {
 /// Runs it.
 pub(crate) fn run(args: &VmArgs) -> Result<()> {
     setup::run(false)?;
-    build::all(false)?;
-    build::vm_init()?;
+    if !args.no_build {
+        build::all(false)?;
+        build::vm_init()?;
+    }
     let mut failed = Vec::new();
     for (release, version) in RELEASES.iter().filter(|(_, v)| args.kernel.as_ref().is_none_or(|only| only == v)) {
         match one(release, version, args.verbose) {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
 use crate::admin;
-use crate::command::wait_for;
+use crate::command::{Never, wait_for};
 use crate::netns::Netns;
 use crate::spec::node_ips;
 use crate::state::{ProcessId, kubelet_cgroup, replace};
@@ -169,7 +169,7 @@ fn with_log<'a>(command: &'a mut Command, log: &Path) -> Result<&'a mut Command>
 
 fn running(child: &mut Child) -> Result<()> {
     match child.try_wait().context("asking for a process")? {
-        Some(status) => bail!("it ended: {status}"),
+        Some(status) => Err(Never(format!("it ended: {status}")).into()),
         None => Ok(()),
     }
 }

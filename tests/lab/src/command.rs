@@ -36,7 +36,20 @@ fn checked(what: &str, output: std::io::Result<Output>) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Asks `probe` again and again until it gives a value; after `limit` the last cause is the error.
+/// What is waited for cannot come any more.
+#[derive(Debug)]
+pub struct Never(pub String);
+
+impl std::fmt::Display for Never {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Never {}
+
+/// Asks `probe` again and again until it gives a value; after `limit` the last cause is the error, and a
+/// [`Never`] is at once.
 ///
 /// `KUMIKO_LAB_PATIENCE` multiplies limits where processors are emulated.
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
@@ -47,6 +60,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Resul
     loop {
         match probe() {
             Ok(value) => return Ok(value),
+            Err(cause) if cause.is::<Never>() => return Err(cause.context(what.to_owned())),
             Err(cause) if Instant::now() >= deadline => {
                 return Err(cause.context(format!("{what}: not so after {} s", limit.as_secs_f32())));
             }

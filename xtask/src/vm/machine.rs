@@ -40,7 +40,8 @@ pub(super) fn boot(vmlinuz: &Path, initrd: &Path, log: &Path, verbose: bool) -> 
         }
     });
     let mut log_file = File::create(log).with_context(|| format!("making {}", log.display()))?;
-    let (began, mut said, mut verdict) = (Instant::now(), String::new(), None);
+    let (began, mut said) = (Instant::now(), String::new());
+    let (mut verdict, mut failed) = (None, None::<String>);
     while verdict.is_none() {
         match lines.recv_timeout(LIMIT.saturating_sub(began.elapsed())) {
             Ok(line) => {
@@ -48,17 +49,27 @@ pub(super) fn boot(vmlinuz: &Path, initrd: &Path, log: &Path, verbose: bool) -> 
                 if verbose {
                     println!("  | {line}");
                 }
-                verdict = judge(&line, &mut said);
+                if let Some(why) = &mut failed {
+                    // It says why in as many lines as it likes, then powers off.
+                    why.push_str(&format!("\n{line}"));
+                    continue;
+                }
+                match judge(&line, &mut said) {
+                    Some(Err(why)) => failed = Some(why),
+                    other => verdict = other,
+                }
             }
             Err(RecvTimeoutError::Timeout) => verdict = Some(Err(format!("not done after {} s", LIMIT.as_secs()))),
-            Err(RecvTimeoutError::Disconnected) => verdict = Some(Err("it ended without a word".to_owned())),
+            Err(RecvTimeoutError::Disconnected) => {
+                verdict = Some(Err(failed.take().unwrap_or_else(|| "it ended without a word".to_owned())));
+            }
         }
     }
     let _ = child.kill();
     let _ = child.wait();
     match verdict {
         Some(Ok(())) => Ok(format!("{said}  {} s\n", began.elapsed().as_secs())),
-        Some(Err(why)) => bail!("{why}; the console is in {}\n{}", log.display(), kumiko_lab::agents::tail(log, 60)),
+        Some(Err(why)) => bail!("{why}\n(the whole console is in {})", log.display()),
         None => bail!("no verdict"),
     }
 }
