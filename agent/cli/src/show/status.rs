@@ -55,7 +55,10 @@ impl Line<'_> {
     fn part(&mut self, paint: Paint, text: &str) {
         let (text, terminal) = (clean(text.to_owned()), self.page.terminal);
         let length = text.chars().count();
-        if self.parts > 0 && terminal.width.is_some_and(|width| self.column + DOT.len() + length > width) {
+        if length == 0 {
+            return;
+        }
+        if self.parts > 0 && terminal.width.is_some_and(|width| self.column + DOT.chars().count() + length > width) {
             self.page.text.push('\n');
             self.page.text.push_str(&" ".repeat(LABEL + 2));
             self.column = LABEL + 2;
