@@ -102,6 +102,8 @@ impl World {
         for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             sysctl(name, "1");
         }
+        // Otherwise a new bridge is mute for two seconds: its neighbour solicitations wait for its own address.
+        sysctl("ipv6/conf/default/accept_dad", "0");
         if net == Net::Bridged {
             ip("link add br0 type bridge");
             ip("addr add 10.1.0.254/24 dev br0");
