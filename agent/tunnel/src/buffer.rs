@@ -179,11 +179,11 @@ impl Drop for Buffer {
         let _ = POOL.try_with(|pool| {
             let Ok(mut pool) = pool.try_borrow_mut() else { return };
             pool.lent = pool.lent.saturating_sub(len);
-            if pool.kept + len <= KEPT {
-                if let Some(free) = pool.free.get_mut(self.size.index()) {
-                    free.push(bytes);
-                    pool.kept += len;
-                }
+            if pool.kept + len <= KEPT
+                && let Some(free) = pool.free.get_mut(self.size.index())
+            {
+                free.push(bytes);
+                pool.kept += len;
             }
         });
     }

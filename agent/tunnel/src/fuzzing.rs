@@ -90,6 +90,8 @@ pub fn peer(script: &[u8]) {
     let (mut key, mut n) = (Key::new(0, secrets(0)).unwrap(), 0_u8);
     let (mut wire, mut sent) = (Vec::new(), Vec::new());
     while let Some((&[content, padding, high, low], rest)) = script.split_first_chunk::<4>() {
+        // 0 is padding, not a type.
+        let content = content.max(1);
         let len = usize::from(u16::from_be_bytes([high, low])).min(rest.len()).min(record::MAX_PLAIN);
         let plain = &rest[..len];
         script = &rest[len..];

@@ -7,6 +7,8 @@
 //! - [`relay`]: carries one flow between a plain socket and a tunnel; [`plain_relay`] between two plain sockets.
 //! - [`pool`]: idle tunnels of one shard.
 
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "test patterns are cut to bytes"))]
+
 mod aead;
 mod buffer;
 mod error;

@@ -111,12 +111,12 @@ impl Pool {
         let queue = self.idle.entry(key).or_default();
         queue.push_back(Idle { tunnel, since: Instant::now() });
         self.total += 1;
-        if queue.len() > self.limits.per_key {
-            if let Some(idle) = queue.pop_front() {
-                self.total -= 1;
-                self.stats.retired += 1;
-                idle.tunnel.close();
-            }
+        if queue.len() > self.limits.per_key
+            && let Some(idle) = queue.pop_front()
+        {
+            self.total -= 1;
+            self.stats.retired += 1;
+            idle.tunnel.close();
         }
     }
 

@@ -1,6 +1,7 @@
 //! A tunnel: one TLS connection between two agents for one pair of principals, one flow at a time.
 
-use std::io;
+mod control;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +15,7 @@ pub use crate::info::{Facts, TunnelCounters, TunnelInfo};
 
 use crate::error::TunnelError;
 use crate::role::{Event, Role};
-use crate::session::{Item, Session};
+use crate::session::Session;
 
 /// How long the other end has to answer a RESET, or to close after a DRAIN, before the tunnel is given up.
 pub const SETTLE_WITHIN: Duration = Duration::from_millis(500);
@@ -228,11 +229,11 @@ impl Tunnel {
 
     /// Acceptor: tells the dialler while a flow runs that no other one may follow; it goes out with the next bytes.
     pub fn announce_drain(&mut self) -> Result<(), TunnelError> {
-        if let Role::Acceptor(acceptor) = &mut self.role {
-            if let Some(frame) = acceptor.drain() {
-                self.session.send(&frame)?;
-                self.try_flush()?;
-            }
+        if let Role::Acceptor(acceptor) = &mut self.role
+            && let Some(frame) = acceptor.drain()
+        {
+            self.session.send(&frame)?;
+            self.try_flush()?;
         }
         Ok(())
     }
@@ -279,126 +280,5 @@ impl Tunnel {
         let settled = tokio::time::timeout(SETTLE_WITHIN, settle).await;
         self.ended();
         matches!(settled, Ok(Ok(()))) && self.is_reusable()
-    }
-
-    async fn send(&mut self, frame: &Frame) -> Result<(), TunnelError> {
-        self.session.send(frame)?;
-        self.flush().await
-    }
-
-    /// Waits for something to happen on the control channel. Bytes of a flow that this side has reset are thrown away.
-    async fn event(&mut self) -> Result<Event, TunnelError> {
-        loop {
-            if let Some(event) = self.step()? {
-                return Ok(event);
-            }
-            self.flush().await?;
-            if !self.try_read()? {
-                self.session.inn.release();
-                self.session.out.release();
-                self.stream.readable().await?;
-            }
-        }
-    }
-
-    /// Takes the next event out of what was read.
-    fn step(&mut self) -> Result<Option<Event>, TunnelError> {
-        let result = self.try_step();
-        if let Err(error) = &result {
-            self.fail(error);
-        }
-        result
-    }
-
-    fn try_step(&mut self) -> Result<Option<Event>, TunnelError> {
-        loop {
-            match self.session.next()? {
-                None => return Ok(None),
-                Some(Item::CloseNotify) => return Err(TunnelError::Closed),
-                Some(Item::Bytes) => {
-                    use kumiko_core::halves::Bytes;
-                    if self.role.bytes()? == Bytes::Deliver {
-                        // The dialler sends bytes only after OPENED, and the caller then relays them.
-                        return Err(TunnelError::Misuse("bytes came while nobody relays"));
-                    }
-                    self.session.inn.discard_ready();
-                }
-                Some(Item::Frame(frame)) => {
-                    let (event, answer) = self.role.received(frame)?;
-                    if let Some(answer) = answer {
-                        self.session.send(&answer)?;
-                        self.try_flush()?;
-                    }
-                    return Ok(Some(event));
-                }
-            }
-        }
-    }
-
-    /// Tells the peer what is wrong, if it can be told at once.
-    pub(crate) fn fail(&mut self, error: &TunnelError) {
-        self.role.closed();
-        if let Some(alert) = error.alert() {
-            if self.session.out.alert(alert).is_ok() {
-                let _ = self.try_flush();
-            }
-        }
-    }
-
-    /// Reads what is there; `false`: nothing.
-    fn try_read(&mut self) -> Result<bool, TunnelError> {
-        let room = self.session.inn.room();
-        let len = room.len();
-        match self.stream.try_read(room) {
-            Ok(0) => Err(TunnelError::Closed),
-            Ok(n) => {
-                self.session.inn.read(n, len);
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Writes what can be written; `false`: not all of it.
-    pub(crate) fn try_flush(&mut self) -> Result<bool, TunnelError> {
-        while !self.session.out.is_empty() {
-            let written = match self.session.out.pending() {
-                [first, second] if second.is_empty() => self.stream.try_write(&first),
-                both => self.stream.try_write_vectored(&both),
-            };
-            match written {
-                Ok(n) => self.session.out.written(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(true)
-    }
-
-    async fn flush(&mut self) -> Result<(), TunnelError> {
-        while !self.try_flush()? {
-            self.stream.writable().await?;
-        }
-        Ok(())
-    }
-
-    /// After a failed write: what the peer said before it closed, or else `error`.
-    async fn last_words(&mut self, error: TunnelError) -> TunnelError {
-        let words = async {
-            loop {
-                if let Err(error @ TunnelError::Alert(_)) = self.session.next() {
-                    return Some(error);
-                }
-                match self.try_read() {
-                    Ok(true) => {}
-                    Ok(false) => self.stream.readable().await.ok()?,
-                    Err(_) => return None,
-                }
-            }
-        };
-        let words = tokio::time::timeout(SETTLE_WITHIN, words).await.ok().flatten();
-        self.role.closed();
-        words.unwrap_or(error)
     }
 }

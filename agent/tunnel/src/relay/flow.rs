@@ -1,5 +1,7 @@
 //! One flow between a plain socket and a tunnel.
 
+mod ends;
+
 use std::future::Future;
 use std::io::IoSlice;
 use std::pin::pin;
@@ -11,11 +13,11 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::{ROUNDS, RelayEnd, SideEnd, Urgent, Who, plain_end, shut, would_block};
+use super::{ROUNDS, RelayEnd, SideEnd, Urgent, Who, would_block};
 use crate::error::TunnelError;
 use crate::inbound::BATCH;
 use crate::outbound::Filled;
-use crate::role::{Event, Role};
+use crate::role::Event;
 use crate::session::Item;
 use crate::tunnel::{SETTLE_WITHIN, Tunnel};
 
@@ -150,7 +152,9 @@ impl Flow<'_> {
                 self.tunnel.session.out.release();
                 return Ok(());
             }
-            self.look_for_mark()?;
+            if self.look_for_mark()? {
+                continue;
+            }
             let plain = self.plain;
             let (out, rekey) = self.tunnel.session.sender();
             match out.fill(rekey, |places| plain.try_read_vectored(places))? {
@@ -275,56 +279,6 @@ impl Flow<'_> {
         Ok(true)
     }
 
-    fn far_ended(&mut self, event: Event) -> Result<(), Fatal> {
-        match event {
-            Event::Finished => {
-                if self.plain_gone() {
-                    return Ok(());
-                }
-                self.end.far = SideEnd::Finished;
-                self.end.ended_by(Who::Far);
-                if let Err(error) = shut(self.plain) {
-                    return self.plain_failed(&error);
-                }
-            }
-            Event::Reset(reason) => {
-                self.plain_read = false;
-                if !self.plain_gone() {
-                    self.end.far = SideEnd::Reset(Reason::from_u16(reason).unwrap_or(Reason::None));
-                    self.end.ended_by(Who::Far);
-                }
-                // The answer, if one is due, stands behind bytes that nobody wants: when these are blocked, an RST.
-                self.flush_or_abort()?;
-            }
-            Event::Urgent => self.urgent_next = self.urgent.is_some(),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// The plain side is gone: the far one is told by RESET, or, when that is blocked, by an RST of the tunnel.
-    fn plain_failed(&mut self, error: &std::io::Error) -> Result<(), Fatal> {
-        let reset = match self.tunnel.role {
-            Role::Dialler(_) => Reason::ClientReset,
-            Role::Acceptor(_) => Reason::ServerReset,
-        };
-        self.plain_read = false;
-        self.end.plain = plain_end(error, reset);
-        self.end.ended_by(Who::Plain);
-        self.tunnel.session.inn.discard_ready();
-        let frame = self.tunnel.role.reset(reset);
-        self.send(frame)?;
-        self.flush_or_abort()
-    }
-
-    fn stop(&mut self, reason: Reason) -> Result<(), Fatal> {
-        self.end.stopped = Some(reason);
-        self.end.ended_by(Who::Agent);
-        let frame = self.tunnel.role.reset(reason);
-        self.send(frame)?;
-        self.flush_or_abort()
-    }
-
     fn send(&mut self, frame: Option<Frame>) -> Result<(), Fatal> {
         if let Some(frame) = frame {
             self.tunnel.session.send(&frame)?;
@@ -332,73 +286,18 @@ impl Flow<'_> {
         Ok(())
     }
 
-    fn flush_or_abort(&mut self) -> Result<(), Fatal> {
-        if self.tunnel.try_flush()? {
-            return Ok(());
-        }
-        self.tunnel.set_abort();
-        Err(Fatal::Aborted)
-    }
-
-    /// A write into the tunnel failed. What the peer said before it went tells more than the error.
-    fn write_failed(&mut self, error: TunnelError) -> Fatal {
-        loop {
-            match self.tunnel.session.next() {
-                Err(error @ TunnelError::Alert(_)) => return error.into(),
-                Ok(Some(Item::Frame(Frame::Reset { reason, .. }))) => {
-                    self.end.far = SideEnd::Reset(Reason::from_u16(reason).unwrap_or(Reason::None));
-                    return error.into();
-                }
-                Ok(Some(_)) => {
-                    self.tunnel.session.inn.discard_ready();
-                    continue;
-                }
-                Err(_) => return error.into(),
-                Ok(None) => {}
-            }
-            self.tunnel.session.inn.discard_ready();
-            let room = self.tunnel.session.inn.room();
-            let len = room.len();
-            match self.tunnel.stream.try_read(room) {
-                Ok(n) if n > 0 => self.tunnel.session.inn.read(n, len),
-                _ => return error.into(),
-            }
-        }
-    }
-
-    fn look_for_mark(&mut self) -> Result<(), Fatal> {
-        if let Some(urgent) = self.urgent {
-            if self.mark == Mark::Unknown && urgent.at_mark(self.plain) {
-                self.mark = Mark::Told;
-                let flow = self.tunnel.role.flow();
-                self.send(Some(Frame::Urgent { flow }))?;
-                self.tunnel.try_flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// After an error event on the plain socket: `false` when there is no error to see.
-    fn check_plain(&mut self, wants: Wants) -> Result<bool, Fatal> {
-        // While it is read, the read says so, after the bytes that came before it.
-        if wants.plain_read || wants.plain_write || self.plain_gone() {
+    /// Tells the peer when the next byte is urgent; `true`: that has to be written first.
+    fn look_for_mark(&mut self) -> Result<bool, Fatal> {
+        if let Some(urgent) = self.urgent
+            && self.mark == Mark::Unknown
+            && urgent.at_mark(self.plain)
+        {
+            self.mark = Mark::Told;
+            let flow = self.tunnel.role.flow();
+            self.send(Some(Frame::Urgent { flow }))?;
             return Ok(true);
         }
-        match self.plain.take_error() {
-            Ok(None) => Ok(false),
-            Ok(Some(error)) | Err(error) => self.plain_failed(&error).map(|()| true),
-        }
-    }
-
-    /// The same for the tunnel, which nobody reads while the plain side takes nothing.
-    fn check_tunnel(&mut self, wants: Wants) -> Result<bool, Fatal> {
-        if wants.tunnel_read || wants.tunnel_write {
-            return Ok(true);
-        }
-        match self.tunnel.stream.take_error() {
-            Ok(None) => Ok(false),
-            Ok(Some(error)) | Err(error) => Err(TunnelError::from(error).into()),
-        }
+        Ok(false)
     }
 
     fn plain_gone(&self) -> bool {

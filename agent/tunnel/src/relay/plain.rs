@@ -23,7 +23,7 @@ pub async fn plain_relay(
     let mut end = RelayEnd::new();
     let mut up = Copy::new(client, server, Who::Plain);
     let mut down = Copy::new(server, client, Who::Far);
-    let mut errors = [true; 2];
+    let (mut client_errors, mut server_errors) = (true, true);
     loop {
         let mut turn = false;
         for result in [up.run(urgent), down.run(urgent)] {
@@ -53,21 +53,20 @@ pub async fn plain_relay(
             }
         }
         // Of each socket: what both directions want, and errors always.
-        let waits = [
-            wait(up.wants_read(), down.wants_write(), errors[0]),
-            wait(down.wants_read(), up.wants_write(), errors[1]),
-        ];
+        let client_wait = wait(up.wants_read(), down.wants_write(), client_errors);
+        let server_wait = wait(down.wants_read(), up.wants_write(), server_errors);
         let error = tokio::select! {
             biased;
             reason = &mut stop => return stopped(end, reason),
-            error = ready(client, waits[0]) => error.then_some((0, client, Who::Plain, &up, &down)),
-            error = ready(server, waits[1]) => error.then_some((1, server, Who::Far, &down, &up)),
+            error = ready(client, client_wait) => error.then_some((client, Who::Plain, &up, &down)),
+            error = ready(server, server_wait) => error.then_some((server, Who::Far, &down, &up)),
         };
-        if let Some((n, stream, who, reads, writes)) = error {
+        if let Some((stream, who, reads, writes)) = error {
             // Whoever reads or writes it meets the error, after the bytes that came before.
             if !reads.wants_read() && !writes.wants_write() {
                 match stream.take_error() {
-                    Ok(None) => errors[n] = false,
+                    Ok(None) if who == Who::Plain => client_errors = false,
+                    Ok(None) => server_errors = false,
                     Ok(Some(error)) | Err(error) => return failed(end, &up, &down, who, &error),
                 }
             }
