@@ -3,7 +3,7 @@ use std::fs;
 use kumiko_kernel::agent_ns::{AGENT_MAC, AgentNs, AgentNsError, HOST_MAC};
 use kumiko_kernel::netns::Netns;
 
-use crate::world::{Node, Space, read_sysctl, root, run};
+use crate::world::{Node, RunDir, Space, read_sysctl, root, run};
 
 /// `ip` in the agent's namespace, which has no name that `ip -n` takes.
 fn inside(agent: &AgentNs, args: &str) -> String {
@@ -47,8 +47,10 @@ fn is_made_taken_over_repaired_and_removed() {
     let host = Space::new("ansh");
     host.sysctl("ipv4/tcp_congestion_control", "reno");
     host.sysctl("ipv4/tcp_wmem", "4096 20000 3000000");
-    let folder = tempfile::tempdir().unwrap();
-    let run_dir = folder.path().join("run");
+    let folder = RunDir::new(&host);
+    // Not there yet.
+    let run_dir = folder.path().to_owned();
+    fs::remove_dir(&run_dir).unwrap();
     let agent = AgentNs::ensure(&run_dir, "kumiko", &host.netns).unwrap();
     check(&agent, &host);
     assert_eq!(host.read_sysctl("ipv6/conf/kumiko0/disable_ipv6"), "1");
@@ -92,7 +94,7 @@ fn two_agents_share_a_host_and_strangers_keep_their_interface() {
         return;
     }
     let host = Space::new("ans2");
-    let folder = tempfile::tempdir().unwrap();
+    let folder = RunDir::new(&host);
     let one = AgentNs::ensure(folder.path(), "one", &host.netns).unwrap();
     let two = AgentNs::ensure(folder.path(), "two", &host.netns).unwrap();
     assert_ne!(one.host_ifindex, two.host_ifindex);

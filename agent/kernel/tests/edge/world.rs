@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -105,8 +105,33 @@ pub fn read_sysctl(netns: &Netns, key: &str) -> String {
 pub struct Node {
     pub agent: AgentNs,
     pub pod: Space,
+    // Dropped before the host's namespace, which its removal needs.
+    _run_dir: RunDir,
     pub host: Space,
-    pub run_dir: tempfile::TempDir,
+}
+
+/// A run directory, taken down with what the agent's namespace left in it; also when a test ends half way.
+pub struct RunDir {
+    pub folder: tempfile::TempDir,
+    host: Netns,
+}
+
+impl RunDir {
+    pub fn new(host: &Space) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), host: host.netns.try_clone().unwrap() }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        for name in ["kumiko", "one", "two", "mine"] {
+            let _ = AgentNs::remove(self.path(), name, &self.host);
+        }
+    }
 }
 
 /// The pod.
@@ -132,9 +157,9 @@ impl Node {
         }
         let host = Space::new(&format!("{tag}h"));
         let pod = Space::new(&format!("{tag}p"));
-        let run_dir = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(&host);
         let agent = AgentNs::ensure(run_dir.path(), "kumiko", &host.netns).unwrap();
-        let node = Self { agent, pod, host, run_dir };
+        let node = Self { agent, pod, _run_dir: run_dir, host };
         for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             node.host.sysctl(key, "1");
         }
@@ -168,12 +193,6 @@ impl Node {
 
 fn nodad(family: usize) -> &'static str {
     if family == 0 { "" } else { "nodad" }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = AgentNs::remove(self.run_dir.path(), "kumiko", &self.host.netns);
-    }
 }
 
 /// Waits until a descriptor has something, or fails.
