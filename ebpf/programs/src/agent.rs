@@ -62,7 +62,7 @@ fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
 #[inline(always)]
 fn carried(skb: Skb, s: &Scratch, entry: Entry) -> Option<i32> {
     let p = &s.packet;
-    let from = entry.from_initiator(p.src_is_lo);
+    let from = entry.by_initiator(p.src_is_lo);
     if entry.sender(from) != skb.ifindex() {
         return None;
     }

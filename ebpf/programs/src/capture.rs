@@ -198,7 +198,7 @@ fn signed(skb: Skb, s: &mut Scratch) -> bool {
             return false;
         }
         let kind = s.options.get((at & 63) as usize).copied().unwrap_or(0);
-        let bytes = s.options.get((at + 1 & 63) as usize).copied().unwrap_or(0);
+        let bytes = s.options.get(((at + 1) & 63) as usize).copied().unwrap_or(0);
         match option_step(kind, bytes) {
             OptionStep::End => return false,
             OptionStep::Signed => return true,

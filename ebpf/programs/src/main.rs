@@ -24,8 +24,12 @@
 //! ```
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a map's key or value given by value is copied to the stack"
+)]
 #![allow(missing_docs, reason = "the program macros make functions without documentation")]
-#![feature(asm_experimental_arch)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod agent;
 mod atomic;

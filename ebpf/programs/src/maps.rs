@@ -93,8 +93,13 @@ pub(crate) static HERE: PerCpuArray<Endpoint, 1> = PerCpuArray::new();
 /// constants become one state that way, instead of each being walked to the program's end.
 #[inline(always)]
 pub(crate) fn forget<T>(value: &mut T) {
+    #[cfg(target_arch = "bpf")]
     // SAFETY: moves a register to itself. (With no instruction, two lines would share one offset: refused line info.)
-    unsafe { core::arch::asm!("{v} = {v}", v = inout(reg) core::ptr::from_mut(value) => _, options(nostack)) }
+    unsafe {
+        core::arch::asm!("{v} = {v}", v = inout(reg) core::ptr::from_mut(value) => _, options(nostack));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    core::hint::black_box(value);
 }
 
 // Addresses in the key are written as pairs of words.

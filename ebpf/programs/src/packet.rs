@@ -134,7 +134,7 @@ pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
         _ => return Kind::NotIp,
     }
     let end = if p.end != 0 && p.end < skb.len() { p.end } else { skb.len() };
-    p.payload = if end > p.l4 { end - p.l4 } else { 0 };
+    p.payload = end.saturating_sub(p.l4);
     if p.fragment {
         return if p.proto == TCP { Kind::Bad } else { Kind::Other };
     }

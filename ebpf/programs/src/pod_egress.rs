@@ -73,7 +73,7 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
     let mut old: *mut Flow = ptr::null_mut();
     if let Some(entry) = table::find(&s.key) {
         let p = &s.packet;
-        let from = entry.from_initiator(p.src_is_lo);
+        let from = entry.by_initiator(p.src_is_lo);
         let syn = p.is(SYN, SYN | ACK | RST);
         let by_host = entry.sender(from) == 0;
         let gone = entry.is_over() || entry.is_orphan(hook.config);

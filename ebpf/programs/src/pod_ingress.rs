@@ -126,7 +126,7 @@ enum Known {
 #[inline(always)]
 fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
     let p = &s.packet;
-    let from = entry.from_initiator(p.src_is_lo);
+    let from = entry.by_initiator(p.src_is_lo);
     let syn = p.is(SYN, SYN | ACK | RST);
     let gone = entry.is_over() || entry.is_orphan(hook.config);
     if syn && gone {
@@ -328,13 +328,12 @@ fn clear(s: &Scratch, endpoint: &Endpoint, flags: u32) -> i32 {
     let p = &s.packet;
     if p.payload != 0 && matches!(stage(endpoint), Stage::Strict) && flags & LEGACY == 0 {
         let handle = ends::handle(p.dst);
-        if handle != 0 {
-            if let Some(Workload { stage, flags, .. }) = WORKLOADS.get(handle) {
-                let meshed = Stage::from_u8(*stage).meshed() && flags & workload_flags::LIVE != 0;
-                if meshed && flags & workload_flags::ATTACHED == 0 {
-                    counters::add(Stat::LeakBytes, u64::from(p.payload));
-                }
-            }
+        if handle != 0
+            && let Some(Workload { stage, flags, .. }) = WORKLOADS.get(handle)
+            && Stage::from_u8(*stage).meshed()
+            && flags & (workload_flags::LIVE | workload_flags::ATTACHED) == workload_flags::LIVE
+        {
+            counters::add(Stat::LeakBytes, u64::from(p.payload));
         }
     }
     PASS

@@ -44,10 +44,10 @@ fn macs(ifindex: u32) -> Option<(Mac, Mac)> {
 /// Into the pod behind veth `ifindex`, addressed as its gateway would.
 #[inline(never)]
 pub(crate) fn into_pod(skb: Skb, ifindex: u32) -> i32 {
-    if let Some(([p0, p1, p2], [g0, g1, g2])) = macs(ifindex) {
-        if !skb.set_macs(&[p0, p1, p2, g0, g1, g2]) {
-            return DROP;
-        }
+    if let Some(([p0, p1, p2], [g0, g1, g2])) = macs(ifindex)
+        && !skb.set_macs(&[p0, p1, p2, g0, g1, g2])
+    {
+        return DROP;
     }
     skb.into_peer_of(ifindex)
 }

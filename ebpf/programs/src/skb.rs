@@ -10,7 +10,7 @@ use core::ptr;
 /// On to the next program of the hook (a CNI's), then to the stack; `TC_ACT_OK` would skip the others.
 pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
 /// Drops.
-pub(crate) const DROP: i32 = TC_ACT_SHOT as i32;
+pub(crate) const DROP: i32 = TC_ACT_SHOT;
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
 /// `BPF_F_INGRESS`.

@@ -97,7 +97,7 @@ impl Entry {
 
     /// Whether a packet, of which `src_is_lo` is known, is the initiator's.
     #[inline(always)]
-    pub(crate) fn from_initiator(self, src_is_lo: bool) -> bool {
+    pub(crate) fn by_initiator(self, src_is_lo: bool) -> bool {
         (self.flags() & INITIATOR_IS_LO != 0) == src_is_lo
     }
 
