@@ -14,7 +14,7 @@ use crate::{
     counters::{self, count, ring},
     ends::{Hook, stage},
     judge::{compose, count_judged, deny},
-    maps::{LISTENERS, SYNS, Scratch},
+    maps::{LISTENERS, SYNS, Scratch, opaque},
     skb::Skb,
     table::{self, Inserted},
 };
@@ -136,9 +136,7 @@ enum Failed {
 #[inline(always)]
 fn hand_over(skb: Skb, s: &mut Scratch, config: &Config, old: *mut Flow) -> Result<(), Failed> {
     let length = s.packet.l4 + s.packet.header;
-    if length > SYN_MAX as u32 || length < 54 {
-        return Err(Failed::Headers);
-    }
+    let Some(length) = within(length, 54, SYN_MAX as u32) else { return Err(Failed::Headers) };
     let Some(syns) = SYNS.get(u32::from(s.flow.shard)) else { return Err(Failed::Ring) };
     // SAFETY: null or memory of the asked size, which is submitted or discarded on every path; all fields but the
     // unused end of `frame` are written.
@@ -179,13 +177,21 @@ fn hand_over(skb: Skb, s: &mut Scratch, config: &Config, old: *mut Flow) -> Resu
     Ok(())
 }
 
+/// The length, if it lies between `least` and `most`: both bounds known to the verifier.
+#[inline(always)]
+fn within(length: u32, least: u64, most: u32) -> Option<u32> {
+    let length = u64::from(length);
+    if length > u64::from(most) {
+        return None;
+    }
+    let length = opaque(length);
+    if length < least { None } else { Some(length as u32) }
+}
+
 /// Whether the SYN carries a signature option.
 #[inline(always)]
 fn signed(skb: Skb, s: &mut Scratch) -> bool {
-    let length = s.packet.header.wrapping_sub(20);
-    if length == 0 || length > MAX_OPTIONS {
-        return false;
-    }
+    let Some(length) = within(s.packet.header.wrapping_sub(20), 4, MAX_OPTIONS) else { return false };
     // SAFETY: at most 40 of the 64 bytes.
     if !unsafe { skb.load_at(s.packet.l4 + 20, (&raw mut s.options).cast(), length) } {
         return false;

@@ -102,6 +102,23 @@ pub(crate) fn forget<T>(value: &mut T) {
     core::hint::black_box(value);
 }
 
+/// The same number, of which the compiler knows nothing. Between two checks of one length it keeps LLVM from making one
+/// comparison of both (`len - LOW > HIGH - LOW`), from which older verifiers (6.1) learn no lower bound.
+#[inline(always)]
+pub(crate) fn opaque(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: moves a register to itself.
+        unsafe {
+            core::arch::asm!("{v} = {v}", v = inout(reg) value, options(nostack, nomem));
+        }
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    core::hint::black_box(value)
+}
+
 // Addresses in the key are written as pairs of words.
 const _: () = assert!(core::mem::offset_of!(Scratch, key) % 8 == 0);
 const _: () = assert!(core::mem::offset_of!(Scratch, flow) % 8 == 0);
