@@ -113,10 +113,10 @@ fn two_agents_share_a_host_and_strangers_keep_their_interface() {
 fn what_arrives_is_local_whatever_its_address() {
     let Some(node) = Node::new("anyaddr") else { return };
     for (family, to) in crate::world::ELSEWHERE.iter().enumerate() {
-        let to = crate::world::addr(to, 4321);
+        let to = crate::world::addr(to, [4321, 4322][family]);
         let refused = node.pod.connect(to).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED), "no listener: an RST from {to}");
-        let any = if family == 0 { "0.0.0.0:4321" } else { "[::]:4321" };
+        let any = if family == 0 { "0.0.0.0:4321" } else { "[::]:4322" };
         let listener = node.agent.netns.within(|| std::net::TcpListener::bind(any)).unwrap();
         let client = node.pod.connect(to).unwrap();
         let (served, from) = listener.accept().unwrap();
