@@ -1,1 +1,321 @@
-fn main() {}
+//! Peers that are not what they should be knock at a node's tunnel port: each is refused, counted under its own reason,
+//! and other flows do not notice.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use kumiko_abi::{FlowId, Reason};
+use kumiko_core::Principal;
+use kumiko_core::frame::Open;
+use kumiko_lab::agents::TRUST_DOMAIN;
+use kumiko_lab::command::wait_for;
+use kumiko_lab::pattern::{CAPTURED, Pattern};
+use kumiko_lab::peer::{Pending, Step};
+use kumiko_lab::spec::node_ips;
+use kumiko_lab::wire::TUNNEL_PORT;
+use kumiko_lab::{Family, Net, Stage, manifests};
+use kumiko_tests::harness;
+use kumiko_tests::twins::{Path, Side};
+use kumiko_tunnel::identity::{ALPN, Bundle, Identities, Svid};
+use kumiko_tunnel::{TunnelOptions, dial};
+use libtest_mimic::Arguments;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion, version,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// The node that is knocked at, from n1.
+const NODE: u8 = 2;
+
+/// What knocks, and the reason it is refused for.
+type Check = (&'static str, Reason, fn(&World) -> Result<()>);
+
+const CHECKS: &[Check] = &[
+    ("no_certificate", Reason::PeerCertificateMissing, |w| w.knock(None, &version::TLS13, "server")),
+    ("another_root", Reason::PeerCertificateUnknownIssuer, |w| w.show(&w.stranger, &client(), w.now, w.now + HOUR)),
+    ("expired", Reason::PeerCertificateExpired, |w| w.show(&w.issuer, &client(), w.now - 2 * HOUR, w.now - HOUR)),
+    ("not_yet_valid", Reason::PeerCertificateExpired, |w| w.show(&w.issuer, &client(), w.now + HOUR, w.now + 2 * HOUR)),
+    ("another_trust_domain", Reason::PeerTrustDomain, |w| {
+        w.show(&w.issuer, "spiffe://elsewhere.example/ns/demo/sa/client", w.now, w.now + HOUR)
+    }),
+    ("no_spiffe_identity", Reason::PeerCertificateInvalid, |w| {
+        w.show(&w.issuer, "https://elsewhere.example/", w.now, w.now + HOUR)
+    }),
+    ("tls_1_2", Reason::TlsVersion, |w| {
+        let shown = w.issuer.sign(&client(), w.now - HOUR, w.now + HOUR)?;
+        w.knock(Some(shown), &version::TLS12, "server")
+    }),
+    ("a_name_that_nobody_has_here", Reason::UnrecognizedName, |w| {
+        let shown = w.issuer.sign(&client(), w.now - HOUR, w.now + HOUR)?;
+        w.knock(Some(shown), &version::TLS13, "nobody")
+    }),
+    ("not_tls", Reason::NotTls, |w| {
+        let mut stream = w.connect()?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: n2\r\n\r\n").context("writing")?;
+        ends(&mut stream)
+    }),
+    ("a_right_certificate_with_another_workloads_address", Reason::SourceMismatch, |w| w.open("server-1", "server-2")),
+    ("a_right_certificate_with_an_address_of_another_node", Reason::UnknownSource, |w| w.open("client-2", "server-2")),
+    ("an_address_that_belongs_to_another_workload", Reason::DestinationGone, |w| w.open("client-1", "client-2")),
+];
+
+fn main() -> ExitCode {
+    let names: Vec<&str> = CHECKS.iter().map(|(name, _, _)| *name).collect();
+    harness::main(&names, run)
+}
+
+fn run(args: &Arguments) -> Result<bool> {
+    if harness::without_mesh() {
+        return Ok(true);
+    }
+    let world = Arc::new(World::new()?);
+    let unharmed = world.keep_alive()?;
+    // One at a time: each looks at the counters of one node.
+    let args = Arguments { test_threads: Some(1), ..args.clone() };
+    let trials = CHECKS.iter().map(|(name, reason, knock)| {
+        let world = Arc::clone(&world);
+        harness::trial(*name, move || world.refused(*reason, *knock))
+    });
+    let mut well = harness::run_trials(&args, trials.collect());
+    let last = Arc::clone(&world);
+    well &=
+        harness::run_afterwards(vec![harness::trial("other_flows_are_unharmed", move || last.check_alive(unharmed))]);
+    if !well {
+        eprintln!("{}", world.side.lab.evidence(40));
+    }
+    Ok(well)
+}
+
+fn client() -> String {
+    format!("spiffe://{TRUST_DOMAIN}/ns/demo/sa/client")
+}
+
+type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// A root that signs what it is asked to.
+struct Authority(Issuer<'static, KeyPair>);
+
+impl Authority {
+    /// The lab's own: a certificate by it is a right one.
+    fn of_lab(side: &Side) -> Result<Self> {
+        let state = side.lab.dir().join("issuer");
+        let read = |name: &str| fs::read_to_string(state.join(name)).with_context(|| format!("reading {name}"));
+        let key = KeyPair::from_pem(&read("root-key.pem")?).context("the root's key")?;
+        Ok(Self(Issuer::from_ca_cert_pem(&read("root.pem")?, key).context("the root")?))
+    }
+
+    fn other() -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        Ok(Self(Issuer::new(params, KeyPair::generate()?)))
+    }
+
+    fn sign(&self, uri: &str, from: SystemTime, to: SystemTime) -> Result<Shown> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+        (params.not_before, params.not_after) = (from.into(), to.into());
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let cert = params.signed_by(&key, &self.0)?;
+        Ok((vec![cert.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into())))
+    }
+}
+
+struct World {
+    side: Side,
+    issuer: Authority,
+    stranger: Authority,
+    now: SystemTime,
+    alive_port: u16,
+}
+
+impl World {
+    fn new() -> Result<Self> {
+        let side = Side::new("bad-peers", Net::Routed, Some(Stage::Strict))?;
+        let (issuer, stranger) = (Authority::of_lab(&side)?, Authority::other()?);
+        let alive_port = side.port();
+        Ok(Self { side, issuer, stranger, now: SystemTime::now(), alive_port })
+    }
+
+    /// Connects from n1 to n2's tunnel port.
+    fn connect(&self) -> Result<TcpStream> {
+        let [v4, _] = node_ips(NODE);
+        let stream =
+            self.side.lab.node(1)?.netns.within(|| TcpStream::connect((v4, TUNNEL_PORT)).context("connecting"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).context("limiting reads")?;
+        Ok(stream)
+    }
+
+    fn show(&self, by: &Authority, uri: &str, from: SystemTime, to: SystemTime) -> Result<()> {
+        self.knock(Some(by.sign(uri, from, to)?), &version::TLS13, "server")
+    }
+
+    /// Shakes hands as a client that believes everything; must not come through.
+    fn knock(&self, shown: Option<Shown>, version: &'static SupportedProtocolVersion, name: &str) -> Result<()> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[version])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Believes(provider)));
+        let mut config = match shown {
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let name = Principal::new(TRUST_DOMAIN, "demo", name)?.server_name();
+        let mut connection = ClientConnection::new(Arc::new(config), ServerName::try_from(name)?)?;
+        let mut stream = self.connect()?;
+        ends(&mut rustls::Stream::new(&mut connection, &mut stream))
+    }
+
+    /// Opens a flow with a right certificate of `client`, as if from `source`, for what it says is server-2's address.
+    fn open(&self, source: &str, destination: &str) -> Result<()> {
+        let (from, to) = (self.now - HOUR, self.now + HOUR);
+        let (chain, key) = self.issuer.sign(&client(), from, to)?;
+        let root = CertificateDer::from_pem_file(self.side.lab.dir().join("issuer/root.pem")).context("the root")?;
+        let svid = Arc::new(Svid::new(chain, key)?);
+        let identities = Identities::new([svid], &Bundle::new(TRUST_DOMAIN, vec![root]))?;
+        let principal = |name: &str| Principal::new(TRUST_DOMAIN, "demo", name);
+        let open = Open {
+            flow_id: FlowId([9; 16]),
+            client: SocketAddr::new(self.side.lab.pod(source)?.ip(Family::V4), 40_000),
+            destination: SocketAddr::new(self.side.lab.pod(destination)?.ip(Family::V4), 8080),
+            destination_uid: self.uid("server-2")?,
+            source_uid: self.uid(source)?,
+            label_digest: Vec::new(),
+            service: None,
+        };
+        let stream = self.connect()?;
+        stream.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let stream = tokio::net::TcpStream::from_std(stream)?;
+            let (local, expected) = (principal("client")?, principal("server")?);
+            let dialled = dial(stream, &identities, &local, &expected, TunnelOptions::default()).await;
+            let mut tunnel = dialled.context("the handshake itself is right")?;
+            match tunnel.open(&open).await {
+                Ok(()) => bail!("the flow was opened: {open:?}"),
+                Err(_) => Ok(()),
+            }
+        })
+    }
+
+    fn uid(&self, pod: &str) -> Result<String> {
+        let index = self.side.lab.pods.iter().position(|one| one.name == pod).context("no such pod")?;
+        Ok(manifests::uid(&self.side.lab.state.id, index))
+    }
+
+    /// How often the node has refused for a reason.
+    fn count(&self, reason: Reason) -> Result<u64> {
+        let status = self.side.lab.admin(NODE, "/v1/status")?;
+        let refused = status["refused"].as_array().context("a status without refusals")?;
+        let found = refused.iter().find(|entry| entry["reason"] == reason.name());
+        Ok(found.and_then(|entry| entry["count"].as_u64()).unwrap_or(0))
+    }
+
+    /// Knocks, and waits for the reason's counter.
+    fn refused(&self, reason: Reason, knock: fn(&Self) -> Result<()>) -> Result<()> {
+        let before = self.count(reason)?;
+        knock(self)?;
+        wait_for(&format!("a refusal is counted as {}", reason.name()), Duration::from_secs(5), || {
+            let now = self.count(reason)?;
+            let status = self.side.lab.admin(NODE, "/v1/status")?;
+            ensure!(now == before + 1, "{before} before, {now} now: {}", status["refused"]);
+            Ok(())
+        })
+    }
+
+    /// A connection that asks all the time.
+    fn keep_alive(&self) -> Result<(Pending, Pending)> {
+        let to = SocketAddr::new(self.side.address(Path::CrossNode, Family::V4)?, self.alive_port);
+        let pattern = Pattern::new(CAPTURED, 1);
+        self.side.far.listen(to)?;
+        let serving = self.side.far.serve(self.alive_port, 1, vec![Step::Echo { bytes: 64 }, Step::Close])?;
+        let asking = vec![
+            Step::Ask { times: 1, bytes: 64, pattern: pattern.clone() },
+            Step::Open { name: "alive".into() },
+            Step::AskUntil { gate: "end".into(), bytes: 64, pattern },
+            Step::Close,
+        ];
+        let client = self.side.client.connect(to, 1, asking)?;
+        self.side.client.await_gate("alive")?;
+        Ok((client, serving))
+    }
+
+    fn check_alive(&self, (client, server): (Pending, Pending)) -> Result<()> {
+        self.side.client.open_gate("end")?;
+        for report in [client.report()?, server.report()?] {
+            let broken = report.steps.iter().any(|step| step.error.is_some() || !step.intact);
+            ensure!(report.connect.is_none() && !broken, "{report:?}");
+        }
+        let to = SocketAddr::new(self.side.address(Path::CrossNode, Family::V4)?, self.alive_port);
+        let serving = self.side.far.serve(self.alive_port, 1, vec![Step::Echo { bytes: 64 }, Step::Close])?;
+        let ask = Step::Ask { times: 1, bytes: 64, pattern: Pattern::new(CAPTURED, 2) };
+        let report = self.side.client.connect(to, 1, vec![ask, Step::Close])?.report()?;
+        ensure!(report.connect.is_none() && report.steps.iter().all(|step| step.error.is_none()), "{report:?}");
+        serving.report().map(drop)
+    }
+}
+
+/// Reads until the other side ends it, which it must.
+fn ends(stream: &mut (impl Read + Write)) -> Result<()> {
+    let mut rest = [0; 4096];
+    loop {
+        match stream.read(&mut rest) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                bail!("the node does not end the connection")
+            }
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// A client that takes every server's certificate.
+#[derive(Debug)]
+struct Believes(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Believes {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -22,7 +22,7 @@ const MODULES: &[&str] = &["veth", "bridge", "sch_ingress", "cls_bpf", "af_packe
 const PROGRAMS: &[&str] = &["kumiko-vm-init", "kumiko-agent", "kumiko", "kumiko-peer"];
 
 /// Arguments of `vm`.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct VmArgs {
     /// Only this kernel, such as 6.1.
     #[arg(long)]
