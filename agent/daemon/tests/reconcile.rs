@@ -86,7 +86,8 @@ fn put(dir: &Path, name: &str, text: &str) {
 }
 
 fn stage(dir: &Path, stage: &str) {
-    let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: demo, labels: {{kumiko.dev/stage: {stage}}}}}\n");
+    let text =
+        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: demo, labels: {{kumiko.dev/stage: {stage}}}}}\n");
     put(dir, "namespace.yaml", &text);
 }
 
@@ -132,7 +133,8 @@ impl Agent {
                 changed.changed().await.unwrap();
             }
         });
-        let reports: Vec<_> = self.reconciled.state.load().endpoints().map(|(u, r)| (u.to_owned(), r.clone())).collect();
+        let reports: Vec<_> =
+            self.reconciled.state.load().endpoints().map(|(u, r)| (u.to_owned(), r.clone())).collect();
         assert!(waited.await.is_ok(), "not within {WITHIN:?}: {what}; {reports:?}");
     }
 
@@ -207,7 +209,10 @@ fn enrolling_and_leaving_cuts_nothing() {
         // It said nothing since before the first raise: only the dump knew it.
         let (mut client, mut server) = idle;
         echo(&mut client, &mut server);
-        assert_eq!(agent.reconciled.state.load().attached_ifindex("u1"), agent.datapath.attached().unwrap().first().copied());
+        assert_eq!(
+            agent.reconciled.state.load().attached_ifindex("u1"),
+            agent.datapath.attached().unwrap().first().copied()
+        );
         let leaks = agent.datapath.maps().stats().unwrap()[kumiko_abi::Stat::LeakBytes as usize];
         assert_eq!(leaks, 0);
     });
