@@ -1,13 +1,37 @@
-//! (filled in below)
+//! `cargo xtask bench`: optimised binaries, three forms side by side.
 
-use anyhow::{Result, bail};
+use std::process::Command;
+
+use anyhow::Result;
 use clap::Args;
 
-/// Arguments.
+use crate::process::{run as show, target};
+use crate::{build, setup};
+
+/// Arguments of `bench`.
 #[derive(Args)]
-pub(crate) struct BenchArgs {}
+pub(crate) struct BenchArgs {
+    /// Rounds; each goes through all forms.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2)]
+    seconds: u64,
+    /// How pods are joined to their node: routed or bridged.
+    #[arg(long, default_value = "routed")]
+    net: String,
+}
 
 /// Runs it.
-pub(crate) fn run(_args: &BenchArgs) -> Result<()> {
-    bail!("not yet")
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    setup::run(false)?;
+    build::all(true)?;
+    let json = target().join("bench.json");
+    let typed = format!("cargo xtask bench --rounds {} --seconds {} --net {}", args.rounds, args.seconds, args.net);
+    let mut command = Command::new(target().join("release/kumiko-bench"));
+    command.args(["run", "--rounds", &args.rounds.to_string(), "--seconds", &args.seconds.to_string()]);
+    command.args(["--net", &args.net, "--command", &typed, "--json"]).arg(&json);
+    show(&mut command)?;
+    eprintln!("bench: all figures are in {}", json.display());
+    Ok(())
 }
