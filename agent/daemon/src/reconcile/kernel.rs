@@ -155,7 +155,9 @@ impl Edge for KernelEdge {
                 _ => None,
             },
         };
-        Ok(Some(diag::dump(netns)?.into_iter().map(older).collect()))
+        // What is only remembered needs nothing: its last packets were judged with the flow, or learnt.
+        let lives = |socket: &diag::TcpSocket| socket.state != TcpState::TimeWait;
+        Ok(Some(diag::dump(netns)?.into_iter().filter(lives).map(older).collect()))
     }
 
     fn flow(&self, key: &FlowKey) -> Option<Flow> {

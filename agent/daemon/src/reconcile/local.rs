@@ -25,6 +25,8 @@ pub(super) struct Local {
     pub(super) phase: Phase,
     /// Its sockets have become entries since it is in `Learning`.
     pub(super) learnt: bool,
+    /// It was in the mesh before it began to learn: each of its connections has an entry, or its SYN was dropped just now.
+    pub(super) judged: bool,
     /// Since when it is in `Learning`.
     pub(super) learning: Option<Instant>,
     /// Why it is not where it should be.
@@ -41,6 +43,7 @@ impl Local {
             veth: None,
             phase: Phase::Detached,
             learnt: false,
+            judged: false,
             learning: None,
             problem: String::new(),
             retry: false,
@@ -78,6 +81,7 @@ impl Local {
     }
 
     pub(super) fn enter(&mut self, phase: Phase, now: Instant) {
+        self.judged = matches!(self.phase, Phase::Enforcing(stage) if stage.meshed());
         self.phase = phase;
         self.learnt = false;
         self.learning = matches!(phase, Phase::Learning(_)).then_some(now);

@@ -183,6 +183,19 @@ fn connections_from_before_become_legacy() {
 }
 
 #[test]
+fn a_syn_that_learning_dropped_is_not_from_before() {
+    let fake = both_there();
+    let (mut engine, _reconciled) = engine(&fake);
+    let now = Instant::now();
+    fake.connecting(11, "10.0.0.1:50000", "10.0.1.1:80");
+    engine.pass(world("permissive", 1), now);
+    assert_eq!(fake.state().flows.len(), 1, "sent before the hooks came: its SYN-ACK may be on its way");
+    fake.connecting(11, "10.0.0.1:50001", "10.0.1.1:80");
+    engine.pass(world("strict", 2), now);
+    assert_eq!(fake.state().flows.len(), 1, "sent in a mesh that has no entry of it: it was dropped");
+}
+
+#[test]
 fn a_peer_that_is_raised_does_not_count_as_leak_meanwhile() {
     let fake = both_there();
     let (mut engine, reconciled) = engine(&fake);

@@ -48,10 +48,15 @@ impl<E: Edge> Engine<E> {
             }
         };
         let (workload, pod) = (local.workload.clone(), End { handle: local.handle, ifindex: veth.ifindex });
+        let judged = local.judged;
         let mut made = 0;
         for older in sockets.iter().filter(|older| legacy::crosses_veth(older, &workload)) {
             let peer = self.end_of(older);
             let (key, flow) = legacy::entry(older, &workload, pod, peer);
+            if judged && older.pod_began == Some(true) && self.edge.flow(&key).is_none() {
+                // Its SYN was dropped a moment ago and comes again. As legacy it would go in the clear then.
+                continue;
+            }
             made += usize::from(self.admit(&key, &flow));
         }
         info!(workload = uid, sockets = sockets.len(), legacy = made, "older connections learnt");

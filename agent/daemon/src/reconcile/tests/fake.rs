@@ -83,6 +83,12 @@ impl Fake {
         self.state().sockets.entry(ifindex).or_default().push(older);
     }
 
+    /// A socket in SYN_SENT.
+    pub(super) fn connecting(&self, ifindex: u32, pod: &str, peer: &str) {
+        let older = Older { pod: pod.parse().unwrap(), peer: peer.parse().unwrap(), pod_began: Some(true) };
+        self.state().sockets.entry(ifindex).or_default().push(older);
+    }
+
     pub(super) fn flow(&self, from: &str, to: &str, flow: Flow) {
         let (key, initiator) = flow_key(from.parse().unwrap(), to.parse().unwrap(), TCP);
         self.state().flows.insert(key, Flow { flags: flow.flags | initiator, ..flow });
