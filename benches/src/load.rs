@@ -107,11 +107,11 @@ pub fn client(to: SocketAddr, mode: Mode, at_once: usize, time: Duration) -> Res
     }
     let seconds = began.elapsed().as_secs_f64();
     times.sort_unstable();
-    let at = |share: f64| {
-        let place = (times.len() as f64 * share) as usize;
+    let at = |percent: usize| {
+        let place = times.len() * percent / 100;
         times.get(place.min(times.len().saturating_sub(1))).map_or(0.0, |nanos| *nanos as f64 / 1e3)
     };
-    Ok(Sample { seconds, bytes: 0, done: times.len() as u64, failed, p50_us: at(0.5), p99_us: at(0.99) })
+    Ok(Sample { seconds, bytes: 0, done: times.len() as u64, failed, p50_us: at(50), p99_us: at(99) })
 }
 
 fn stream(to: SocketAddr, time: Duration) -> Result<Sample> {

@@ -29,7 +29,7 @@ pub fn main(names: &[&str], run: impl FnOnce(&Arguments) -> Result<bool>) -> Exi
         Some(filter) => name.contains(filter.as_str()),
         None => true,
     };
-    if !names.iter().any(|name| wanted(&name)) {
+    if !names.iter().any(wanted) {
         return exit(run_trials(&args, Vec::new()));
     }
     match run(&args) {
