@@ -152,7 +152,10 @@ impl Walk<'_> {
         let db = self.lab.pod("db")?.ip(Family::V4).to_string();
         let json = self.lab.pod("shop")?.netns.run("iperf3", &["-c", &db, "-t", "2", "-J"])?;
         let value: serde_json::Value = serde_json::from_str(&json).context("iperf3's answer")?;
-        let bits = value["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3's throughput")?;
+        let bits = value
+            .pointer("/end/sum_received/bits_per_second")
+            .and_then(serde_json::Value::as_f64)
+            .context("iperf3's throughput")?;
         say(&format!("iperf3 from shop to db, encrypted between the nodes: {:.1} Gbit/s", bits / 1e9));
         Ok(())
     }
