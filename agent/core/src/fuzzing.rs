@@ -20,6 +20,18 @@ pub fn frame(bytes: &[u8]) {
     assert_eq!(Frame::decode(&again[..len]), Ok(frame));
 }
 
+/// Any text is read or refused with a place; what is read can be put in force.
+pub fn manifest(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match crate::manifest::parse("f", text) {
+        Ok(objects) => {
+            let objects = objects.iter().map(|object| ("f", object));
+            crate::model::World::build("td", 1, objects).unwrap();
+        }
+        Err(diagnostics) => assert!(!diagnostics.is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -37,6 +49,11 @@ mod tests {
     #[test]
     fn corpus_of_frame() {
         replay("frame", super::frame);
+    }
+
+    #[test]
+    fn corpus_of_manifest() {
+        replay("manifest", super::manifest);
     }
 
     #[test]

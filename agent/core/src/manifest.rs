@@ -32,6 +32,9 @@ pub const API_VERSION: &str = "kumiko.dev/v1alpha1";
 /// Largest file that is read, in bytes.
 pub const MAX_BYTES: usize = 8 << 20;
 
+/// Most problems of one file that are told; who mends these sees the next ones.
+pub const MAX_DIAGNOSTICS: usize = 50;
+
 /// A validated object with the names and addresses that it claims.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Object {
@@ -143,6 +146,7 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Object>, Vec<Diagnostic>> {
         return Ok(objects);
     }
     problems.sort_by_key(|(place, _)| *place);
+    problems.truncate(MAX_DIAGNOSTICS);
     Err(problems.into_iter().map(|(place, problem)| Diagnostic { file: file.to_owned(), place, problem }).collect())
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::{Claim, Diagnostic, Object, Place, Problem, parse};
+use super::{Claim, Diagnostic, MAX_DIAGNOSTICS, Object, Place, Problem, parse};
 
 /// What was read from a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -72,30 +72,25 @@ impl FolderState {
 
     /// Decides which files' newest versions come into force.
     fn settle(&mut self) {
-        let had: HashMap<Claim, String> = self
-            .files
-            .iter()
-            .flat_map(|(name, file)| claims(file.good.as_ref()).map(|(claim, _)| (claim.clone(), name.clone())))
-            .collect();
-        let mut held_back: BTreeSet<String> = BTreeSet::new();
-        while let Some(loser) = self.first_loser(&held_back, &had) {
-            held_back.insert(loser);
-        }
+        let mut held_back = self.hold_back();
         // Holding one file back can free what another was held back for.
-        while let Some(free) = held_back.iter().find(|name| self.clashes(name, &held_back).is_empty()).cloned() {
+        loop {
+            let owners = self.owners(&held_back);
+            let Some(free) = held_back.iter().find(|name| self.clashes(name, &owners).next().is_none()).cloned() else {
+                break;
+            };
             held_back.remove(&free);
         }
-        let clashes: Vec<(String, Vec<Diagnostic>)> =
-            held_back.iter().map(|name| (name.clone(), self.clashes(name, &held_back))).collect();
+        let owners = self.owners(&held_back);
+        let mut clashes: HashMap<String, Vec<Diagnostic>> = held_back
+            .iter()
+            .map(|name| (name.clone(), self.clashes(name, &owners).take(MAX_DIAGNOSTICS).collect()))
+            .collect();
         for (name, file) in &mut self.files {
-            file.clashes.clear();
+            file.clashes = clashes.remove(name).unwrap_or_default();
+            file.clashes.sort_by_key(|diagnostic| diagnostic.place);
             if let (Some(Ok(newest)), false) = (&file.newest, held_back.contains(name)) {
                 file.good = Some(newest.clone());
-            }
-        }
-        for (name, diagnostics) in clashes {
-            if let Some(file) = self.files.get_mut(&name) {
-                file.clashes = diagnostics;
             }
         }
     }
@@ -111,10 +106,32 @@ impl FolderState {
         }
     }
 
-    /// First file, by name, whose new version claims what another file has or had first.
-    fn first_loser(&self, held_back: &BTreeSet<String>, had: &HashMap<Claim, String>) -> Option<String> {
+    /// Files whose new versions claim what another file has or had first.
+    fn hold_back(&self) -> BTreeSet<String> {
+        let had: HashMap<&Claim, &str> = self
+            .files
+            .iter()
+            .flat_map(|(name, file)| claims(file.good.as_ref()).map(move |(claim, _)| (claim, name.as_str())))
+            .collect();
+        let mut held_back = BTreeSet::new();
+        loop {
+            let lost = self.lost(&held_back, &had);
+            let losers: BTreeSet<&str> = lost.iter().map(|(loser, _)| *loser).collect();
+            // Who lost against one that loses as well may yet get what it wants.
+            let sure = lost.iter().filter(|(_, winner)| !losers.contains(winner)).map(|(loser, _)| *loser);
+            let sure: BTreeSet<&str> = sure.collect();
+            match (sure.is_empty(), losers.first()) {
+                (false, _) => held_back.extend(sure.into_iter().map(str::to_owned)),
+                (true, Some(first)) => drop(held_back.insert((*first).to_owned())),
+                (true, None) => return held_back,
+            }
+        }
+    }
+
+    /// Who loses a claim with its new version, and to whom.
+    fn lost<'a>(&'a self, held_back: &BTreeSet<String>, had: &HashMap<&Claim, &str>) -> BTreeSet<(&'a str, &'a str)> {
         let mut owners: HashMap<&Claim, &str> = HashMap::new();
-        let mut losers: BTreeSet<&str> = BTreeSet::new();
+        let mut lost = BTreeSet::new();
         // What is in force already comes first: it can lose to nobody.
         for newcomers in [false, true] {
             for (name, file) in &self.files {
@@ -127,34 +144,41 @@ impl FolderState {
                         owners.insert(claim, name);
                         continue;
                     };
-                    if new && had.get(claim).is_some_and(|first| first == name) {
+                    if new && had.get(claim).is_some_and(|first| *first == name) {
                         // Had it before the one that was met first here: that one is a newcomer too.
-                        losers.insert(owner);
+                        lost.insert((owner, name.as_str()));
                         owners.insert(claim, name);
                     } else {
-                        losers.insert(name);
+                        lost.insert((name.as_str(), owner));
                     }
                 }
             }
         }
-        losers.first().map(|name| (*name).to_owned())
+        lost
+    }
+
+    /// Every claim of the versions that would be in force.
+    fn owners<'a>(&'a self, held_back: &BTreeSet<String>) -> HashMap<&'a Claim, (&'a str, Place)> {
+        let mut owners = HashMap::new();
+        for (name, file) in &self.files {
+            let claims = claims(self.version(name, file, held_back).0);
+            owners.extend(claims.map(|(claim, place)| (claim, (name.as_str(), *place))));
+        }
+        owners
     }
 
     /// What the newest version of a file claims that is another's.
-    fn clashes(&self, name: &str, held_back: &BTreeSet<String>) -> Vec<Diagnostic> {
-        let Some(Some(Ok(newest))) = self.files.get(name).map(|file| &file.newest) else { return Vec::new() };
-        let wanted: HashMap<&Claim, Place> = claims(Some(newest)).map(|(claim, place)| (claim, *place)).collect();
-        let mut found = Vec::new();
-        for (other, file) in self.files.iter().filter(|(other, _)| *other != name) {
-            for (claim, theirs) in claims(self.version(other, file, held_back).0) {
-                if let Some(place) = wanted.get(claim) {
-                    let problem = Problem::Claimed { claim: claim.clone(), file: other.clone(), place: *theirs };
-                    found.push(Diagnostic { file: name.to_owned(), place: *place, problem });
-                }
-            }
-        }
-        found.sort_by_key(|diagnostic| diagnostic.place);
-        found
+    fn clashes<'a>(
+        &'a self,
+        name: &'a str,
+        owners: &'a HashMap<&Claim, (&str, Place)>,
+    ) -> impl Iterator<Item = Diagnostic> + 'a {
+        let newest = self.files.get(name).and_then(|file| file.newest.as_ref()?.as_ref().ok());
+        claims(newest).filter_map(move |(claim, place)| {
+            let (other, theirs) = owners.get(claim).filter(|(owner, _)| *owner != name)?;
+            let problem = Problem::Claimed { claim: claim.clone(), file: (*other).to_owned(), place: *theirs };
+            Some(Diagnostic { file: name.to_owned(), place: *place, problem })
+        })
     }
 
     /// Objects in force with their file, by file name and then as they stand in it.

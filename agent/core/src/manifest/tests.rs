@@ -263,6 +263,12 @@ fn input_is_bounded() {
 }
 
 #[test]
+fn not_every_problem_of_a_bad_file_is_told() {
+    let many = "---\n{}\n".repeat(1000);
+    assert_eq!(told(&many).len(), MAX_DIAGNOSTICS);
+}
+
+#[test]
 fn aliases_are_written_out() {
     let text = WORKLOAD
         .replace("labels: {app: client}", "labels: {app: &name client}")
