@@ -31,6 +31,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion, version,
 };
+use serde_json::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// The node that is knocked at, from n1.
@@ -214,12 +215,17 @@ impl World {
         Ok(manifests::uid(&self.side.lab.state.id, index))
     }
 
-    /// How often the node has refused for a reason.
-    fn count(&self, reason: Reason) -> Result<u64> {
+    /// What the node says it has refused.
+    fn refusals(&self) -> Result<Vec<Value>> {
         let status = self.side.lab.admin(NODE, "/v1/status")?;
-        let refused = status["refused"].as_array().context("a status without refusals")?;
-        let found = refused.iter().find(|entry| entry["reason"] == reason.name());
-        Ok(found.and_then(|entry| entry["count"].as_u64()).unwrap_or(0))
+        Ok(status.get("refused").and_then(Value::as_array).context("a status without refusals")?.clone())
+    }
+
+    /// How often for a reason.
+    fn count(&self, reason: Reason) -> Result<u64> {
+        let refusals = self.refusals()?;
+        let found = refusals.iter().find(|one| one.get("reason").and_then(Value::as_str) == Some(reason.name()));
+        Ok(found.and_then(|one| one.get("count")?.as_u64()).unwrap_or(0))
     }
 
     /// Knocks, and waits for the reason's counter.
@@ -228,8 +234,7 @@ impl World {
         knock(self)?;
         wait_for(&format!("a refusal is counted as {}", reason.name()), Duration::from_secs(5), || {
             let now = self.count(reason)?;
-            let status = self.side.lab.admin(NODE, "/v1/status")?;
-            ensure!(now == before + 1, "{before} before, {now} now: {}", status["refused"]);
+            ensure!(now == before + 1, "{before} before, {now} now: {:?}", self.refusals()?);
             Ok(())
         })
     }

@@ -153,7 +153,10 @@ fn new_connections(side: &Side, stage: Stage) -> Result<()> {
 /// Legacy flows that the client's node lists.
 fn legacy(side: &Side) -> Result<usize> {
     let flows = side.lab.admin(1, "/v1/flows")?;
-    let open =
-        flows.as_array().into_iter().flatten().filter(|f| f["legacy"] == Value::Bool(true) && f["state"] == "open");
+    let open = flows.as_array().into_iter().flatten().filter(|flow| is_open_legacy(flow));
     Ok(open.count())
+}
+
+fn is_open_legacy(flow: &Value) -> bool {
+    flow.get("legacy") == Some(&Value::Bool(true)) && flow.get("state").and_then(Value::as_str) == Some("open")
 }
