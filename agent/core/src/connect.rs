@@ -90,6 +90,9 @@ fn no_tunnel(reason: Reason) -> bool {
             | Reason::NoCertificate
             | Reason::TlsFailed
             | Reason::TlsVersion
+            | Reason::CertificateRefused
+            | Reason::HandshakeTimedOut
+            | Reason::NotTls
             | Reason::UnrecognizedName
             | Reason::PeerCertificateExpired
             | Reason::PeerCertificateUnknownIssuer

@@ -45,8 +45,10 @@ use failure::Failure;
 use pairing::Pairings;
 use tunnels::Tunnels;
 
-/// Handshakes that one shard does at once as acceptor; more are refused, so that a flood of them starves nobody.
-pub const MAX_HANDSHAKES: usize = 64;
+/// Handshakes that one shard does at once as acceptor: a slow peer holds one for five seconds at most.
+pub const MAX_HANDSHAKES: usize = 256;
+/// Connections on a shard's tunnel port that may wait for a handshake; more are closed and counted.
+pub const MAX_WAITING: usize = 2048;
 /// Connections taken from a listener before other work gets its turn.
 const ACCEPT_BATCH: usize = 64;
 
@@ -103,7 +105,8 @@ struct Shard {
     injector: Injector,
     icmp: IcmpInjector,
     pairings: Pairings,
-    handshakes: Arc<Semaphore>,
+    handshakes: Semaphore,
+    waiting: Semaphore,
     tunnels: Tunnels,
     picks: RefCell<u64>,
 }
@@ -121,7 +124,8 @@ pub fn run(common: Common, parts: Parts, end: watch::Receiver<bool>) -> anyhow::
             injector,
             icmp,
             pairings: Pairings::default(),
-            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            handshakes: Semaphore::new(MAX_HANDSHAKES),
+            waiting: Semaphore::new(MAX_WAITING),
             picks: RefCell::new(clock::unix_ns() ^ u64::from(index)),
         });
         for listener in listeners {

@@ -113,6 +113,9 @@ pub enum HandshakeError {
     /// What came is no TLS record.
     #[error("what the peer sent is not TLS (first byte {0:#04x})")]
     NotTls(u8),
+    /// Too many handshakes at once.
+    #[error("too many handshakes at once on this node")]
+    Busy,
     /// No workload here answers to the name.
     #[error("no workload here answers to the server name {0:?}")]
     UnknownName(String),
@@ -140,6 +143,7 @@ impl HandshakeError {
                 _ => Reason::NodeUnreachable,
             },
             Self::Io(_) | Self::Closed | Self::Protocol | Self::Suite(_) => Reason::TlsFailed,
+            Self::Busy => Reason::TunnelLimit,
             Self::TimedOut(_) => Reason::HandshakeTimedOut,
             Self::TooLong(_) | Self::NotTls(_) => Reason::NotTls,
             Self::UnknownName(_) => Reason::UnrecognizedName,

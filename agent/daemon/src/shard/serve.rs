@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kumiko_abi::Reason;
 use kumiko_core::frame::{Open, Refused};
 use kumiko_core::route::{self, Accepted, OpenView};
-use kumiko_tunnel::{Tunnel, TunnelOptions};
+use kumiko_tunnel::{HandshakeError, Tunnel, TunnelOptions};
 use tokio::net::TcpStream;
 use tracing::{debug, info};
 
@@ -18,19 +18,14 @@ use super::registry::Stop;
 use super::{Shard, carry, report};
 use crate::telemetry::FlowOpened;
 
+/// How long a connection waits for its handshake to begin: less than the dialler gives the whole of it.
+const TURN_WITHIN: Duration = Duration::from_secs(3);
 /// How long an OPEN waits for the model to learn about its source.
 const MODEL_WITHIN: Duration = Duration::from_millis(500);
 
 /// Serves one connection on the tunnel port until it ends.
 pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr) {
-    let Ok(permit) = shard.handshakes.clone().try_acquire_owned() else {
-        shard.common.refusals.count(Reason::TunnelLimit);
-        return;
-    };
-    let server = shard.common.identities.current().server();
-    let tunnel = kumiko_tunnel::accept(stream, server, TunnelOptions::default()).await;
-    drop(permit);
-    let mut tunnel = match tunnel {
+    let mut tunnel = match handshake(&shard, stream).await {
         Ok(tunnel) => tunnel,
         Err(error) => {
             shard.common.refusals.count(error.reason());
@@ -60,6 +55,17 @@ pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr)
             }
         }
     }
+}
+
+/// The handshake, when it is this connection's turn. A burst of cold dials waits instead of being refused: its clients
+/// wait too, as they would for a slow network.
+async fn handshake(shard: &Shard, stream: TcpStream) -> Result<Tunnel, HandshakeError> {
+    let Ok(_waiting) = shard.waiting.try_acquire() else { return Err(HandshakeError::Busy) };
+    let Ok(Ok(_turn)) = tokio::time::timeout(TURN_WITHIN, shard.handshakes.acquire()).await else {
+        return Err(HandshakeError::Busy);
+    };
+    let server = shard.common.identities.current().server();
+    kumiko_tunnel::accept(stream, server, TunnelOptions::default()).await
 }
 
 /// Serves one OPEN; says whether the tunnel can carry another.
