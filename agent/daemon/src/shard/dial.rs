@@ -24,7 +24,7 @@ use crate::telemetry::FlowOpened;
 
 /// How often a pending flow's entry is looked at, to see whether its client still tries.
 const LOOK: Duration = Duration::from_secs(1);
-/// Tunnels tried for one flow when acceptors answer "not processed".
+/// Tunnels tried for one flow when the trouble may pass: "not processed", a warm one that died, a swamped acceptor.
 const TRIES: usize = 3;
 /// Time for the agent namespace's handshake with the client after the SYN was injected. The client is a veth away; only
 /// one that is stopped or gone takes longer, and then its entry shows it.
@@ -95,8 +95,17 @@ async fn reach(
     };
     let node = SocketAddr::new(node, kumiko_abi::TUNNEL_PORT);
     let open = open_frame(syn, plan, client, asked);
+    let mut last = Failure::new(Reason::NotProcessed);
     for _ in 0..TRIES {
-        let taken = shard.tunnels.take(&shard.common, &plan.source_principal, &plan.target_principal, node).await?;
+        let taken = shard.tunnels.take(&shard.common, &plan.source_principal, &plan.target_principal, node).await;
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(failure) if passing(failure.reason) => {
+                last = failure;
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
         let mut tunnel = taken.tunnel;
         match tunnel.open(&open).await {
             Ok(()) => {
@@ -108,7 +117,7 @@ async fn reach(
                 shard.common.sink.opened(syn.id, opened);
                 return Ok(Far::Tunnel(Box::new(tunnel)));
             }
-            Err(OpenError::NotProcessed) => {}
+            Err(OpenError::NotProcessed) => last = Failure::new(Reason::NotProcessed),
             // A warm tunnel may have died unseen, with its peer: nothing of this flow was done there that a new OPEN
             // could double, since the acceptor ends what it did when the tunnel ends.
             Err(OpenError::Tunnel(_)) if taken.handshake.is_none() => {}
@@ -120,7 +129,13 @@ async fn reach(
             }
         }
     }
-    Err(Failure::new(Reason::NotProcessed))
+    Err(last)
+}
+
+/// Handshakes that end like this may do better a moment later: an acceptor that is swamped, or has just been replaced.
+/// The client waits meanwhile, as for a slow network; when it gives up, so does the dial.
+fn passing(reason: Reason) -> bool {
+    matches!(reason, Reason::HandshakeTimedOut | Reason::TlsFailed | Reason::TunnelLost)
 }
 
 fn open_frame(syn: &SynRecord, plan: &Plan, client: SocketAddr, asked: SocketAddr) -> Open {
