@@ -188,14 +188,14 @@ async fn leave(
     }
     drain.send_replace(true);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(options.drain_timeout);
-    while common.registry.len() > 0 && tokio::time::Instant::now() < deadline {
+    while !common.registry.is_empty() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
     let reset = common.registry.stop_all(kumiko_abi::Reason::AgentClosing);
     if reset > 0 {
         info!(flows = reset, "reset what had not ended");
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
-            while common.registry.len() > 0 {
+            while !common.registry.is_empty() {
                 tokio::time::sleep(DRAIN_LOOK).await;
             }
         })

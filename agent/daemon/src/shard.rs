@@ -25,8 +25,8 @@ use kumiko_core::route::{self, Plan, SynView};
 use kumiko_kernel::bpf::{Commands, FlowTable, SynRing};
 use kumiko_kernel::inject::{IcmpInjector, Injector};
 use kumiko_kernel::netns::Netns;
+use kumiko_kernel::readable::Readable;
 use kumiko_kernel::sockets;
-use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::LocalSet;
@@ -134,9 +134,8 @@ pub fn run(common: Common, parts: Parts, end: watch::Receiver<bool>) -> anyhow::
         }
         tokio::task::spawn_local(listen::tunnels(shard.clone()));
         tokio::task::spawn_local(tunnels::tend(shard.clone()));
-        #[expect(deprecated, reason = "its successor is unsafe; a SynRing owns its descriptor for as long as it lives")]
-        let syns = AsyncFd::new(syns).context("ring of parked SYNs")?;
-        tokio::task::spawn_local(take_syns(shard.clone(), syns));
+        let readable = Readable::new(&syns).context("ring of parked SYNs")?;
+        tokio::task::spawn_local(take_syns(shard.clone(), syns, readable));
         let mut end = end;
         // The sender's end means the same.
         let _ = end.wait_for(|over| *over).await;
@@ -145,23 +144,20 @@ pub fn run(common: Common, parts: Parts, end: watch::Receiver<bool>) -> anyhow::
 }
 
 /// Dials for every parked SYN. How many wait at once is bounded by the kernel's quota of each endpoint.
-async fn take_syns(shard: Rc<Shard>, mut syns: AsyncFd<SynRing>) {
+async fn take_syns(shard: Rc<Shard>, mut syns: SynRing, readable: Readable) {
     loop {
-        let mut ready = match syns.readable_mut().await {
-            Ok(ready) => ready,
+        let syn = match readable.wait(|| syns.next()).await {
+            Ok(syn) => syn,
             Err(error) => {
                 // Without its ring a shard parks SYNs for ever.
                 tracing::error!(%error, "ring of parked SYNs cannot be polled");
                 std::process::abort();
             }
         };
-        while let Some(syn) = ready.get_inner_mut().next() {
-            // What another agent was to dial is judged afresh at the client's next SYN.
-            if syn.generation == shard.common.generation {
-                tokio::task::spawn_local(dial::dial(shard.clone(), syn));
-            }
+        // What another agent was to dial is judged afresh at the client's next SYN.
+        if syn.generation == shard.common.generation {
+            tokio::task::spawn_local(dial::dial(shard.clone(), syn));
         }
-        ready.clear_ready();
     }
 }
 

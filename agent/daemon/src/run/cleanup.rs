@@ -39,10 +39,11 @@ pub fn cleanup(options: &CleanupOptions) -> anyhow::Result<()> {
     AgentNs::remove(&places.run_dir, &places.netns_name, &host)?;
     for left in ["handles.json", "admin.sock"] {
         let path = places.run_dir.join(left);
-        if let Err(error) = std::fs::remove_file(&path) {
-            if error.kind() != std::io::ErrorKind::NotFound {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 warn!(path = %path.display(), %error, "cannot be removed");
             }
+            _ => {}
         }
     }
     lock.remove()?;

@@ -11,8 +11,8 @@ use kumiko_core::model::Attachment;
 use kumiko_kernel::bpf::{Commands, Datapath, EventRing, FlowTable};
 use kumiko_kernel::diag;
 use kumiko_kernel::netns::Netns;
+use kumiko_kernel::readable::Readable;
 use kumiko_kernel::veth;
-use tokio::io::unix::AsyncFd;
 
 use crate::reconcile::{Reconciled, SharedState};
 use crate::telemetry::{EventSource, FlowSource, Telemetry, WorldNames};
@@ -81,28 +81,31 @@ impl FlowSource for Flows {
 }
 
 /// The event ring, polled.
-pub(super) struct Events(AsyncFd<EventRing>);
+pub(super) struct Events {
+    ring: EventRing,
+    readable: Readable,
+    /// Taken while waiting for it.
+    next: Option<Event>,
+}
 
 impl Events {
     /// In a tokio runtime.
     pub(super) fn new(ring: EventRing) -> io::Result<Self> {
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe; an EventRing owns its descriptor for as long as it lives"
-        )]
-        AsyncFd::new(ring).map(Self)
+        Ok(Self { readable: Readable::new(&ring)?, ring, next: None })
     }
 }
 
 impl EventSource for Events {
     async fn readable(&mut self) -> io::Result<()> {
-        // The caller reads until the ring is empty before it waits again, so the readiness can be cleared at once.
-        self.0.readable_mut().await?.clear_ready();
+        if self.next.is_none() {
+            let ring = &mut self.ring;
+            self.next = Some(self.readable.wait(|| ring.next()).await?);
+        }
         Ok(())
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        self.0.get_mut().next()
+        self.next.take().or_else(|| self.ring.next())
     }
 }
 

@@ -236,7 +236,7 @@ impl AdminState for View {
                     peer_node: node_at(facts.peer_addr.ip().to_canonical()),
                     peer_addr: facts.peer_addr.to_string(),
                     peer_serial: facts.peer_serial.clone(),
-                    flow: counters.flow.map_or_else(String::new, |id| hex_id(id)),
+                    flow: counters.flow.map_or_else(String::new, hex_id),
                     shard: row.shard,
                     since_unix_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
                     handshake_us: micros(facts.handshake),

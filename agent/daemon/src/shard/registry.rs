@@ -80,6 +80,11 @@ impl Registry {
         self.lock().get(key).cloned()
     }
 
+    /// Whether no flow is served.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Number of flows.
     pub fn len(&self) -> usize {
         self.lock().len()

@@ -137,12 +137,15 @@ pub struct TunnelRow {
     pub shard: u16,
 }
 
+/// Tunnels by number, with their shard.
+type Known = HashMap<u64, (Weak<TunnelInfo>, u16)>;
+
 /// Tunnels of all shards: one lock when a tunnel is made, one when somebody looks.
 #[derive(Debug, Clone, Default)]
 pub struct TunnelList {
     made: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
-    known: Arc<Mutex<HashMap<u64, (Weak<TunnelInfo>, u16)>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl TunnelList {
