@@ -24,6 +24,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("kill_of_the_clients_agent_under_twenty_senders", |side| killed(side, 1)),
     ("kill_of_the_servers_agent_under_twenty_senders", |side| killed(side, 2)),
     ("a_restarted_agent_serves_within_a_second", restarted),
+    ("cleanup_under_twenty_senders_leaves_no_trace", cleaned),
     ("sigterm_ends_in_order_and_the_kernel_goes_on_judging", stopped),
 ];
 
@@ -161,4 +162,37 @@ fn stopped(side: &mut Side) -> Result<()> {
     side.lab.start_agent(1)?;
     served(side, port)?;
     side.far.unlisten(port)
+}
+
+/// The agent is killed, so that all flows are still in the kernel's table, and what is left is cleaned up.
+fn cleaned(side: &mut Side) -> Result<()> {
+    let port = side.port();
+    let (clients, servers) = senders(side, port)?;
+    side.lab.kill_agent(1)?;
+    side.lab.cleanup(1)?;
+    for client in &clients.reports()? {
+        let end = client.steps.get(4).context("the endless send")?;
+        ensure!(end.error.as_deref() == Some("ECONNRESET"), "a client saw something else than an RST: {client:?}");
+    }
+    ensure!(servers.reports()?.len() == SENDERS, "a server's connection is missing");
+
+    let node = side.lab.node(1)?;
+    let pins: Vec<_> = std::fs::read_dir(&node.files.bpffs)?.flatten().map(|entry| entry.file_name()).collect();
+    // The kernel's own (CONFIG_BPF_PRELOAD) stand in every new bpffs.
+    let ours = pins.iter().filter(|name| !name.to_string_lossy().ends_with(".debug"));
+    ensure!(ours.count() == 0, "left in the bpffs: {pins:?}");
+    let links = node.netns.run("ip", &["-br", "link"])?;
+    ensure!(!links.contains("kumiko"), "left among the links:\n{links}");
+    let programs = node.netns.run("bpftool", &["net", "show"])?;
+    ensure!(!programs.contains("pod_") && !programs.contains("agent_"), "left at the hooks:\n{programs}");
+    let left: Vec<_> = std::fs::read_dir(&node.files.run_dir)?.flatten().map(|entry| entry.path()).collect();
+    ensure!(left.iter().all(|path| !path.ends_with("netns") || is_empty(path)), "left in the run directory: {left:?}");
+
+    side.lab.start_agent(1)?;
+    served(side, port).context("after a new start")?;
+    side.far.unlisten(port)
+}
+
+fn is_empty(dir: &std::path::Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }

@@ -146,6 +146,19 @@ pub fn start_agent(dir: &Path, id: &str, node: u8, ns: &Netns, further: &[String
     ns.spawn(with_log(&mut command, &files.log)?)
 }
 
+/// Removes what the agent of a node has left in the kernel and on disk.
+pub fn cleanup(dir: &Path, id: &str, node: u8, ns: &Netns) -> Result<()> {
+    let files = NodeFiles::new(dir, node);
+    let mut command = Command::new(binary("kumiko-agent")?);
+    command.args(["cleanup", "--netns-name", &agent_netns_name(id, node)]);
+    command.arg("--run-dir").arg(&files.run_dir).arg("--bpffs").arg(&files.bpffs);
+    let status = ns.spawn(with_log(&mut command, &files.log)?)?.wait().context("waiting for cleanup")?;
+    if !status.success() {
+        bail!("cleanup ended with {status}; end of {}:\n{}", files.log.display(), tail(&files.log, 30));
+    }
+    Ok(())
+}
+
 /// Waits until an agent says that it is ready.
 pub fn wait_ready(child: &mut Child, files: &NodeFiles) -> Result<()> {
     let ready = wait_for("the agent is ready", START_LIMIT, || {

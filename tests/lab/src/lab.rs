@@ -182,6 +182,11 @@ impl Lab {
         self.reap_agent(number)
     }
 
+    /// Runs `kumiko-agent cleanup` on a node whose agent does not run.
+    pub fn cleanup(&self, number: u8) -> Result<()> {
+        agents::cleanup(&self.dir(), &self.state.id, number, &self.node(number)?.netns)
+    }
+
     fn reap_agent(&mut self, number: u8) -> Result<std::process::ExitStatus> {
         let node = self.node_mut(number)?;
         let mut child = node.agent.take().with_context(|| format!("no agent runs on n{number}"))?;
