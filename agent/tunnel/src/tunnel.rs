@@ -23,7 +23,7 @@ pub const SETTLE_WITHIN: Duration = Duration::from_millis(500);
 /// One end of a tunnel. Dropped, it closes the connection: the peer takes an unfinished flow for aborted.
 #[derive(Debug)]
 pub struct Tunnel {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Arc<TcpStream>,
     pub(crate) session: Session,
     pub(crate) role: Role,
     info: Arc<TunnelInfo>,
@@ -64,7 +64,7 @@ impl OpenError {
 
 impl Tunnel {
     pub(crate) fn new(stream: TcpStream, session: Session, role: Role, facts: Facts) -> Self {
-        Self { stream, session, role, info: Arc::new(TunnelInfo::new(facts)) }
+        Self { stream: Arc::new(stream), session, role, info: Arc::new(TunnelInfo::new(facts)) }
     }
 
     /// Facts and counters, for whoever lists tunnels.
@@ -90,6 +90,11 @@ impl Tunnel {
     /// The connection, for looking at (addresses, `TCP_INFO`).
     pub fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// The same while a relay has the tunnel. To be dropped with it: the connection closes with the last handle.
+    pub fn stream_handle(&self) -> Arc<TcpStream> {
+        self.stream.clone()
     }
 
     /// Whether no flow is on it, it lives and it does not drain.
@@ -251,7 +256,7 @@ impl Tunnel {
     }
 
     pub(crate) fn set_abort(&self) {
-        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        let _ = socket2::SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO));
     }
 
     /// Changes the keys of what this side sends; with `request`, the peer changes its own too. Keys change by

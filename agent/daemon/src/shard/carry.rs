@@ -2,6 +2,8 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use kumiko_abi::{FlowId, Reason};
 use kumiko_core::flow_record::{FlowClose, FlowSide};
@@ -13,6 +15,12 @@ use super::Shard;
 use super::deliver::Delivered;
 use super::registry::Stop;
 use crate::telemetry::FlowEnded;
+
+/// Between two looks at whether the other node still answers.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long another node may leave sent bytes unanswered before the flow is given up: long enough for a link that is
+/// re-routed, short enough that nobody waits for TCP's own quarter of an hour.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Urgent data by the kernel's own calls.
 struct Oob;
@@ -34,7 +42,10 @@ impl Urgent for Oob {
 
 /// The client's side: to another node. The tunnel goes back to the pool if it can.
 pub(super) async fn to_node(shard: &Rc<Shard>, id: FlowId, plain: TcpStream, mut tunnel: Tunnel, stop: &Stop) {
-    let end = kumiko_tunnel::relay(&plain, &mut tunnel, stop.stopped(), Some(&Oob)).await;
+    let end = {
+        let stopped = stopped(stop, tunnel.stream_handle());
+        kumiko_tunnel::relay(&plain, &mut tunnel, stopped, Some(&Oob)).await
+    };
     close(plain, &end);
     report(shard, id, &end, FlowSide::Source, tunnel.stream());
     if end.reusable {
@@ -51,7 +62,10 @@ pub(super) async fn from_node(
     stop: &Stop,
 ) -> bool {
     let Delivered { stream, registered, .. } = delivered;
-    let end = kumiko_tunnel::relay(&stream, tunnel, stop.stopped(), Some(&Oob)).await;
+    let end = {
+        let stopped = stopped(stop, tunnel.stream_handle());
+        kumiko_tunnel::relay(&stream, tunnel, stopped, Some(&Oob)).await
+    };
     close(stream, &end);
     report(shard, id, &end, FlowSide::Destination, tunnel.stream());
     drop(registered);
@@ -66,6 +80,25 @@ pub(super) async fn on_node(shard: &Rc<Shard>, id: FlowId, client: TcpStream, de
     close(client, &end);
     close(stream, &end);
     drop(registered);
+}
+
+/// Returns when the flow has to end: asked from outside, or the other node has been silent for too long.
+///
+/// `TCP_USER_TIMEOUT` cannot do the second: it also ends connections whose reader is merely stalled (its window closed,
+/// its kernel answering every probe).
+async fn stopped(stop: &Stop, tunnel: Arc<TcpStream>) -> Reason {
+    let silent = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if sockets::tcp_info(&*tunnel).is_ok_and(|info| info.unanswered() > SILENCE) {
+                return Reason::NodeUnreachable;
+            }
+        }
+    };
+    tokio::select! {
+        reason = stop.stopped() => reason,
+        reason = silent => reason,
+    }
 }
 
 /// After an orderly end the kernel finishes sending; any other end is an RST, never a clean end of stream.
@@ -107,6 +140,7 @@ fn how(end: &RelayEnd) -> FlowClose {
     match end.stopped {
         Some(Reason::EndpointGone) => return FlowClose::EndpointGone,
         Some(Reason::TupleBusy) => return FlowClose::Replaced,
+        Some(Reason::NodeUnreachable) => return FlowClose::TunnelLost,
         Some(_) => return FlowClose::Agent,
         None => {}
     }
