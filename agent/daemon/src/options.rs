@@ -82,6 +82,10 @@ pub struct RunOptions {
     /// Object file of the kernel programs, instead of the one built in.
     #[arg(long)]
     pub bpf_object: Option<PathBuf>,
+    /// Log statements of the kernel programs that are switched on, for debugging: 0 none, 1 error to 5 trace. Each costs
+    /// thousands of verified instructions.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=5))]
+    pub bpf_log: u8,
     /// Seconds between two readings of the flow table.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub collect_interval: u64,

@@ -18,6 +18,7 @@ use kumiko_kernel::alive::RunLock;
 use kumiko_kernel::bpf::{self, Datapath, LoadOptions, ObjectSource};
 use kumiko_kernel::inject::{IcmpInjector, Injector};
 use kumiko_kernel::netns::Netns;
+use kumiko_kernel::readable::Readable;
 use kumiko_kernel::{cgroup, sockets};
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,10 +57,11 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     let _lock = RunLock::acquire(&places.run_dir)?;
     let host = Netns::current().context("cannot open this process's network namespace")?;
     let agent = AgentNs::ensure(&places.run_dir, &places.netns_name, &host)?;
-    let datapath = Arc::new(Datapath::load(&LoadOptions {
-        object: object(options.bpf_object.as_deref())?,
-        pin_dir: bpf::pin_dir(&places.bpffs),
-    })?);
+    let load = LoadOptions { object: object(options.bpf_object.as_deref())?, pin_dir: bpf::pin_dir(&places.bpffs) };
+    let datapath = Arc::new(Datapath::load_with_log(&load, options.bpf_log)?);
+    if options.bpf_log > 0 {
+        print_program_log(&datapath)?;
+    }
     let shards = options.shards.unwrap_or_else(cores);
     let config = config(options, &datapath, &agent, shards)?;
     // Before the hooks see it: no listener of the agent before us may be left for this generation.
@@ -269,6 +271,21 @@ fn start_shard(
         }
     };
     std::thread::Builder::new().name(format!("shard-{index}")).spawn(work).context("shard's thread")
+}
+
+/// Hands what the kernel programs log to the agent's own log, for as long as the process lives.
+fn print_program_log(datapath: &Datapath) -> anyhow::Result<()> {
+    let mut logger = datapath.logger().context("the kernel programs' log")?;
+    spawn_local_thread("bpf-log", move || async move {
+        let readable = Readable::new(&logger)?;
+        readable
+            .wait(|| {
+                logger.flush();
+                None::<()>
+            })
+            .await
+    })?;
+    Ok(())
 }
 
 /// Runs a task that need not be `Send` on a thread of its own.
