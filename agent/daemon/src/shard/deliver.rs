@@ -116,6 +116,10 @@ impl Shard {
     /// Ends what stands under the key if it is an older life of this very flow's tuple; says whether it is free now.
     fn give_way(&self, key: &FlowKey, delivery: &Delivery) -> Result<bool, Failure> {
         let Some(flow) = self.common.flows.get(key) else { return Ok(true) };
+        if flow.state == FlowState::Pending as u8 {
+            // Simultaneous open: the pod itself is dialling its peer with these very addresses and ports.
+            return Err(Failure::new(Reason::TupleBusy));
+        }
         if flow.flags & flags::DELIVERED == 0 {
             // The client's own flow to the pod's address, in the clear or on the fast path.
             return Ok(false);
