@@ -14,6 +14,7 @@ use std::io;
 use std::net::Shutdown;
 
 use kumiko_abi::Reason;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 pub use flow::relay;
@@ -116,6 +117,21 @@ pub trait Urgent {
 
     /// Sends one byte as urgent (`MSG_OOB`), without blocking.
     fn send(&self, stream: &TcpStream, byte: u8) -> io::Result<()>;
+}
+
+/// Waits for `interest` (for ever if there is none); says whether the socket reported an error.
+///
+/// The report is forgotten at once: it stands beside the readiness to read, and may come before it (an RST shows its
+/// error first, its end of stream an instant later). Kept, it would be answered again and again, by a task that never
+/// lets the thread look for the rest.
+async fn ready(stream: &TcpStream, interest: Option<Interest>) -> bool {
+    let Some(interest) = interest else { return std::future::pending().await };
+    // A failing registration shows in the next call that uses the socket.
+    let error = stream.ready(interest).await.map_or(true, |r| r.is_error());
+    if error {
+        let _ = stream.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+    error
 }
 
 fn would_block(error: &io::Error) -> bool {

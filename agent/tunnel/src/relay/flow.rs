@@ -11,9 +11,10 @@ use kumiko_core::frame::Frame;
 use kumiko_core::halves::{Bytes, End};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until};
 
-use super::{ROUNDS, RelayEnd, SideEnd, Urgent, Who, would_block};
+use super::{ROUNDS, RelayEnd, SideEnd, Urgent, Who, ready, would_block};
 use crate::error::TunnelError;
 use crate::inbound::BATCH;
 use crate::outbound::Filled;
@@ -101,7 +102,11 @@ impl Flow<'_> {
         let mut stop = pin!(stop);
         let mut deadline: Option<Instant> = None;
         let (mut plain_error, mut tunnel_error) = (true, true);
+        // Errors that were reported and not yet met by a read or write.
+        let (mut plain_told, mut tunnel_told) = (false, false);
         loop {
+            // Whatever a socket keeps reporting, the shard's other flows get their turn.
+            consume_budget().await;
             self.wants = Wants::default();
             self.up()?;
             self.down()?;
@@ -121,17 +126,23 @@ impl Flow<'_> {
                 }
             }
             let wants = self.wants;
+            if plain_told && !wants.plain_read && !wants.plain_write {
+                plain_told = false;
+                plain_error = self.check_plain()?;
+                continue;
+            }
+            if tunnel_told && !wants.tunnel_read && !wants.tunnel_write {
+                tunnel_told = false;
+                tunnel_error = self.check_tunnel()?;
+                continue;
+            }
             let plain_wait = interest(wants.plain_read, wants.plain_write, plain_error && !self.plain_gone());
             let tunnel_wait = interest(wants.tunnel_read, wants.tunnel_write, tunnel_error);
             tokio::select! {
                 biased;
                 reason = &mut stop => return self.stop(reason),
-                ready = ready(self.plain, plain_wait) => if ready {
-                    plain_error = self.check_plain(wants)?;
-                },
-                ready = ready(&self.tunnel.stream, tunnel_wait) => if ready {
-                    tunnel_error = self.check_tunnel(wants)?;
-                },
+                error = ready(self.plain, plain_wait) => plain_told |= error,
+                error = ready(&self.tunnel.stream, tunnel_wait) => tunnel_told |= error,
                 () = expired(deadline) => {
                     // The other end does not answer: only an RST gets through to it.
                     self.tunnel.set_abort();
@@ -346,15 +357,6 @@ impl Flow<'_> {
 fn interest(read: bool, write: bool, error: bool) -> Option<Interest> {
     let wanted = [(read, Interest::READABLE), (write, Interest::WRITABLE), (error, Interest::ERROR)];
     wanted.into_iter().filter(|(on, _)| *on).map(|(_, interest)| interest).reduce(Interest::add)
-}
-
-/// Waits for `interest`; says whether the socket reported an error.
-async fn ready(stream: &TcpStream, interest: Option<Interest>) -> bool {
-    match interest {
-        // A failing registration shows in the next call that uses the socket.
-        Some(interest) => stream.ready(interest).await.map_or(true, |r| r.is_error()),
-        None => std::future::pending().await,
-    }
 }
 
 async fn expired(deadline: Option<Instant>) {

@@ -7,8 +7,9 @@ use std::pin::pin;
 use kumiko_abi::Reason;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 
-use super::{ROUNDS, RelayEnd, SideEnd, Urgent, Who, plain_end, shut, would_block};
+use super::{ROUNDS, RelayEnd, SideEnd, Urgent, Who, plain_end, ready, shut, would_block};
 use crate::buffer::{Adaptive, Buffer};
 
 /// Copies between `client` and `server` until both have ended, one has failed, or `stop` gives a cause. Ends travel as
@@ -24,7 +25,11 @@ pub async fn plain_relay(
     let mut up = Copy::new(client, server, Who::Plain);
     let mut down = Copy::new(server, client, Who::Far);
     let (mut client_errors, mut server_errors) = (true, true);
+    // Errors that were reported and not yet met by a read or write.
+    let (mut client_told, mut server_told) = (false, false);
     loop {
+        // Whatever a socket keeps reporting, the shard's other flows get their turn.
+        consume_budget().await;
         let mut turn = false;
         for result in [up.run(urgent), down.run(urgent)] {
             match result {
@@ -52,24 +57,30 @@ pub async fn plain_relay(
                 () = tokio::task::yield_now() => continue,
             }
         }
+        // Whoever reads or writes a socket meets its error, after the bytes that came before.
+        let used = |reads: &Copy<'_>, writes: &Copy<'_>| reads.wants_read() || writes.wants_write();
+        if client_told && !used(&up, &down) {
+            client_told = false;
+            match client.take_error() {
+                Ok(None) => client_errors = false,
+                Ok(Some(error)) | Err(error) => return failed(end, &up, &down, Who::Plain, &error),
+            }
+        }
+        if server_told && !used(&down, &up) {
+            server_told = false;
+            match server.take_error() {
+                Ok(None) => server_errors = false,
+                Ok(Some(error)) | Err(error) => return failed(end, &up, &down, Who::Far, &error),
+            }
+        }
         // Of each socket: what both directions want, and errors always.
         let client_wait = wait(up.wants_read(), down.wants_write(), client_errors);
         let server_wait = wait(down.wants_read(), up.wants_write(), server_errors);
-        let error = tokio::select! {
+        tokio::select! {
             biased;
             reason = &mut stop => return stopped(end, reason),
-            error = ready(client, client_wait) => error.then_some((client, Who::Plain, &up, &down)),
-            error = ready(server, server_wait) => error.then_some((server, Who::Far, &down, &up)),
-        };
-        if let Some((stream, who, reads, writes)) = error {
-            // Whoever reads or writes it meets the error, after the bytes that came before.
-            if !reads.wants_read() && !writes.wants_write() {
-                match stream.take_error() {
-                    Ok(None) if who == Who::Plain => client_errors = false,
-                    Ok(None) => server_errors = false,
-                    Ok(Some(error)) | Err(error) => return failed(end, &up, &down, who, &error),
-                }
-            }
+            error = ready(client, client_wait) => client_told |= error,
+            error = ready(server, server_wait) => server_told |= error,
         }
     }
 }
@@ -198,11 +209,4 @@ impl<'a> Copy<'a> {
 fn wait(read: bool, write: bool, error: bool) -> Option<Interest> {
     let wanted = [(read, Interest::READABLE), (write, Interest::WRITABLE), (error, Interest::ERROR)];
     wanted.into_iter().filter(|(on, _)| *on).map(|(_, interest)| interest).reduce(Interest::add)
-}
-
-async fn ready(stream: &TcpStream, interest: Option<Interest>) -> bool {
-    match interest {
-        Some(interest) => stream.ready(interest).await.map_or(true, |r| r.is_error()),
-        None => std::future::pending().await,
-    }
 }

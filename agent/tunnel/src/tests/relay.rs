@@ -309,3 +309,55 @@ fn urgent_bytes_stay_in_line() {
         }
     });
 }
+
+/// Runs a test that fails, instead of hanging, when its thread never comes back to its timers.
+fn watched(test: impl Future<Output = ()> + Send + 'static) {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        local(test);
+        done.send(())
+    });
+    ended.recv_timeout(Duration::from_secs(10)).expect("the thread spins, or the test failed");
+}
+
+/// From now on every send leaves a report in the socket's error queue: an error event without anything to read, as an
+/// RST shows for an instant.
+fn report_errors(stream: &TcpStream) {
+    use nix::sys::socket::{TimestampingFlag, setsockopt, sockopt::Timestamping};
+    let flags = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
+    setsockopt(stream, Timestamping, &flags).unwrap();
+}
+
+/// Bytes to `client`, whose relay's socket then reports an error; then bytes both ways as if nothing had been.
+async fn talk(mut client: TcpStream, mut server: TcpStream) {
+    let mut byte = [0];
+    for _ in 0..3 {
+        server.write_all(b"s").await.unwrap();
+        client.read_exact(&mut byte).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        client.write_all(b"c").await.unwrap();
+        server.read_exact(&mut byte).await.unwrap();
+    }
+}
+
+#[test]
+fn an_error_event_with_nothing_to_read_does_not_stop_the_thread() {
+    watched(async {
+        let ((client, a), (server, b)) = (sockets().await, sockets().await);
+        report_errors(&a);
+        let end = spawn_local(async move { plain_relay(&a, &b, never(), None).await });
+        talk(client, server).await;
+        assert!(end.await.unwrap().orderly());
+    });
+    watched(async {
+        let (mut near, mut far) = tunnels().await;
+        open_flow(&mut near, &mut far).await;
+        let ((client, a), (server, b)) = (sockets().await, sockets().await);
+        report_errors(&a);
+        report_errors(near.stream());
+        let end = spawn_local(async move { relay(&a, &mut near, never(), None).await });
+        spawn_local(async move { relay(&b, &mut far, never(), None).await });
+        talk(client, server).await;
+        assert!(end.await.unwrap().orderly());
+    });
+}

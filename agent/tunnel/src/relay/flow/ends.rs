@@ -5,7 +5,7 @@ use std::io;
 use kumiko_abi::Reason;
 use kumiko_core::frame::Frame;
 
-use super::{Fatal, Flow, Wants};
+use super::{Fatal, Flow};
 use crate::error::TunnelError;
 use crate::relay::{SideEnd, Who, plain_end, shut};
 use crate::role::{Event, Role};
@@ -96,10 +96,10 @@ impl Flow<'_> {
         }
     }
 
-    /// After an error event on the plain socket: `false` when there is no error to see.
-    pub(super) fn check_plain(&mut self, wants: Wants) -> Result<bool, Fatal> {
-        // While it is read, the read says so, after the bytes that came before it.
-        if wants.plain_read || wants.plain_write || self.plain_gone() {
+    /// After an error event on the plain socket while nothing is read from it or written to it (a read would say so,
+    /// after the bytes that came before): `false` when there is no error to see.
+    pub(super) fn check_plain(&mut self) -> Result<bool, Fatal> {
+        if self.plain_gone() {
             return Ok(true);
         }
         match self.plain.take_error() {
@@ -109,10 +109,7 @@ impl Flow<'_> {
     }
 
     /// The same for the tunnel, which nobody reads while the plain side takes nothing.
-    pub(super) fn check_tunnel(&mut self, wants: Wants) -> Result<bool, Fatal> {
-        if wants.tunnel_read || wants.tunnel_write {
-            return Ok(true);
-        }
+    pub(super) fn check_tunnel(&mut self) -> Result<bool, Fatal> {
         match self.tunnel.stream.take_error() {
             Ok(None) => Ok(false),
             Ok(Some(error)) | Err(error) => Err(TunnelError::from(error).into()),
