@@ -98,7 +98,6 @@ pub(crate) fn all(release: bool) -> Result<()> {
     let mut command = cargo();
     command.args([
         "build",
-        "--quiet",
         "-p",
         "kumiko-agent",
         "-p",
@@ -117,5 +116,5 @@ pub(crate) fn all(release: bool) -> Result<()> {
 
 /// Builds what runs as `/init` in the virtual machines.
 pub(crate) fn vm_init() -> Result<()> {
-    run(cargo().args(["build", "--quiet", "-p", "kumiko-tests", "--bin", "kumiko-vm-init"]))
+    run(cargo().args(["build", "-p", "kumiko-tests", "--bin", "kumiko-vm-init"]))
 }

@@ -20,7 +20,7 @@ pub(crate) fn run() -> Result<()> {
     show(cargo().args(["fmt", "--all", "--check"]))?;
     show(cargo().args(["fmt", "--all", "--check"]).current_dir(root().join("ebpf")))?;
     eprintln!("lint: clippy");
-    show(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    show(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     eprintln!("lint: clippy of the kernel programs");
     ebpf_clippy()?;
     eprintln!("lint: this repository's rules");
@@ -34,7 +34,7 @@ fn ebpf_clippy() -> Result<()> {
     let mut command = cargo();
     command
         .current_dir(root().join("ebpf"))
-        .args(["clippy", "--quiet", "--locked", "--target-dir"])
+        .args(["clippy", "--locked", "--target-dir"])
         .arg(root().join("target/ebpf-clippy"))
         .args(["--", "-D", "warnings"]);
     show(&mut command)
