@@ -49,6 +49,8 @@ use tunnels::Tunnels;
 pub const MAX_HANDSHAKES: usize = 256;
 /// Connections on a shard's tunnel port that may wait for a handshake; more are closed and counted.
 pub const MAX_WAITING: usize = 2048;
+/// Of these, connections from addresses that no Node object names (yet).
+const MAX_STRANGERS: usize = 16;
 /// Connections taken from a listener before other work gets its turn.
 const ACCEPT_BATCH: usize = 64;
 
@@ -107,6 +109,7 @@ struct Shard {
     pairings: Pairings,
     handshakes: Semaphore,
     waiting: Semaphore,
+    strangers: Semaphore,
     tunnels: Tunnels,
     picks: RefCell<u64>,
 }
@@ -126,6 +129,7 @@ pub fn run(common: Common, parts: Parts, end: watch::Receiver<bool>) -> anyhow::
             pairings: Pairings::default(),
             handshakes: Semaphore::new(MAX_HANDSHAKES),
             waiting: Semaphore::new(MAX_WAITING),
+            strangers: Semaphore::new(MAX_STRANGERS),
             picks: RefCell::new(clock::unix_ns() ^ u64::from(index)),
         });
         for listener in listeners {

@@ -48,7 +48,7 @@ pub(super) async fn to_node(shard: &Rc<Shard>, id: FlowId, plain: TcpStream, mut
     };
     close(plain, &end);
     report(shard, id, &end, FlowSide::Source, tunnel.stream());
-    if end.reusable {
+    if end.reusable || settled(&mut tunnel, &end).await {
         shard.tunnels.put_back(tunnel);
     }
 }
@@ -69,7 +69,16 @@ pub(super) async fn from_node(
     close(stream, &end);
     report(shard, id, &end, FlowSide::Destination, tunnel.stream());
     drop(registered);
-    end.reusable
+    end.reusable || settled(tunnel, &end).await
+}
+
+/// After a flow that was stopped here: waits a moment for the other node's answer to the RESET. The tunnel can carry the
+/// next flow then.
+async fn settled(tunnel: &mut Tunnel, end: &RelayEnd) -> bool {
+    match end.stopped {
+        Some(reason) if end.error.is_none() && reason != Reason::NodeUnreachable => tunnel.reset(reason).await,
+        _ => false,
+    }
 }
 
 /// Both pods on this node.

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::Shard;
 use super::failure::Failure;
-use super::registry::{Entry, Registered, Stop};
+use super::registry::{Claimed, Entry, Registered, Stop};
 
 /// Source of a pod's connection to itself through a Service: its own address would never be answered.
 const HAIRPIN_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 107, 1);
@@ -49,12 +49,19 @@ struct Reserved<'a> {
     commands: &'a Commands,
     key: FlowKey,
     id: FlowId,
-    keep: bool,
+    registered: &'a Registered,
+}
+
+impl Reserved<'_> {
+    fn keep(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        if !self.keep {
+        // An OPEN that was tried again on another tunnel has this very id: what it entered is not this one's to reap.
+        if self.registered.holds() {
             let _ = self.commands.reap(&self.key, &self.id);
         }
     }
@@ -73,14 +80,12 @@ impl Shard {
         let handles = [state.handle(&delivery.source_uid), state.handle(&delivery.target_uid)];
         drop(state);
         let marks = flags::DELIVERED | if hairpin { flags::HAIRPIN } else { 0 };
-        let source = self.reserve(&delivery, source, handles, ifindex, marks)?;
+        let (source, registered) = self.reserve(&delivery, source, handles, ifindex, marks)?;
         let (key, _) = addr::flow_key(source, delivery.to, TCP);
-        let mut reserved = Reserved { commands: &self.common.commands, key, id: delivery.id, keep: false };
-        let entry = Entry { id: delivery.id, asked: delivery.asked, handles, stop: delivery.stop.clone() };
-        let registered = self.common.registry.add(key, entry);
-        match connect(source, delivery.to).await {
+        let reserved = Reserved { commands: &self.common.commands, key, id: delivery.id, registered: &registered };
+        match connect(source, delivery.to, &registered).await {
             Ok(stream) => {
-                reserved.keep = true;
+                reserved.keep();
                 Ok(Delivered { stream, registered })
             }
             Err(number) => Err(Failure { reason: connect_reason(number), errno: number }),
@@ -95,46 +100,49 @@ impl Shard {
         handles: [u32; 2],
         ifindex: u32,
         marks: u32,
-    ) -> Result<SocketAddr, Failure> {
-        if self.create(delivery, source, handles, ifindex, marks)? {
-            return Ok(source);
-        }
-        let (key, _) = addr::flow_key(source, delivery.to, TCP);
-        if self.give_way(&key, delivery)? && self.create(delivery, source, handles, ifindex, marks)? {
-            return Ok(source);
-        }
-        let marks = marks | flags::OTHER_PORT;
-        for _ in 0..OTHER_PORTS {
-            let other = SocketAddr::new(source.ip(), rand::random_range(32_768..=60_999));
-            if self.create(delivery, other, handles, ifindex, marks)? {
-                return Ok(other);
+    ) -> Result<(SocketAddr, Registered), Failure> {
+        let other = |_| SocketAddr::new(source.ip(), rand::random_range(32_768..=60_999));
+        let others = (0..OTHER_PORTS).map(other).map(|source| (source, marks | flags::OTHER_PORT));
+        for (source, marks) in std::iter::once((source, marks)).chain(others) {
+            let (key, _) = addr::flow_key(source, delivery.to, TCP);
+            if self.common.flows.get(&key).is_some_and(|flow| flow.state == FlowState::Pending as u8) {
+                // Simultaneous open: the pod itself is dialling its peer with these very addresses and ports.
+                return Err(Failure::new(Reason::TupleBusy));
+            }
+            let Delivery { id, client, asked, stop, .. } = delivery;
+            let entry = Entry { id: *id, client: *client, asked: *asked, handles, stop: stop.clone() };
+            let registered = match self.common.registry.claim(key, entry) {
+                Ok(registered) => registered,
+                Err(Claimed::ByAnother) => continue,
+                Err(Claimed::ByLater) => return Err(Failure::new(Reason::TupleBusy)),
+            };
+            if self.create(delivery, source, handles, ifindex, marks)?
+                || (self.give_way(&key, &registered)? && self.create(delivery, source, handles, ifindex, marks)?)
+            {
+                return Ok((source, registered));
             }
         }
         Err(Failure::new(Reason::TupleBusy))
     }
 
     /// Ends what stands under the key if it is an older life of this very flow's tuple; says whether it is free now.
-    fn give_way(&self, key: &FlowKey, delivery: &Delivery) -> Result<bool, Failure> {
+    fn give_way(&self, key: &FlowKey, registered: &Registered) -> Result<bool, Failure> {
         let Some(flow) = self.common.flows.get(key) else { return Ok(true) };
-        if flow.state == FlowState::Pending as u8 {
-            // Simultaneous open: the pod itself is dialling its peer with these very addresses and ports.
-            return Err(Failure::new(Reason::TupleBusy));
-        }
         if flow.flags & flags::DELIVERED == 0 {
             // The client's own flow to the pod's address, in the clear or on the fast path.
             return Ok(false);
         }
-        if let Some(live) = self.common.registry.get(key) {
-            if live.asked != delivery.asked {
-                return Ok(false);
-            }
-            live.stop.stop(Reason::TupleBusy);
-            let (local, remote) = addr::ends(key, flow.flags);
-            // Its socket has to be gone before the tuple can be bound again; the pod gets the RST it would have got.
-            let _ = diag::destroy(local, remote);
+        if !registered.holds() {
+            return Err(Failure::new(Reason::TupleBusy));
         }
         match self.common.commands.reap(key, &flow.id) {
-            Ok(CommandResult::Done | CommandResult::Missing) => Ok(true),
+            Ok(CommandResult::Done) => {
+                let (local, remote) = addr::ends(key, flow.flags);
+                // Its socket has to be gone before the tuple can be bound again; the pod gets the RST it would have got.
+                let _ = diag::destroy(local, remote);
+                Ok(true)
+            }
+            Ok(CommandResult::Missing) => Ok(true),
             _ => Ok(false),
         }
     }
@@ -180,11 +188,11 @@ impl Shard {
 }
 
 /// Connects and waits for the pod's answer; an errno when it is not a yes.
-async fn connect(source: SocketAddr, to: SocketAddr) -> Result<TcpStream, i32> {
+async fn connect(source: SocketAddr, to: SocketAddr, registered: &Registered) -> Result<TcpStream, i32> {
     let number = |e: std::io::Error| e.raw_os_error().unwrap_or(errno::EHOSTUNREACH);
     let socket = match sockets::connect_as(source, to) {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => {
-            // Our own TIME_WAIT towards a server without timestamps.
+        Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable && registered.holds() => {
+            // Our own TIME_WAIT towards a server without timestamps, or an older life of this tuple.
             let _ = diag::destroy(source, to);
             sockets::connect_as(source, to).map_err(number)?
         }

@@ -1,6 +1,7 @@
 //! Honest connect, the client's side: a parked SYN becomes a connection only after the far end has accepted.
 
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use kumiko_core::addr;
 use kumiko_core::connect::{self, Answer};
 use kumiko_core::frame::{AskedService, Open};
 use kumiko_core::route::Plan;
+use kumiko_kernel::diag;
+use kumiko_tunnel::pool::Key;
 use kumiko_tunnel::{OpenError, Tunnel};
 use tokio::net::TcpStream;
 use tracing::debug;
@@ -42,26 +45,45 @@ enum Far {
 pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
     let (client, asked) = addr::ends(&syn.key, syn.flags);
     let stop = Arc::new(Stop::default());
-    let entry = Entry { id: syn.id, asked, handles: [syn.src, syn.dst], stop: stop.clone() };
-    let _registered = shard.common.registry.add(syn.key, entry);
+    let entry = Entry { id: syn.id, client, asked, handles: [syn.src, syn.dst], stop: stop.clone() };
+    let registered = shard.common.registry.add(syn.key, entry);
     let plan = match shard.plan(&syn, client, asked) {
         Ok(plan) => plan,
         Err(reason) => return refuse(&shard, &syn, None, Failure::new(reason)).await,
     };
     let target = shard.common.state.load().handle(&plan.target.uid);
     shard.common.sink.dialling(report::dialled(&syn, client, &plan, target));
-    let far = tokio::select! {
-        far = reach(&shard, &syn, &plan, client, asked, &stop) => far,
-        reason = gave_up(&shard, &syn) => Err(Failure::new(reason)),
-        reason = stop.stopped() => Err(Failure::new(reason)),
+    let far = {
+        let quit = async {
+            tokio::select! {
+                reason = gave_up(&shard, &syn) => reason,
+                reason = stop.stopped() => reason,
+            }
+        };
+        reach(&shard, &syn, &plan, (client, asked), &stop, pin!(quit)).await
     };
     let far = match far {
         Ok(far) => far,
         Err(failure) => return refuse(&shard, &syn, Some(&plan), failure).await,
     };
+    if registered.replaced() {
+        // What the older flow left here (a handshake that nobody finished) would answer the new SYN in its own way.
+        let _ = diag::destroy(asked, client);
+    }
     let plain = match pair(&shard, &syn, client, asked, &stop).await {
         Ok(plain) => plain,
-        Err(failure) => return refuse(&shard, &syn, Some(&plan), failure).await,
+        Err(failure) => {
+            // The far pod is reset at once; the tunnel is as good as before.
+            if let Far::Tunnel(mut tunnel) = far {
+                let shard = shard.clone();
+                tokio::task::spawn_local(async move {
+                    if tunnel.reset(failure.reason).await {
+                        shard.tunnels.put_back(*tunnel);
+                    }
+                });
+            }
+            return refuse(&shard, &syn, Some(&plan), failure).await;
+        }
     };
     match far {
         Far::Tunnel(tunnel) => carry::to_node(&shard, syn.id, plain, *tunnel, &stop).await,
@@ -69,14 +91,14 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
     }
 }
 
-/// Gets the far end to accept: over a tunnel, or here when the chosen pod is on this node.
+/// Gets the far end to accept, unless `quit` comes first: over a tunnel, or here when the chosen pod is on this node.
 async fn reach(
     shard: &Rc<Shard>,
     syn: &SynRecord,
     plan: &Plan,
-    client: SocketAddr,
-    asked: SocketAddr,
+    (client, asked): (SocketAddr, SocketAddr),
     stop: &Arc<Stop>,
+    mut quit: Pin<&mut impl Future<Output = Reason>>,
 ) -> Result<Far, Failure> {
     let Some(node) = plan.node_addr else {
         let delivery = Delivery {
@@ -89,15 +111,22 @@ async fn reach(
             service: syn.service,
             stop: stop.clone(),
         };
-        let delivered = shard.deliver(delivery).await?;
+        let delivered = tokio::select! {
+            delivered = shard.deliver(delivery) => delivered?,
+            reason = quit => return Err(Failure::new(reason)),
+        };
         shard.common.sink.opened(syn.id, FlowOpened { tunnel: None, handshake_us: None, connect_us: since(syn) });
         return Ok(Far::Local(delivered));
     };
     let node = SocketAddr::new(node, kumiko_abi::TUNNEL_PORT);
     let open = open_frame(syn, plan, client, asked);
-    let mut last = Failure::new(Reason::NotProcessed);
+    let (mut last, mut fresh) = (Failure::new(Reason::NotProcessed), false);
     for _ in 0..TRIES {
-        let taken = shard.tunnels.take(&shard.common, &plan.source_principal, &plan.target_principal, node).await;
+        let key = Key { source: plan.source_principal.clone(), destination: plan.target_principal.clone(), node };
+        let taken = tokio::select! {
+            taken = shard.tunnel(key, fresh) => taken,
+            reason = &mut quit => return Err(Failure::new(reason)),
+        };
         let taken = match taken {
             Ok(taken) => taken,
             Err(failure) if passing(failure.reason) => {
@@ -107,7 +136,20 @@ async fn reach(
             Err(failure) => return Err(failure),
         };
         let mut tunnel = taken.tunnel;
-        match tunnel.open(&open).await {
+        let opened = tokio::select! {
+            opened = tunnel.open(&open) => opened,
+            reason = &mut quit => {
+                let shard = shard.clone();
+                // The far agent stops its connect, and the tunnel can carry the next flow.
+                tokio::task::spawn_local(async move {
+                    if tunnel.cancel_open(reason).await {
+                        shard.tunnels.put_back(tunnel);
+                    }
+                });
+                return Err(Failure::new(reason));
+            }
+        };
+        match opened {
             Ok(()) => {
                 let opened = FlowOpened {
                     tunnel: Some(tunnel.info().number),
@@ -119,8 +161,11 @@ async fn reach(
             }
             Err(OpenError::NotProcessed) => last = Failure::new(Reason::NotProcessed),
             // A warm tunnel may have died unseen, with its peer: nothing of this flow was done there that a new OPEN
-            // could double, since the acceptor ends what it did when the tunnel ends.
-            Err(OpenError::Tunnel(_)) if taken.handshake.is_none() => {}
+            // could double, since the acceptor ends what it did when the tunnel ends. The others may be dead as well.
+            Err(OpenError::Tunnel(error)) if taken.handshake.is_none() => {
+                last = Failure::new(error.reason());
+                fresh = true;
+            }
             Err(error) => {
                 let failure = Failure { reason: error.reason(), errno: error.errno() };
                 // A tunnel whose flow was refused is as good as new.

@@ -48,6 +48,8 @@ impl Stop {
 pub struct Entry {
     /// The flow.
     pub id: FlowId,
+    /// The client, with its own port: towards the pod it may have another one.
+    pub client: SocketAddr,
     /// The address that the client asked for: a Service's, or the pod's own.
     pub asked: SocketAddr,
     /// Handles of both workloads.
@@ -68,15 +70,44 @@ impl Registry {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a flow; the returned guard removes it.
+    /// Adds a flow; the returned guard removes it. An older one under this key is stopped: its client has begun anew, and
+    /// what it still does (an OPEN on its way) would hit the new flow.
     pub fn add(&self, key: FlowKey, entry: Entry) -> Registered {
-        let id = entry.id;
-        self.lock().insert(key, entry);
-        Registered { registry: self.clone(), key, id }
+        let stop = entry.stop.clone();
+        let older = self.lock().insert(key, entry);
+        if let Some(older) = &older {
+            older.stop.stop(Reason::TupleBusy);
+        }
+        Registered { registry: self.clone(), key, stop, replaced: older.is_some() }
+    }
+
+    /// Adds a flow that another node asks for, if the key is free or holds an older life of the same tuple, which is
+    /// stopped.
+    ///
+    /// # Errors
+    /// Who keeps the key.
+    pub fn claim(&self, key: FlowKey, entry: Entry) -> Result<Registered, Claimed> {
+        let mut flows = self.lock();
+        let older = flows.get(&key);
+        let replaced = older.is_some();
+        if let Some(live) = older {
+            if (live.client, live.asked) != (entry.client, entry.asked) {
+                return Err(Claimed::ByAnother);
+            }
+            if began_later(&live.id, &entry.id) {
+                return Err(Claimed::ByLater);
+            }
+            live.stop.stop(Reason::TupleBusy);
+        }
+        let stop = entry.stop.clone();
+        flows.insert(key, entry);
+        drop(flows);
+        Ok(Registered { registry: self.clone(), key, stop, replaced })
     }
 
     /// The flow under a key.
-    pub fn get(&self, key: &FlowKey) -> Option<Entry> {
+    #[cfg(test)]
+    fn get(&self, key: &FlowKey) -> Option<Entry> {
         self.lock().get(key).cloned()
     }
 
@@ -114,18 +145,47 @@ impl Registry {
     }
 }
 
+/// Why a key cannot be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claimed {
+    /// Another client's flow, or one to another address, has it: this port is taken.
+    ByAnother,
+    /// The same client has begun anew since: whoever asks was overtaken.
+    ByLater,
+}
+
+/// Whether flow `a` began after flow `b` of the same node: an id is that node's hash, the time, and a sequence.
+fn began_later(a: &FlowId, b: &FlowId) -> bool {
+    let (node, time) = (..6, 6..14);
+    a.0.get(node) == b.0.get(node) && a.0.get(time.clone()) > b.0.get(time)
+}
+
 /// Takes a flow out of the registry when dropped, unless another one has taken its key.
 #[derive(Debug)]
 pub struct Registered {
     registry: Registry,
     key: FlowKey,
-    id: FlowId,
+    /// Tells lives of one key apart; the id does not: an OPEN that is tried again has the same.
+    stop: Arc<Stop>,
+    replaced: bool,
+}
+
+impl Registered {
+    /// Whether an older flow had the key.
+    pub fn replaced(&self) -> bool {
+        self.replaced
+    }
+
+    /// Whether the key is still this flow's.
+    pub fn holds(&self) -> bool {
+        self.registry.lock().get(&self.key).is_some_and(|e| Arc::ptr_eq(&e.stop, &self.stop))
+    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut flows = self.registry.lock();
-        if flows.get(&self.key).is_some_and(|e| e.id == self.id) {
+        if flows.get(&self.key).is_some_and(|e| Arc::ptr_eq(&e.stop, &self.stop)) {
             flows.remove(&self.key);
         }
     }
@@ -138,6 +198,7 @@ mod tests {
     fn entry(n: u8) -> Entry {
         Entry {
             id: FlowId([n; 16]),
+            client: SocketAddr::new([10, 0, 0, 2].into(), 1),
             asked: "10.0.0.1:80".parse().unwrap(),
             handles: [u32::from(n), 99],
             stop: Arc::default(),
@@ -151,10 +212,13 @@ mod tests {
     #[test]
     fn a_late_guard_does_not_remove_the_next_flow() {
         let registry = Registry::default();
-        let first = registry.add(key(1), entry(1));
-        let second = registry.add(key(1), entry(2));
+        let (one, two) = (entry(1), Entry { id: FlowId([1; 16]), ..entry(2) });
+        let first = registry.add(key(1), one.clone());
+        let second = registry.add(key(1), two.clone());
+        assert_eq!(one.stop.asked(), Some(Reason::TupleBusy), "its client has begun anew");
+        assert_eq!(two.stop.asked(), None);
         drop(first);
-        assert_eq!(registry.get(&key(1)).unwrap().id, FlowId([2; 16]));
+        assert!(Arc::ptr_eq(&registry.get(&key(1)).unwrap().stop, &two.stop));
         drop(second);
         assert_eq!(registry.len(), 0);
     }
@@ -167,5 +231,36 @@ mod tests {
         assert_eq!(registry.stop_workload(1, Reason::EndpointGone), 1);
         assert_eq!(a.stop.asked(), Some(Reason::EndpointGone));
         assert_eq!(b.stop.asked(), None);
+    }
+
+    fn id(node: u8, time: u64, sequence: u8) -> FlowId {
+        let mut id = [node; 16];
+        id[6..14].copy_from_slice(&time.to_be_bytes());
+        id[14] = sequence;
+        FlowId(id)
+    }
+
+    #[test]
+    fn an_open_that_was_overtaken_is_told_by_its_id() {
+        assert!(began_later(&id(1, 256, 0), &id(1, 255, 9)));
+        assert!(!began_later(&id(1, 255, 9), &id(1, 256, 0)));
+        assert!(!began_later(&id(1, 7, 2), &id(1, 7, 1)), "one OPEN that is tried again");
+        assert!(!began_later(&id(2, 256, 0), &id(1, 255, 0)), "clocks of two nodes");
+    }
+
+    #[test]
+    fn a_key_goes_to_the_latest_life_of_its_tuple_only() {
+        let registry = Registry::default();
+        let life = |time| Entry { id: id(1, time, 0), ..entry(1) };
+        let (older, newer) = (life(1), life(2));
+        let first = registry.claim(key(1), older.clone()).unwrap();
+        let second = registry.claim(key(1), newer.clone()).unwrap();
+        assert_eq!((older.stop.asked(), newer.stop.asked()), (Some(Reason::TupleBusy), None));
+        assert!(!first.holds() && second.holds());
+        assert_eq!(registry.claim(key(1), older).unwrap_err(), Claimed::ByLater);
+        // A port that was lent to this flow is its client's own for another one: neither ends the other.
+        let owner = Entry { client: SocketAddr::new([10, 0, 0, 2].into(), 2), ..life(3) };
+        assert_eq!(registry.claim(key(1), owner).unwrap_err(), Claimed::ByAnother);
+        assert!(second.holds() && newer.stop.asked().is_none());
     }
 }

@@ -25,7 +25,7 @@ const MODEL_WITHIN: Duration = Duration::from_millis(500);
 
 /// Serves one connection on the tunnel port until it ends.
 pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr) {
-    let mut tunnel = match handshake(&shard, stream).await {
+    let mut tunnel = match handshake(&shard, stream, peer.ip()).await {
         Ok(tunnel) => tunnel,
         Err(error) => {
             shard.common.refusals.count(error.reason());
@@ -59,7 +59,14 @@ pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr)
 
 /// The handshake, when it is this connection's turn. A burst of cold dials waits instead of being refused: its clients
 /// wait too, as they would for a slow network.
-async fn handshake(shard: &Shard, stream: TcpStream) -> Result<Tunnel, HandshakeError> {
+async fn handshake(shard: &Shard, stream: TcpStream, peer: IpAddr) -> Result<Tunnel, HandshakeError> {
+    // Whoever connects and says nothing takes a turn for seconds. Few are left to those that no Node object names: a
+    // pod or a host outside could keep the nodes from each other otherwise.
+    let _stranger = if shard.common.state.load().world.node_at(peer).is_none() {
+        Some(shard.strangers.try_acquire().map_err(|_| HandshakeError::Busy)?)
+    } else {
+        None
+    };
     let Ok(_waiting) = shard.waiting.try_acquire() else { return Err(HandshakeError::Busy) };
     let Ok(Ok(_turn)) = tokio::time::timeout(TURN_WITHIN, shard.handshakes.acquire()).await else {
         return Err(HandshakeError::Busy);

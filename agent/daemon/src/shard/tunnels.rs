@@ -1,7 +1,7 @@
 //! Tunnels of a shard: warm ones from the pool, new ones by a handshake; and the list of all shards' for people.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,20 +9,23 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use kumiko_abi::Reason;
-use kumiko_core::Principal;
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::sockets;
 use kumiko_tunnel::pool::{Key, Limits, Pool};
 use kumiko_tunnel::{HandshakeError, Tunnel, TunnelInfo, TunnelOptions};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::info;
 
 use super::failure::Failure;
 use super::{Common, Shard};
 
-/// Handshakes that one shard does at once as dialler; more wait, as their clients do.
-const MAX_DIALS: usize = 64;
+/// Handshakes with one node that a shard does at once as dialler; more wait, as their clients do. By node, so that one
+/// that does not answer takes no turns from the others.
+const MAX_DIALS: usize = 32;
+/// Idle tunnels kept for one pair of principals and node: what a busy client has open at once would otherwise be closed
+/// and made anew all the time.
+const IDLE_PER_KEY: usize = 128;
 /// How long a dial waits for its principal's certificate, which may be on its way from the issuer.
 const CERTIFICATE_WITHIN: Duration = Duration::from_secs(3);
 /// Between two looks at the idle tunnels.
@@ -33,8 +36,12 @@ pub(super) struct Tunnels {
     host: Netns,
     shard: u16,
     pool: RefCell<Pool>,
-    dials: Semaphore,
+    dials: RefCell<HashMap<SocketAddr, Arc<Semaphore>>>,
+    waiting: RefCell<HashMap<Key, Waiting>>,
 }
+
+/// Flows that wait for a turn to dial; a tunnel that comes back goes to the first of them.
+type Waiting = VecDeque<oneshot::Sender<Tunnel>>;
 
 /// A tunnel, and the time its handshake took if it was made for this flow.
 pub(super) struct Taken {
@@ -44,29 +51,104 @@ pub(super) struct Taken {
 
 impl Tunnels {
     pub(super) fn new(host: Netns, shard: u16) -> Self {
-        Self { host, shard, pool: RefCell::new(Pool::new(Limits::default())), dials: Semaphore::new(MAX_DIALS) }
+        let limits = Limits { per_key: IDLE_PER_KEY, ..Limits::default() };
+        Self {
+            host,
+            shard,
+            pool: RefCell::new(Pool::new(limits)),
+            dials: RefCell::default(),
+            waiting: RefCell::default(),
+        }
     }
 
-    /// A tunnel that a flow can be opened on.
-    pub(super) async fn take(
-        &self,
-        common: &Common,
-        source: &Principal,
-        destination: &Principal,
-        node: SocketAddr,
-    ) -> Result<Taken, Failure> {
-        let key = Key { source: source.clone(), destination: destination.clone(), node };
-        if let Some(tunnel) = self.pool.borrow_mut().take(&key) {
-            return Ok(Taken { tunnel, handshake: None });
+    /// The host's namespace.
+    pub(super) fn host(&self) -> &Netns {
+        &self.host
+    }
+
+    /// Keeps a tunnel for the next flow, or gives it to one that waits.
+    pub(super) fn put_back(&self, mut tunnel: Tunnel) {
+        if !tunnel.check() {
+            return;
         }
-        if common.identities.client_for(source, CERTIFICATE_WITHIN).await.is_none() {
+        if let Some(waiting) = self.waiting.borrow_mut().get_mut(&Key::of(&tunnel)) {
+            while let Some(next) = waiting.pop_front() {
+                match next.send(tunnel) {
+                    Ok(()) => return,
+                    // Its turn came, or its client gave up.
+                    Err(unwanted) => tunnel = unwanted,
+                }
+            }
+        }
+        self.pool.borrow_mut().put_back(tunnel);
+    }
+
+    /// Turns to shake hands with a node.
+    fn turns(&self, node: SocketAddr) -> Arc<Semaphore> {
+        self.dials.borrow_mut().entry(node).or_insert_with(|| Arc::new(Semaphore::new(MAX_DIALS))).clone()
+    }
+
+    /// Queues for a tunnel that comes back.
+    fn wait(&self, key: &Key, fresh: bool) -> oneshot::Receiver<Tunnel> {
+        let (sender, receiver) = oneshot::channel();
+        if !fresh {
+            let mut waiting = self.waiting.borrow_mut();
+            let queue = waiting.entry(key.clone()).or_default();
+            // Those that wait no more go when the queue would grow.
+            if queue.len() == queue.capacity() {
+                queue.retain(|sender| !sender.is_closed());
+            }
+            queue.push_back(sender);
+        }
+        receiver
+    }
+
+    /// Closes idle tunnels that are too old, and forgets who waits no more.
+    fn sweep(&self) {
+        self.pool.borrow_mut().sweep(Instant::now());
+        self.dials.borrow_mut().retain(|_, turns| Arc::strong_count(turns) > 1);
+        self.waiting.borrow_mut().retain(|_, queue| {
+            queue.retain(|sender| !sender.is_closed());
+            !queue.is_empty()
+        });
+    }
+}
+
+impl Shard {
+    /// A tunnel that a flow can be opened on; with `fresh`, not one from the pool.
+    pub(super) async fn tunnel(self: &Rc<Self>, key: Key, fresh: bool) -> Result<Taken, Failure> {
+        let warm = |tunnel| Ok(Taken { tunnel, handshake: None });
+        if !fresh && let Some(tunnel) = self.tunnels.pool.borrow_mut().take(&key) {
+            return warm(tunnel);
+        }
+        if self.common.identities.client_for(&key.source, CERTIFICATE_WITHIN).await.is_none() {
             return Err(Failure::new(Reason::NoCertificate));
         }
-        let Ok(_permit) = self.dials.acquire().await else { return Err(Failure::new(Reason::TunnelLimit)) };
-        // One may have come back while this dial waited for its turn.
-        if let Some(tunnel) = self.pool.borrow_mut().take(&key) {
-            return Ok(Taken { tunnel, handshake: None });
-        }
+        let mut returned = self.tunnels.wait(&key, fresh);
+        let turn = tokio::select! {
+            biased;
+            Ok(tunnel) = &mut returned => return warm(tunnel),
+            turn = self.tunnels.turns(key.node).acquire_owned() => turn,
+        };
+        let Ok(turn) = turn else { return Err(Failure::new(Reason::TunnelLimit)) };
+        // From here on a tunnel that comes back is for another one.
+        drop(returned);
+        let (made, tunnel) = oneshot::channel();
+        let shard = self.clone();
+        // On its own: when the client gives up meanwhile, the work is not lost, and the acceptor sees no broken
+        // handshake.
+        tokio::task::spawn_local(async move {
+            let _turn = turn;
+            if let Err(Ok(unwanted)) = made.send(shard.shake_hands(key).await) {
+                let Taken { tunnel, .. } = unwanted;
+                shard.tunnels.put_back(tunnel);
+            }
+        });
+        tunnel.await.unwrap_or(Err(Failure::new(Reason::TunnelLimit)))
+    }
+
+    async fn shake_hands(&self, key: Key) -> Result<Taken, Failure> {
+        let (Key { source, destination, node }, common) = (key, &self.common);
         let began = Instant::now();
         let from = own_address(common, node.ip()).ok_or(Failure::new(Reason::NoSuchNode))?;
         let connect = || sockets::tunnel_connect(from, node);
@@ -75,24 +157,14 @@ impl Tunnels {
             common.tunnels.fail();
             Failure::new(error.reason())
         };
-        let socket = self.host.within(connect).map_err(|error| failed(HandshakeError::Connect(error)))?;
+        let socket = self.tunnels.host.within(connect).map_err(|error| failed(HandshakeError::Connect(error)))?;
         let stream = TcpStream::from_std(socket).map_err(|error| failed(HandshakeError::Connect(error)))?;
         let identities = common.identities.current();
-        let tunnel = kumiko_tunnel::dial(stream, &identities, source, destination, TunnelOptions::default())
+        let tunnel = kumiko_tunnel::dial(stream, &identities, &source, &destination, TunnelOptions::default())
             .await
             .map_err(failed)?;
-        common.tunnels.add(&tunnel, self.shard);
+        common.tunnels.add(&tunnel, self.tunnels.shard);
         Ok(Taken { tunnel, handshake: Some(began.elapsed()) })
-    }
-
-    /// The host's namespace.
-    pub(super) fn host(&self) -> &Netns {
-        &self.host
-    }
-
-    /// Keeps a tunnel for the next flow.
-    pub(super) fn put_back(&self, tunnel: Tunnel) {
-        self.pool.borrow_mut().put_back(tunnel);
     }
 }
 
@@ -110,7 +182,7 @@ pub(super) async fn tend(shard: Rc<Shard>) {
     let mut drain = shard.common.drain.clone();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(SWEEP) => shard.tunnels.pool.borrow_mut().sweep(Instant::now()),
+            () = tokio::time::sleep(SWEEP) => shard.tunnels.sweep(),
             changed = versions.changed() => {
                 if changed.is_err() {
                     return;
