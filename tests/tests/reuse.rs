@@ -1,0 +1,151 @@
+//! Ports that come again: at once, after a connection that was given up or reset; for two addresses of one pod; and on a
+//! pod that closes many connections a second. And the tunnel port when strangers sit on it.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kumiko_lab::spec::node_ips;
+use kumiko_lab::wire::TUNNEL_PORT;
+use kumiko_lab::{Family, LabSpec, Net, PodSpec, Stage};
+use kumiko_tests::harness;
+use kumiko_tests::twins::{FIRST_PORT, PORTS, Path, Side};
+use libtest_mimic::Arguments;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+type Check = fn(&Side) -> Result<()>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("a_tuple_is_used_again_at_once", at_once),
+    ("a_port_lent_to_one_flow_is_its_owners_for_another", |side| lent(side, Family::V4)),
+    ("a_port_lent_to_one_flow_is_its_owners_for_another_v6", |side| lent(side, Family::V6)),
+    ("strangers_at_the_tunnel_port_do_not_keep_nodes_apart", strangers),
+];
+/// Longer than any step of these tests takes on a busy machine; shorter than a SYN that is sent again a third time.
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
+    harness::main(&names, run)
+}
+
+fn run(args: &Arguments) -> Result<bool> {
+    let mesh = !harness::without_mesh();
+    let name = format!("reuse-{}", std::process::id());
+    let spec = LabSpec::standard(&name, 2, Net::Routed, if mesh { Stage::Strict } else { Stage::Off })
+        .with_ports(FIRST_PORT, PORTS)
+        .with_pod(PodSpec { workload: false, ..PodSpec::new("outsider-1", "outside", 1) });
+    let side = Arc::new(Side::of(&spec, mesh)?);
+    // One after another: the last one wants its tunnels cold.
+    let args = Arguments { test_threads: Some(1), ..args.clone() };
+    let trials = CHECKS.iter().map(|(name, check)| {
+        let side = Arc::clone(&side);
+        harness::trial(*name, move || check(&side))
+    });
+    let well = harness::run_trials(&args, trials.collect());
+    if !well {
+        eprintln!("{}", side.lab.evidence(40));
+    }
+    Ok(well)
+}
+
+/// A socket with an address and port of its own choice.
+fn bound(from: SocketAddr) -> Result<Socket> {
+    let socket = Socket::new(Domain::for_address(from), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(from)).with_context(|| format!("binding {from}"))?;
+    Ok(socket)
+}
+
+fn at_once(side: &Side) -> Result<()> {
+    const ROUNDS: u32 = 250;
+    let port = side.port();
+    let to = SocketAddr::new(side.address(Path::CrossNode, Family::V4)?, port);
+    let from = SocketAddr::new(side.lab.pod("client-1")?.ip(Family::V4), 31_000);
+    side.far.listen(to)?;
+    side.lab.pod("client-1")?.netns.within(|| {
+        for round in 0..ROUNDS {
+            let early = bound(from)?;
+            early.set_linger(Some(Duration::ZERO))?;
+            early.set_nonblocking(true)?;
+            let _ = early.connect(&SockAddr::from(to));
+            // Given up at every moment: before the far pod is asked, while it is, when it has just said yes.
+            std::thread::sleep(Duration::from_micros(u64::from(round % 9) * 150));
+            drop(early);
+            let late = bound(from)?;
+            late.set_linger(Some(Duration::ZERO))?;
+            late.connect_timeout(&SockAddr::from(to), LIMIT).with_context(|| format!("round {round}"))?;
+        }
+        Ok(())
+    })?;
+    side.far.unlisten(port)
+}
+
+/// An echo through `client` to what `listener` accepts.
+fn talk(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
+    for byte in [1, 2] {
+        client.write_all(&[byte])?;
+        let mut read = [0];
+        server.read_exact(&mut read)?;
+        server.write_all(&read)?;
+        client.read_exact(&mut read)?;
+        ensure!(read == [byte], "{read:?} came instead of {byte}");
+    }
+    Ok(())
+}
+
+fn lent(side: &Side, family: Family) -> Result<()> {
+    let port = side.port();
+    let pod = SocketAddr::new(side.address(Path::CrossNode, family)?, port);
+    let service = SocketAddr::new(side.address(Path::ServiceCrossNode, family)?, port);
+    let listener = side.lab.pod("server-2")?.netns.within(|| TcpListener::bind(pod).context("listening"))?;
+    let client: IpAddr = side.lab.pod("client-1")?.ip(family);
+    let connect = |from: u16, to: SocketAddr| -> Result<(TcpStream, TcpStream, u16)> {
+        let near = side.lab.pod("client-1")?.netns.within(|| {
+            let socket = bound(SocketAddr::new(client, from))?;
+            socket.connect_timeout(&SockAddr::from(to), LIMIT).with_context(|| format!("port {from} to {to}"))?;
+            Ok(TcpStream::from(socket))
+        })?;
+        let (far, peer) = listener.accept().context("accepting")?;
+        ensure!(peer.ip() == client, "the server sees {peer}");
+        for stream in [&near, &far] {
+            stream.set_read_timeout(Some(LIMIT))?;
+        }
+        Ok((near, far, peer.port()))
+    };
+    let mut first = connect(31_100, service)?;
+    let mut second = connect(31_100, pod)?;
+    ensure!(first.2 == 31_100 && second.2 != 31_100, "ports {} and {}: nothing was lent", first.2, second.2);
+    let mut owner = connect(second.2, pod)?;
+    for (name, flow) in [("first", &mut first), ("second, on a lent port", &mut second), ("owner", &mut owner)] {
+        talk(&mut flow.0, &mut flow.1).with_context(|| name.to_owned())?;
+    }
+    Ok(())
+}
+
+fn strangers(side: &Side) -> Result<()> {
+    const COUNT: usize = 1_200;
+    let port = side.port();
+    let [node, _] = node_ips(1);
+    let to = SocketAddr::new(side.lab.pod("server-1")?.ip(Family::V4), port);
+    side.near.listen(to)?;
+    let silent = side.lab.pod("outsider-1")?.netns.within(|| {
+        (0..COUNT)
+            .map(|_| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.set_nonblocking(true)?;
+                let _ = socket.connect(&SockAddr::from(SocketAddr::new(node, TUNNEL_PORT)));
+                Ok(socket)
+            })
+            .collect::<Result<Vec<Socket>>>()
+    })?;
+    let began = Instant::now();
+    side.lab.pod("client-2")?.netns.within(|| TcpStream::connect_timeout(&to, LIMIT).context("connecting"))?;
+    let took = began.elapsed();
+    drop(silent);
+    ensure!(took < Duration::from_secs(2), "a cold connect took {took:?} behind {COUNT} silent strangers");
+    side.near.unlisten(port)
+}
