@@ -180,6 +180,12 @@ impl Live {
         self.facts.close = self.facts.close.or(close);
     }
 
+    /// When a flow that is over was over, or had its last packet, in ns.
+    pub(super) fn quiet_since(&self) -> u64 {
+        let flow = &self.entry.flow;
+        if flow.over_ns != 0 { flow.over_ns.max(flow.last_ns) } else { flow.last_ns }
+    }
+
     /// Keys of its entries with the id that a reap must name.
     pub(super) fn keys(&self) -> impl Iterator<Item = (FlowKey, FlowId)> + '_ {
         let first = self.in_table.then_some((self.entry.key, self.entry.flow.id));

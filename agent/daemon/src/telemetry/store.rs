@@ -19,6 +19,8 @@ use super::{FlowReport, Settings};
 
 /// An entry that is over stays this long: late packets of it still find it.
 const REAP_AFTER_NS: u64 = 60 * SECOND;
+/// So long while the table fills (an eighth of it is half a pod's quota): what is over must not deny what is new.
+const REAP_SOON_NS: u64 = 5 * SECOND;
 /// How often a flow that lives long is told to followers.
 const UPDATE_EVERY_NS: u64 = 10 * SECOND;
 const SECOND: u64 = 1_000_000_000;
@@ -182,15 +184,17 @@ impl Store {
             self.take(*entry, directory).seen = reading;
         }
         let ids: Vec<FlowId> = self.live.keys().copied().collect();
+        let fills = entries.len() as u64 > self.settings.table_capacity / 8;
+        let reap_before_ns = now_ns.saturating_sub(if fills { REAP_SOON_NS } else { REAP_AFTER_NS });
         let mut todo = Vec::new();
         for id in ids {
-            self.look_over(id, now_ns, &mut todo);
+            self.look_over(id, now_ns, reap_before_ns, &mut todo);
         }
         self.count(entries.len());
         todo
     }
 
-    fn look_over(&mut self, id: FlowId, now_ns: u64, todo: &mut Vec<Todo>) {
+    fn look_over(&mut self, id: FlowId, now_ns: u64, reap_before_ns: u64, todo: &mut Vec<Todo>) {
         let reading = self.readings;
         let Some(live) = self.live.get_mut(&id) else { return };
         if live.downgraded() && live.half_closed() && !live.over() {
@@ -199,7 +203,9 @@ impl Store {
         let in_table = live.in_table && live.seen == reading;
         if live.done {
             if in_table {
-                reap_when_old(live, now_ns, todo);
+                if live.quiet_since() <= reap_before_ns {
+                    todo.extend(live.keys().map(|(key, id)| Todo::Reap(key, id)));
+                }
             } else {
                 self.live.remove(&id);
             }
@@ -381,14 +387,6 @@ fn live_id(entry: &Entry) -> FlowId {
     let mut id = [0; 16];
     id.iter_mut().zip(digest.finish().as_ref()).for_each(|(to, from)| *to = *from);
     FlowId(id)
-}
-
-fn reap_when_old(live: &Live, now_ns: u64, todo: &mut Vec<Todo>) {
-    let flow = &live.entry.flow;
-    let since = if flow.over_ns != 0 { flow.over_ns.max(flow.last_ns) } else { flow.last_ns };
-    if now_ns.saturating_sub(since) >= REAP_AFTER_NS {
-        todo.extend(live.keys().map(|(key, id)| Todo::Reap(key, id)));
-    }
 }
 
 #[cfg(test)]

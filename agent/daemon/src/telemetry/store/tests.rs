@@ -157,6 +157,17 @@ fn one_final_record_whatever_comes_late() {
 }
 
 #[test]
+fn what_is_over_goes_sooner_while_the_table_fills() {
+    let mut store = Store::new(settings());
+    let flow = |id: u8| over(entry(id, &format!("10.0.1.1:4{id:04}"), "10.0.1.3:6379", FlowState::Fast), 3 * SECOND);
+    let crowd: Vec<Entry> = (1..=13).map(flow).collect();
+    assert_eq!(store.reading(&crowd, 7 * SECOND, &Demo), []);
+    assert_eq!(store.reading(&crowd, 8 * SECOND, &Demo).len(), 13);
+    // With room again, the minute holds.
+    assert_eq!(store.reading(&crowd[..12], 9 * SECOND, &Demo), []);
+}
+
+#[test]
 fn what_is_over_is_reaped_after_a_minute() {
     let mut store = Store::new(settings());
     let done = over(entry(2, "10.0.1.1:40000", "10.0.1.3:6379", FlowState::Fast), 3 * SECOND);
