@@ -20,6 +20,7 @@ use kumiko_kernel::inject::{IcmpInjector, Injector};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::readable::Readable;
 use kumiko_kernel::{cgroup, sockets};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -54,6 +55,7 @@ pub(crate) fn object(path: Option<&Path>) -> anyhow::Result<ObjectSource> {
 /// Runs the agent until SIGTERM or SIGINT. The process has to be in the node's host namespace.
 pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     let places = &options.places;
+    raise_descriptors();
     let _lock = RunLock::acquire(&places.run_dir)?;
     let host = Netns::current().context("cannot open this process's network namespace")?;
     let agent = AgentNs::ensure(&places.run_dir, &places.netns_name, &host)?;
@@ -231,6 +233,21 @@ fn config(options: &RunOptions, datapath: &Datapath, agent: &AgentNs, shards: u3
     })
 }
 
+/// A carried flow takes two descriptors, and the usual soft limit is 1,024: a few hundred flows would use it up.
+fn raise_descriptors() {
+    /// Below this a busy node runs out of them.
+    const ENOUGH: u64 = 65_536;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match raised {
+        Ok(hard) if hard >= ENOUGH => {}
+        Ok(hard) => warn!(hard, "few descriptors: two a flow; raise the hard limit (LimitNOFILE= of a systemd unit)"),
+        Err(error) => warn!(%error, "the limit of descriptors stays as it is"),
+    }
+}
+
 fn cores() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     u32::try_from(cores).unwrap_or(kumiko_abi::MAX_SHARDS).min(kumiko_abi::MAX_SHARDS)
@@ -351,4 +368,17 @@ async fn watch_threads_one(thread: &JoinHandle<()>) -> &'static str {
 
 async fn join(thread: JoinHandle<()>) {
     let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_of_descriptors_does_not_count() {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard / 2), hard).unwrap();
+        raise_descriptors();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
 }
