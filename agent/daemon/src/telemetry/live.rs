@@ -89,8 +89,9 @@ impl Live {
     /// Takes what the table or an event says about one of its entries.
     pub(super) fn observe(&mut self, entry: Entry) {
         let old = &self.entry.flow;
-        // Events lag behind readings: what they carry may be older.
-        let stale = entry.flow.last_ns < old.last_ns || (self.facts.opened && is_pending(&entry.flow));
+        // Events lag behind readings: what they carry may be older. Told by counters, which only grow: times are of two
+        // clocks, and that of packets is a few ms behind that of the flow's begin.
+        let stale = progress(&entry.flow) < progress(old) || (self.facts.opened && is_pending(&entry.flow));
         if self.in_table && entry.key == self.entry.key && stale {
             return;
         }
@@ -191,6 +192,12 @@ impl Live {
         let first = self.in_table.then_some((self.entry.key, self.entry.flow.id));
         first.into_iter().chain(self.delivered.iter().map(|entry| (entry.key, entry.flow.id)))
     }
+}
+
+/// How far an entry has come.
+fn progress(flow: &Flow) -> (u64, bool) {
+    let [sent, received] = flow.dir;
+    (sent.packets.saturating_add(received.packets), flow.over_ns != 0 || flow.flags & flags::OVER != 0)
 }
 
 fn is_pending(flow: &Flow) -> bool {

@@ -282,6 +282,19 @@ fn an_older_event_does_not_turn_back_the_counters() {
 }
 
 #[test]
+fn a_flow_shorter_than_a_tick_of_the_coarse_clock_ends() {
+    let mut store = Store::new(settings());
+    let mut short = entry(1, "10.0.1.1:40000", "10.0.1.3:80", FlowState::Direct);
+    store.event(&event(EventKind::New, short), &Demo);
+    short = over(short, SECOND - 2_000_000);
+    short.flow.last_ns = SECOND - 2_000_000;
+    short.flow.dir = [Direction { packets: 5, bytes: 70, ..Direction::default() }; 2];
+    store.reading(&[short], 2 * SECOND, &Demo);
+    assert_eq!((only(&store).state, only(&store).bytes_sent), (FlowPhase::Closed, 70));
+    assert_eq!(store.reading(&[short], 61 * SECOND, &Demo), [Todo::Reap(short.key, short.flow.id)]);
+}
+
+#[test]
 fn records_are_bounded_and_drops_are_counted() {
     let mut store = Store::new(settings());
     for n in 0..5 {
