@@ -96,18 +96,7 @@ fn newest(dir: &Path) -> Result<SystemTime> {
 pub(crate) fn all(release: bool) -> Result<()> {
     ebpf()?;
     let mut command = cargo();
-    command.args([
-        "build",
-        "-p",
-        "kumiko-agent",
-        "-p",
-        "kumiko",
-        "-p",
-        "kumiko-lab",
-        "-p",
-        "kumiko-bench",
-        "--bins",
-    ]);
+    command.args(["build", "-p", "kumiko-agent", "-p", "kumiko", "-p", "kumiko-lab", "-p", "kumiko-bench", "--bins"]);
     if release {
         command.arg("--release");
     }
