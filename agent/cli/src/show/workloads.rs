@@ -47,7 +47,7 @@ fn row(workload: &WorkloadView) -> Vec<Cell> {
     });
     let hooks = Cell::new(workload.attachment.name()).paint(match workload.attachment {
         AttachmentState::Attached => Paint::Good,
-        AttachmentState::Waiting | AttachmentState::Learning => Paint::Warn,
+        AttachmentState::Waiting | AttachmentState::Learning | AttachmentState::Moving => Paint::Warn,
         AttachmentState::Remote | AttachmentState::None => Paint::Dim,
     });
     let first = workload.ips.first().map(ToString::to_string).unwrap_or_default();

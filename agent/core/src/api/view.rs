@@ -61,7 +61,9 @@ pub enum AttachmentState {
     Waiting,
     /// Being raised: its older connections are learnt.
     Learning,
-    /// Both hooks are on.
+    /// Both hooks are on, and still judge by the stage before.
+    Moving,
+    /// Both hooks are on and judge by its stage.
     Attached,
 }
 
@@ -73,6 +75,7 @@ impl AttachmentState {
             Self::None => "-",
             Self::Waiting => "waiting",
             Self::Learning => "learning",
+            Self::Moving => "moving",
             Self::Attached => "attached",
         }
     }

@@ -107,7 +107,7 @@ impl View {
                 Stage::Strict => counts.strict += 1,
             }
             match attachment(workload, true, state) {
-                AttachmentState::Attached | AttachmentState::Learning => counts.attached += 1,
+                AttachmentState::Attached | AttachmentState::Learning | AttachmentState::Moving => counts.attached += 1,
                 AttachmentState::Waiting => counts.waiting += 1,
                 AttachmentState::None | AttachmentState::Remote => {}
             }
@@ -278,7 +278,8 @@ fn attachment(workload: &Workload, local: bool, state: &NodeState) -> Attachment
     }
     match state.endpoint(&workload.uid).map(|report| report.phase).unwrap_or_default() {
         Phase::Learning(_) => AttachmentState::Learning,
-        Phase::Enforcing(_) => AttachmentState::Attached,
+        Phase::Enforcing(stage) if stage == workload.stage => AttachmentState::Attached,
+        Phase::Enforcing(_) => AttachmentState::Moving,
         Phase::Detached if workload.stage == Stage::Off => AttachmentState::None,
         Phase::Detached => AttachmentState::Waiting,
     }
