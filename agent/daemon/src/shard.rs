@@ -26,7 +26,6 @@ use kumiko_kernel::bpf::{Commands, FlowTable, SynRing};
 use kumiko_kernel::inject::{IcmpInjector, Injector};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::readable::Readable;
-use kumiko_kernel::sockets;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::LocalSet;
@@ -185,8 +184,7 @@ async fn accept_clients(shard: Rc<Shard>, listener: TcpListener) {
 }
 
 fn hand_over(shard: &Shard, stream: TcpStream, client: SocketAddr) -> io::Result<()> {
-    // From the first moment: should the agent die now, the client sees an RST.
-    sockets::plain_side(&stream)?;
+    // Its options are the listener's: should the agent die now, the client sees an RST.
     let asked = stream.local_addr()?;
     let tuple = (canonical(client), canonical(asked));
     // Not awaited: its dial has ended. Dropped with linger{1,0} it is reset.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kumiko_abi::{Event, Flow, FlowId, FlowKey};
 use kumiko_core::flow_record::{Clock, Entry};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, warn};
 
 use super::store::Todo;
@@ -17,6 +17,10 @@ use crate::clock;
 
 /// Events and reports taken in one go, under one lock.
 const BATCH: usize = 512;
+/// Pause after a batch that emptied its queue. Taken one by one, the events and reports of every connection would wake
+/// this thread several times, on a processor that the connection itself could have used; nobody who looks at flows is
+/// faster than this.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The kernel's flow table, and the sockets of the pods behind it.
 pub trait FlowSource: Send {
@@ -69,21 +73,32 @@ impl Collector {
         let mut entries = Vec::new();
         let mut reports = Vec::with_capacity(BATCH);
         let (mut reporting, mut more) = (true, false);
-        tokio::pin!(stop);
+        let pause = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(stop, pause);
         self.set_clock();
         loop {
-            tokio::select! {
+            let resting = !pause.is_elapsed();
+            let emptied = tokio::select! {
                 () = &mut stop => break,
-                _ = tick.tick() => self.read(flows.as_mut(), &mut entries),
-                ready = async { if more { Ok(()) } else { events.readable().await } } => {
+                _ = tick.tick() => {
+                    self.read(flows.as_mut(), &mut entries);
+                    false
+                }
+                () = &mut pause, if resting => false,
+                ready = async { if more { Ok(()) } else { events.readable().await } }, if !resting => {
                     ready?;
                     more = !self.events(&mut events);
+                    !more
                 }
-                count = self.reports.receiver.recv_many(&mut reports, BATCH), if reporting => {
+                count = self.reports.receiver.recv_many(&mut reports, BATCH), if reporting && !resting => {
                     // Without shards there are no reports, but the kernel's verdicts go on.
                     reporting = count > 0;
                     self.take_reports(&mut reports);
+                    count < BATCH
                 }
+            };
+            if emptied {
+                pause.as_mut().reset(Instant::now() + PAUSE);
             }
         }
         self.events(&mut events);

@@ -201,6 +201,21 @@ fn the_transparent_listener_is_out_of_reach_without_its_program() {
 }
 
 #[test]
+fn what_the_transparent_listener_accepts_is_a_plain_side_from_birth() {
+    let Some(node) = Node::new("accepted") else { return };
+    for v6 in [false, true] {
+        // In a namespace whose loopback is its own.
+        let listener = node.pod.netns.within(|| transparent_listener(v6)).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = node.pod.connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let options = SockRef::from(&accepted);
+        assert_eq!(options.linger().unwrap(), Some(std::time::Duration::ZERO));
+        assert!(options.out_of_band_inline().unwrap() && options.tcp_nodelay().unwrap());
+    }
+}
+
+#[test]
 fn what_is_not_answered_is_seen() {
     let Some(node) = Node::new("unanswered") else { return };
     let listener = pod_listener(&node, 0, 80);
