@@ -82,7 +82,10 @@ impl FlowRecord {
         let (source_addr, asked) = addr::ends(&entry.key, flow.flags);
         let destination_addr = facts.target.filter(|_| names.service.is_some()).unwrap_or(asked);
 
-        let from_host = has(flags::HOST | flags::PROBE);
+        let reason = reason(flow, facts);
+        // A refusal has no flags: its reason tells.
+        let by_host = has(flags::HOST) || reason == Reason::HostRefused;
+        let from_host = by_host || has(flags::PROBE);
         let source = if from_host && names.source.as_ref().is_none_or(|s| s.kind != PartyKind::Workload) {
             host(source_addr, node)
         } else {
@@ -93,13 +96,13 @@ impl FlowRecord {
             (name, _) => party(destination_addr, name.as_deref()),
         };
 
-        let reason = reason(flow, facts);
         let verdict = verdict(flow, reason);
         let state = FlowState::from_u8(flow.state);
         let phase = phase(flow, state, verdict, facts);
         let path = path(state, verdict, remote(node, &source, &destination, facts));
         let close = (phase == FlowPhase::Closed).then(|| close(flow, verdict, reason, facts)).flatten();
-        let end = if flow.over_ns != 0 { flow.over_ns } else { flow.last_ns.max(flow.first_ns) };
+        // Times of packets and of the end are of a coarser clock: a short flow would end before it began.
+        let end = if flow.over_ns != 0 { flow.over_ns } else { flow.last_ns }.max(flow.first_ns);
         let [sent, received] = flow.dir;
 
         Self {
@@ -117,7 +120,7 @@ impl FlowRecord {
             downgraded: has(flags::DOWNGRADED),
             plaintext: has(flags::PLAINTEXT),
             probe: has(flags::PROBE),
-            host: has(flags::HOST),
+            host: by_host,
             other_port: has(flags::OTHER_PORT),
             hairpin: has(flags::HAIRPIN),
             observed: has(flags::OBSERVED),

@@ -119,6 +119,25 @@ fn the_same_flow_where_it_is_delivered() {
 }
 
 #[test]
+fn no_flow_ends_before_it_began() {
+    let mut entry = entry("10.0.1.1:40000", "10.0.2.2:80", FlowState::Captured);
+    entry.flow.over_ns = 400;
+    let record = record(&entry, &AgentFacts::default());
+    assert_eq!((record.start_unix_ns, record.end_unix_ns), (1_001_000, 1_001_000));
+}
+
+#[test]
+fn a_refused_process_of_the_node_is_named_as_one() {
+    // A host's own address on a pod's veth is no node's InternalIP, and a refusal carries no flags.
+    let mut entry = entry("10.0.1.254:40000", "10.0.1.3:80", FlowState::Cut);
+    (entry.flow.dst, entry.flow.dst_ifindex) = (3, 9);
+    (entry.flow.reason, entry.flow.verdict) = (Reason::HostRefused as u16, Verdict::Deny as u8);
+    let record = record(&entry, &AgentFacts::default());
+    assert_eq!((record.source.kind, record.source.name.as_str()), (PartyKind::Node, "n1"));
+    assert!(record.host && record.verdict == Verdict::Deny);
+}
+
+#[test]
 fn a_service_is_named_before_and_after_an_endpoint_is_chosen() {
     let mut entry = entry("10.0.1.1:40000", "10.96.0.1:80", FlowState::Pending);
     (entry.flow.src, entry.flow.service, entry.flow.src_ifindex) = (1, 7, 9);
