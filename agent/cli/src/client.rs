@@ -23,7 +23,7 @@ const MAX_LINE: usize = 1024 * 1024;
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// No connection.
-    #[error("cannot reach the agent at {}: {source}\n{}", path.display(), advice(source))]
+    #[error("cannot reach the agent at {}: {}\n{}", path.display(), source, advice(path, source))]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -41,8 +41,19 @@ pub enum ClientError {
         /// What happened.
         problem: String,
     },
+    /// Somebody else listens there.
+    #[error(
+        "{} does not answer as an agent does: {problem}\n  See whether the path is the agent's admin socket (RUN_DIR/admin.sock).",
+        path.display()
+    )]
+    Stranger {
+        /// The socket.
+        path: PathBuf,
+        /// What was wrong.
+        problem: String,
+    },
     /// It is too slow.
-    #[error("the agent at {} gave no answer within {} s\n  See its log.", path.display(), ANSWER_TIME.as_secs())]
+    #[error("the agent at {} gave no answer within {} s\n  It hangs, or is stopped: see its log, and what its process does.", path.display(), ANSWER_TIME.as_secs())]
     TimedOut {
         /// The socket.
         path: PathBuf,
@@ -60,8 +71,14 @@ pub enum ClientError {
     Answer(String),
 }
 
-fn advice(error: &io::Error) -> &'static str {
+fn advice(path: &Path, error: &io::Error) -> &'static str {
+    use std::os::unix::fs::FileTypeExt as _;
+    let socket = std::fs::metadata(path).map_or(true, |found| found.file_type().is_socket());
     match error.kind() {
+        // Linux says so of a file or directory, too.
+        io::ErrorKind::ConnectionRefused if !socket => {
+            "  That is no socket: name the agent's admin socket, RUN_DIR/admin.sock."
+        }
         io::ErrorKind::NotFound => {
             "  No agent runs on this node, or it has another --run-dir.\n  \
              Start it (kumiko-agent run …), or name its socket: --socket RUN_DIR/admin.sock, or KUMIKO_SOCKET."
@@ -90,7 +107,7 @@ pub(crate) async fn get(socket: &Path, target: &str) -> Result<Whole, ClientErro
         let omitted = response.headers().get(OMITTED_HEADER);
         let omitted = omitted.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| broken(socket, &error))?.to_bytes();
+        let body = body.map_err(|error| broken(socket, &*error))?.to_bytes();
         Ok(Whole { body, omitted })
     };
     match tokio::time::timeout(ANSWER_TIME, asking).await {
@@ -164,12 +181,17 @@ async fn request(socket: &Path, target: &str) -> Result<Response<Incoming>, Clie
         return Ok(response);
     }
     let body = Limited::new(response.into_body(), MAX_LINE).collect().await;
-    let body = body.map_err(|error| broken(socket, &error))?.to_bytes();
+    let body = body.map_err(|error| broken(socket, &*error))?.to_bytes();
     let message = serde_json::from_slice::<ApiError>(&body)
         .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |answer| answer.error);
     Err(ClientError::Refused { status: status.as_u16(), message })
 }
 
-fn broken(socket: &Path, error: &dyn std::fmt::Display) -> ClientError {
-    ClientError::Broken { path: socket.to_owned(), problem: error.to_string() }
+fn broken(socket: &Path, error: &(dyn std::error::Error + 'static)) -> ClientError {
+    let (path, problem) = (socket.to_owned(), error.to_string());
+    if error.downcast_ref().is_some_and(hyper::Error::is_parse) {
+        ClientError::Stranger { path, problem }
+    } else {
+        ClientError::Broken { path, problem }
+    }
 }

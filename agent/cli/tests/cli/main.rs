@@ -236,6 +236,11 @@ fn no_agent_says_where_why_and_what_to_do() {
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let dead = ask();
     assert!(dead.contains("the agent has ended"), "{dead}");
+    // Linux refuses these as it refuses a socket that nobody listens on.
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::write(&socket, "").unwrap();
+    let file = ask();
+    assert!(file.contains("That is no socket") && !file.contains("ended"), "{file}");
 }
 
 #[test]
@@ -254,6 +259,24 @@ fn something_else_behind_the_socket_is_not_taken_for_an_agent() {
     assert_eq!(output.status.code(), Some(3));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("cannot be read") && said.contains("--version"), "{said}");
+}
+
+#[test]
+fn somebody_who_speaks_no_http_is_called_a_stranger() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let odd = std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]).unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+    });
+    let output = kumiko(&socket, None, &["status"]).output().unwrap();
+    odd.join().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("does not answer as an agent does") && !said.contains("root"), "{said}");
 }
 
 #[test]
