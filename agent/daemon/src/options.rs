@@ -23,7 +23,7 @@ pub enum Command {
     Run(Box<RunOptions>),
     /// Sign workload certificates for the agents of a cluster without another issuer.
     Issuer(IssuerOptions),
-    /// Print a join token for one node.
+    /// Print the join token of one node: what it shows the issuer whenever it asks for a certificate.
     Token(TokenOptions),
     /// Reset what is captured, then remove every trace of the agent from this node.
     Cleanup(CleanupOptions),
@@ -58,7 +58,7 @@ pub struct RunOptions {
     /// PEM file with the issuer's root: the only one that its TLS may chain to.
     #[arg(long)]
     pub issuer_root: PathBuf,
-    /// File that holds this node's join token.
+    /// File that holds this node's join token. It is read for each certificate, so a new token is taken without a restart.
     #[arg(long)]
     pub join_token: PathBuf,
     /// SPIFFE trust domain.
@@ -113,7 +113,7 @@ pub struct IssuerOptions {
     /// Address to serve on.
     #[arg(long)]
     pub listen: SocketAddr,
-    /// Directory of root key (made once, 0600), root certificate and token key.
+    /// Directory of root key (made once, 0600), root certificate (root.pem, for the agents' --issuer-root) and token key.
     #[arg(long)]
     pub state: PathBuf,
     /// Desired state: tells which principals have a workload on which node.
@@ -139,8 +139,9 @@ pub struct TokenOptions {
     /// Node that may use the token.
     #[arg(long)]
     pub node: String,
-    /// How long the token may be used, such as 24h.
-    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    /// How long the token may be used, such as 90d. The agent shows it with each renewal: put a new one into its file
+    /// before then, or its certificates run out.
+    #[arg(long, default_value = "365d", value_parser = parse_duration)]
     pub ttl: Duration,
 }
 

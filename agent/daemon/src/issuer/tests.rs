@@ -234,6 +234,25 @@ async fn the_bundle_takes_more_roots_while_it_runs() {
     other.stop().await;
 }
 
+#[tokio::test]
+async fn a_new_token_in_the_file_is_taken_without_a_restart() {
+    let issuer = Running::start().await;
+    let (root, token) = (issuer.state.path().join("pinned.pem"), issuer.state.path().join("n1.token"));
+    std::fs::write(&root, &issuer.root).unwrap();
+    // What a node that ran for longer than its token's lifetime has.
+    let old = issuer.tokens.issue("n1", SystemTime::now() - 2 * HOUR, HOUR);
+    std::fs::write(&token, format!("{old}\n")).unwrap();
+    let client = IssuerClient::from_files(issuer.address, "n1", &root, &token).unwrap();
+    let refused = client.sign(csr(&[uri(&web())]).1).await.unwrap_err().to_string();
+    assert!(refused.contains("expired"), "{refused}");
+    std::fs::write(&token, format!("{}\n", issuer.good_token())).unwrap();
+    client.sign(csr(&[uri(&web())]).1).await.unwrap();
+    std::fs::write(&token, "\n").unwrap();
+    let empty = client.sign(csr(&[uri(&web())]).1).await.unwrap_err().to_string();
+    assert!(empty.contains("--join-token") && empty.contains("is empty"), "{empty}");
+    issuer.stop().await;
+}
+
 #[test]
 fn the_state_is_made_once_and_kept_secret() {
     use std::os::unix::fs::PermissionsExt as _;
