@@ -150,7 +150,10 @@ impl Live {
     /// Both sides have said that it ended, or the only one that knows it.
     pub(super) fn fully_closed(&self) -> bool {
         let told = self.facts.close.is_some();
-        let kernel = self.over() || self.state() == Some(FlowState::Cut) || !self.in_table;
+        // What opened has an entry, and only that knows the bytes: a short flow is over before any reading saw it, and
+        // the shard's word may come before the kernel's.
+        let without_entry = !self.in_table && !self.facts.opened;
+        let kernel = self.over() || self.state() == Some(FlowState::Cut) || without_entry;
         if self.by_agent { told && kernel } else { kernel && self.in_table }
     }
 

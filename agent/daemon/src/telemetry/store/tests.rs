@@ -143,6 +143,36 @@ fn a_dialled_flow_from_syn_to_fin() {
 }
 
 #[test]
+fn a_flow_shorter_than_a_reading_keeps_its_bytes() {
+    let opened = FlowOpened { tunnel: Some(7), handshake_us: None, connect_us: 400 };
+    for by_event in [true, false] {
+        let mut store = Store::new(settings());
+        // All of it before the kernel's word: no event and no reading has shown the entry yet.
+        store.report(FlowReport::Dialling(Box::new(start(1))), SECOND, &Demo);
+        store.report(FlowReport::Opened(FlowId([1; 16]), opened), SECOND, &Demo);
+        store.report(FlowReport::Ended(FlowId([1; 16]), ended()), 2 * SECOND, &Demo);
+        if by_event {
+            store.event(&event(EventKind::Over, over(captured(1), 2 * SECOND)), &Demo);
+        } else {
+            store.reading(&[over(captured(1), 2 * SECOND)], 3 * SECOND, &Demo);
+        }
+        let record = only(&store);
+        assert_eq!((record.state, record.bytes_sent, record.bytes_received), (FlowPhase::Closed, 50, 50), "{by_event}");
+        assert_eq!(store.closed().values().sum::<u64>(), 1);
+    }
+    // The event was lost and the entry is gone: it ends all the same.
+    let mut store = Store::new(settings());
+    store.report(FlowReport::Dialling(Box::new(start(1))), SECOND, &Demo);
+    store.report(FlowReport::Opened(FlowId([1; 16]), opened), SECOND, &Demo);
+    store.report(FlowReport::Ended(FlowId([1; 16]), ended()), 2 * SECOND, &Demo);
+    for second in 3..=5 {
+        store.reading(&[], second * SECOND, &Demo);
+    }
+    assert_eq!(only(&store).state, FlowPhase::Closed);
+    assert!(store.live.is_empty());
+}
+
+#[test]
 fn one_final_record_whatever_comes_late() {
     let mut store = Store::new(settings());
     store.reading(&[captured(1)], 2 * SECOND, &Demo);
