@@ -50,6 +50,11 @@ impl Local {
         }
     }
 
+    /// As people name it; a UID says nothing to them.
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.workload.namespace, self.workload.name)
+    }
+
     /// Its hooks are about to go on.
     pub(super) fn coming(&self) -> bool {
         self.phase == Phase::Detached && self.workload.stage != Stage::Off && self.veth.is_some()

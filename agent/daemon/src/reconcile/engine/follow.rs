@@ -109,7 +109,7 @@ impl<E: Edge> Engine<E> {
     fn leave(&mut self, local: Local) {
         let Some(endpoint) = local.endpoint() else { return };
         let uid = local.workload.uid.clone();
-        info!(workload = %uid, interface = endpoint.ifindex, "workload is gone");
+        info!(workload = local.name(), ifindex = endpoint.ifindex, "workload is gone");
         let leaving = Leaving { uid, handle: local.handle, endpoint, begun: false };
         self.leaving.insert(endpoint.ifindex, leaving);
     }
@@ -158,7 +158,7 @@ impl<E: Edge> Engine<E> {
         };
         let taken = self.locals.iter().find(|(_, other)| other.ifindex() == Some(veth.ifindex));
         if let Some((_, other)) = taken {
-            let owner = format!("{}/{}", other.workload.namespace, other.workload.name);
+            let owner = other.name();
             let problem = format!("{} is the interface of {owner} already: give each workload its own", veth.name);
             return self.problem(uid, &problem, true);
         }
@@ -171,7 +171,7 @@ impl<E: Edge> Engine<E> {
             let same = before.uid == uid && !before.begun;
             local.phase = if same { before.endpoint.phase } else { Phase::Enforcing(Stage::Off) };
         }
-        info!(workload = uid, interface = veth.name, ifindex = veth.ifindex, "veth found");
+        info!(workload = local.name(), interface = veth.name, ifindex = veth.ifindex, "veth found");
         local.veth = Some(veth);
     }
 
@@ -189,8 +189,7 @@ impl<E: Edge> Engine<E> {
     pub(super) fn problem(&mut self, uid: &str, problem: &str, retry: bool) {
         let Some(local) = self.locals.get_mut(uid) else { return };
         if local.problem != problem {
-            let workload = format!("{}/{}", local.workload.namespace, local.workload.name);
-            warn!(workload, problem, "a workload of this node is not where it should be");
+            warn!(workload = local.name(), problem, "a workload of this node is not where it should be");
             problem.clone_into(&mut local.problem);
         }
         local.retry = retry;

@@ -42,11 +42,12 @@ impl<E: Edge> Engine<E> {
             Ok(None) => return waited,
             Err(error) => {
                 if waited {
-                    warn!(workload = uid, %error, "its sockets cannot be listed: idle ones from before will be reset");
+                    warn!(workload = local.name(), %error, "its sockets cannot be listed: idle ones from before will be reset");
                 }
                 return waited;
             }
         };
+        let name = local.name();
         let (workload, pod) = (local.workload.clone(), End { handle: local.handle, ifindex: veth.ifindex });
         let judged = local.judged;
         let mut made = 0;
@@ -59,7 +60,7 @@ impl<E: Edge> Engine<E> {
             }
             made += usize::from(self.admit(&key, &flow));
         }
-        info!(workload = uid, sockets = sockets.len(), legacy = made, "older connections learnt");
+        info!(workload = name, sockets = sockets.len(), legacy = made, "older connections learnt");
         true
     }
 

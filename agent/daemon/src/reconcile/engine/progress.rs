@@ -9,6 +9,7 @@ use kumiko_core::stage::{self, Action, Phase};
 use tracing::info;
 
 use super::super::edge::Edge;
+use super::super::local::Local;
 use super::Engine;
 
 impl<E: Edge> Engine<E> {
@@ -46,12 +47,16 @@ impl<E: Edge> Engine<E> {
                 }
                 let Some(local) = self.locals.get_mut(uid) else { return false };
                 local.enter(phase, now);
-                info!(workload = uid, ?phase, "endpoint");
+                info!(workload = local.name(), ?phase, "endpoint");
                 self.write_endpoint(uid);
                 true
             }
             Action::Detach => self.detach(uid, ifindex, now),
         }
+    }
+
+    fn name(&self, uid: &str) -> String {
+        self.locals.get(uid).map_or_else(|| uid.to_owned(), Local::name)
     }
 
     fn write_endpoint(&mut self, uid: &str) -> bool {
@@ -72,7 +77,7 @@ impl<E: Edge> Engine<E> {
             Err(error) => Err(error.to_string()),
         };
         let Err(problem) = hooked else {
-            info!(workload = uid, ifindex, ?phase, "attached");
+            info!(workload = self.name(uid), ifindex, ?phase, "attached");
             return true;
         };
         if let Some(local) = self.locals.get_mut(uid) {
@@ -94,7 +99,7 @@ impl<E: Edge> Engine<E> {
             self.problem(uid, &error.to_string(), true);
             return false;
         }
-        info!(workload = uid, ifindex, "detached");
+        info!(workload = self.name(uid), ifindex, "detached");
         self.write(Op::RemoveEndpoint(ifindex));
         if let Some(local) = self.locals.get_mut(uid) {
             local.enter(Phase::Detached, now);
