@@ -319,6 +319,23 @@ mod tests {
     }
 
     #[test]
+    fn every_metric_is_in_the_docs_and_no_other() {
+        let page = include_str!("../../../../docs/metrics.md");
+        let described: Vec<&str> = page.lines().filter(|line| line.starts_with("| `kumiko_")).collect();
+        let all = families(MetricsInput::default());
+        for Family { name, help, kind, .. } in &all {
+            let (end, kind) = match kind {
+                MetricType::Counter => ("_total", "counter"),
+                _ => ("", "gauge"),
+            };
+            let (begin, end) = (format!("| `{name}{end}` | {kind} | "), format!(" | {help} |"));
+            let found = described.iter().any(|line| line.starts_with(&begin) && line.ends_with(&end));
+            assert!(found, "docs/metrics.md has no line {begin}…{end}");
+        }
+        assert_eq!(described.len(), all.len());
+    }
+
+    #[test]
     fn identities_are_bounded_and_the_rest_stays_visible() {
         let pairs = (1..=MAX_PAIR_SERIES as u64 + 10).map(pair).collect();
         let text = render(MetricsInput { pairs, ..Default::default() }).unwrap();
