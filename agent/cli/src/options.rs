@@ -5,25 +5,57 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kumiko_core::flow_record::PartyMatch;
 
+const COMMON: &str = "Common options";
 const EXIT_CODES: &str = "\
 Exit codes:
   0  answered
-  1  answered no: the agent is not ready (status)
+  1  answered no: the agent is not ready (status); or the answer could not be written
   2  wrong usage
   3  the agent cannot be reached, or its answer not be read
 
 Tables are cut to the terminal's width (or to COLUMNS), and are whole when the output is no terminal.
 Colours only on a terminal, and never with NO_COLOR set.";
 
+const FLOWS: &str = "\
+Paths:
+  tunnel  in TLS to or from another node
+  agent   on this node, through its agent (a Service whose pod is here)
+  fast    on this node, from pod to pod in the kernel
+  clear   as without the mesh
+  -       nowhere: refused
+
+Examples:
+  kumiko flows --verdict deny         what was refused, and why
+  kumiko flows -f --to shop/web       who comes to a workload or Service, as it happens
+  kumiko flows --from shop/ -o json   a namespace's own, with reason, hint, identities and times
+
+With --follow and -o json each line is a flow that began, went on or ended (state), or {\"lost\":N}: this reader was too
+slow for N lines.";
+
 /// Looks into the kumiko agent of this node.
 #[derive(Parser, Debug)]
 #[command(name = "kumiko", version, about, after_help = EXIT_CODES, propagate_version = true)]
 pub struct Cli {
     /// Admin socket of the agent.
-    #[arg(long, global = true, env = "KUMIKO_SOCKET", default_value = "/run/kumiko/admin.sock", value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "KUMIKO_SOCKET",
+        default_value = "/run/kumiko/admin.sock",
+        value_name = "PATH",
+        help_heading = COMMON
+    )]
     pub socket: PathBuf,
     /// How to print.
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t = Output::Table,
+        value_name = "FORMAT",
+        help_heading = COMMON
+    )]
     pub output: Output,
     /// What to show.
     #[command(subcommand)]
@@ -47,6 +79,7 @@ pub enum Command {
     /// Workloads of the mesh, and whether this node's are captured.
     Workloads,
     /// Connections: who, to whom, how they travel, how they ended and why.
+    #[command(after_help = FLOWS)]
     Flows(FlowsArgs),
     /// Tunnels to other nodes.
     Tunnels,
