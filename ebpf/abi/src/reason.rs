@@ -80,9 +80,9 @@ reasons! {
     PlaintextAccepted = 4, "plaintext_accepted", "a permissive workload accepted plaintext", "enrol the client before raising this namespace to strict";
     Probe = 5, "probe", "a probe of the node's kubelet to a declared port", "";
     LegacyFlow = 6, "legacy", "older than its pod's enrolment: runs outside the tunnel until it ends", "reconnect the client to move it into the tunnel";
-    Downgraded = 7, "downgraded", "no tunnel to be had and both sides permissive: went in the clear", "see why the tunnel failed in `kumiko tunnels`";
+    Downgraded = 7, "downgraded", "no tunnel to be had and both sides permissive: went in the clear", "see the agent's log, and the refused connections of `kumiko status` on both nodes";
     PlaintextRefused = 20, "plaintext_refused", "a strict workload refuses plaintext", "enrol the client's namespace, or lower this one to permissive";
-    HostRefused = 21, "host_refused", "a strict workload refuses processes of its node other than kubelet probes to declared ports", "declare the port for probes, or allow the host by rule";
+    HostRefused = 21, "host_refused", "a strict workload refuses processes of its node other than kubelet probes to declared ports", "declare the port for probes, or lower the namespace to permissive";
     ServiceNotMeshed = 22, "service_not_meshed", "a ready endpoint of the Service is not meshed: left to kube-proxy, in the clear", "enrol every endpoint of the Service";
     TunnelPortRefused = 23, "tunnel_port_refused", "a pod may not speak to a node's tunnel port itself", "";
 
@@ -124,7 +124,7 @@ reasons! {
     ConnectFailed = 411, "connect_failed", "the connection to the destination pod failed", "see the errno in the flow record";
 
     // 600 to 799: capacity.
-    TableFull = 600, "table_full", "the flow table is full", "raise its size, or find the pod that fills it";
+    TableFull = 600, "table_full", "the flow table is full", "find the pod that fills it: `kumiko workloads` counts their flows";
     PendingQuota = 601, "pending_quota", "too many connects of this pod are pending", "";
     FlowQuota = 602, "flow_quota", "this pod has too many flows", "";
     RingFull = 603, "ring_full", "the agent does not keep up with new connections", "";
