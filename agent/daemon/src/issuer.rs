@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 pub use authority::{Authority, SignError, Signed};
 pub use client::{ClientError, IssuerClient};
-pub use serve::{Issuer, MAX_BODY, MAX_CONNECTIONS};
+pub use serve::{Issuer, MAX_BODY, MAX_CONNECTIONS, MAX_FROM_ONE};
 pub use state::StateDir;
 pub use token::{TokenError, TokenKey};
 pub use wire::{BundleResponse, ErrorResponse, SERVER_NAME, SignRequest, SignResponse, path};

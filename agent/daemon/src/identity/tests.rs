@@ -75,7 +75,9 @@ impl Issuing {
 fn manager(state: &StateDir, address: SocketAddr) -> Manager {
     let token = state.token_key().unwrap().issue("n1", SystemTime::now(), Duration::from_secs(3600));
     let root = std::fs::read_to_string(state.root_path()).unwrap();
-    let client = IssuerClient::new(address, "n1", &root, &token).unwrap();
+    let file = state.root_path().with_file_name("token");
+    std::fs::write(&file, token).unwrap();
+    let client = IssuerClient::new(address, "n1", &root, &file).unwrap();
     Manager::new(client, "n1", "cluster.local").unwrap()
 }
 

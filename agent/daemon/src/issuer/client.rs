@@ -82,48 +82,36 @@ pub enum ClientError {
     Answer(String),
 }
 
-/// The join token, which goes with every request for a certificate.
-#[derive(Clone)]
-enum Token {
-    Given(Arc<Zeroizing<String>>),
-    /// Read for each request: who writes a new one need not restart the agent, which would reset what it carries.
-    File(Arc<Path>),
-}
-
-impl Token {
-    fn read(&self) -> Result<Zeroizing<String>, ClientError> {
-        let path = match self {
-            Self::Given(token) => return Ok(Zeroizing::clone(token)),
-            Self::File(path) => path,
-        };
-        let text = Zeroizing::new(read("--join-token", path)?);
-        match text.trim() {
-            "" => Err(ClientError::File {
-                what: "--join-token",
-                path: path.display().to_string(),
-                problem: "is empty: make a token with `kumiko-agent token`".to_owned(),
-            }),
-            token => Ok(Zeroizing::new(token.to_owned())),
-        }
-    }
-}
-
-fn read(what: &'static str, path: &Path) -> Result<String, ClientError> {
-    std::fs::read_to_string(path).map_err(|error| ClientError::File {
-        what,
-        path: path.display().to_string(),
-        problem: error.to_string(),
-    })
-}
-
 /// Asks one issuer.
 #[derive(Clone)]
 pub struct IssuerClient {
     address: SocketAddr,
     node: String,
-    token: Token,
+    token: Arc<Path>,
     tls: Arc<rustls::ClientConfig>,
     roots: Arc<[CertificateDer<'static>]>,
+}
+
+/// The join token in a file. Read for each request: a token is replaced before it expires, under an agent that goes on.
+fn read_token(path: &Path) -> Result<Zeroizing<String>, ClientError> {
+    let token = read("--join-token", path)?;
+    if token.trim().is_empty() {
+        return Err(ClientError::File {
+            what: "--join-token",
+            path: path.display().to_string(),
+            problem: "is empty: make a token with `kumiko-agent token`".to_owned(),
+        });
+    }
+    Ok(Zeroizing::new(token.trim().to_owned()))
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Zeroizing<String>, ClientError> {
+    let file = |error: std::io::Error| ClientError::File {
+        what,
+        path: path.display().to_string(),
+        problem: error.to_string(),
+    };
+    std::fs::read_to_string(path).map(Zeroizing::new).map_err(file)
 }
 
 impl std::fmt::Debug for IssuerClient {
@@ -133,24 +121,20 @@ impl std::fmt::Debug for IssuerClient {
 }
 
 impl IssuerClient {
-    /// Reads the root from its file; the token's is read for each request, and here to say at once what is wrong with it.
+    /// Reads the root from its file, once, and the token from its own, for each request.
     pub fn from_files(address: SocketAddr, node: &str, root: &Path, token: &Path) -> Result<Self, ClientError> {
         let root_pem = read("--issuer-root", root)?;
-        let token = Token::File(token.into());
-        token.read()?;
-        Self::pinned(address, node, &root_pem, token).map_err(|problem| ClientError::File {
+        // Said now, not at the first request.
+        read_token(token)?;
+        Self::new(address, node, &root_pem, token).map_err(|problem| ClientError::File {
             what: "--issuer-root",
             path: root.display().to_string(),
             problem,
         })
     }
 
-    /// Pins to the certificates of `root_pem`; the error says what is wrong with them.
-    pub fn new(address: SocketAddr, node: &str, root_pem: &str, token: &str) -> Result<Self, String> {
-        Self::pinned(address, node, root_pem, Token::Given(Arc::new(Zeroizing::new(token.to_owned()))))
-    }
-
-    fn pinned(address: SocketAddr, node: &str, root_pem: &str, token: Token) -> Result<Self, String> {
+    /// Pins to the certificates of `root_pem`; the error says what is wrong with them. `token` is a file.
+    pub fn new(address: SocketAddr, node: &str, root_pem: &str, token: &Path) -> Result<Self, String> {
         let mut roots = rustls::RootCertStore::empty();
         let mut pinned = Vec::new();
         for der in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
@@ -167,7 +151,7 @@ impl IssuerClient {
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { address, node: node.to_owned(), token, tls: Arc::new(tls), roots: pinned.into() })
+        Ok(Self { address, node: node.to_owned(), token: token.into(), tls: Arc::new(tls), roots: pinned.into() })
     }
 
     /// Where the issuer is.
@@ -182,7 +166,7 @@ impl IssuerClient {
 
     /// Asks for a certificate. `csr`: PEM.
     pub async fn sign(&self, csr: String) -> Result<SignResponse, ClientError> {
-        let request = SignRequest { node: self.node.clone(), token: self.token.read()?.as_str().to_owned(), csr };
+        let request = SignRequest { node: self.node.clone(), token: read_token(&self.token)?.as_str().to_owned(), csr };
         let body = serde_json::to_vec(&request).map_err(|error| ClientError::Answer(error.to_string()))?;
         self.ask(Method::POST, path::SIGN, body).await
     }

@@ -1,7 +1,8 @@
 //! The issuer's server.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -29,6 +30,9 @@ use super::{
 pub const MAX_BODY: usize = 16 * 1024;
 /// Most connections at once; more wait in the listener's backlog.
 pub const MAX_CONNECTIONS: usize = 256;
+/// Of these, connections from one address: an agent has less than ten. Whoever holds more is cut short, so that it does
+/// not keep the others' certificates from them.
+pub const MAX_FROM_ONE: usize = 32;
 /// Longest time for a connection, from accept to the end of the answer.
 const CONNECTION_TIME: Duration = Duration::from_secs(15);
 /// How long the listener rests when the system has no file descriptors left.
@@ -108,6 +112,7 @@ impl Issuer {
         config.send_tls13_tickets = 0;
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let callers = Callers::default();
         let mut renew = tokio::time::interval(SERVER_LIFE / 2);
         renew.tick().await;
         if let Ok(address) = listener.local_addr() {
@@ -126,6 +131,12 @@ impl Issuer {
             };
             match accepted {
                 Ok((stream, peer)) => {
+                    let Some(caller) = callers.enter(peer.ip()) else {
+                        debug!(%peer, "too many connections from one address");
+                        continue;
+                    };
+                    // Answers are short, and a delayed acknowledgement is long.
+                    let _ = stream.set_nodelay(true);
                     let (issuer, acceptor) = (self.clone(), acceptor.clone());
                     tokio::spawn(async move {
                         if tokio::time::timeout(CONNECTION_TIME, issuer.connection(stream, acceptor, peer))
@@ -134,7 +145,7 @@ impl Issuer {
                         {
                             debug!(%peer, "connection took too long");
                         }
-                        drop(permit);
+                        drop((caller, permit));
                     });
                 }
                 Err(error) => {
@@ -231,6 +242,41 @@ impl Issuer {
             }
         }
         Ok(bundle)
+    }
+}
+
+/// Connections by address.
+#[derive(Debug, Default, Clone)]
+struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection of an address, until it is dropped.
+struct Caller {
+    callers: Callers,
+    address: IpAddr,
+}
+
+impl Callers {
+    /// Counts one more; `None`: too many.
+    fn enter(&self, address: IpAddr) -> Option<Caller> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= MAX_FROM_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(Caller { callers: self.clone(), address })
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let mut counts = self.callers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
     }
 }
 

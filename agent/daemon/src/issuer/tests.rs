@@ -54,7 +54,9 @@ impl Running {
     }
 
     fn client(&self, node: &str, token: &str) -> IssuerClient {
-        IssuerClient::new(self.address, node, &self.root, token).unwrap()
+        let file = self.state.path().join("token");
+        std::fs::write(&file, token).unwrap();
+        IssuerClient::new(self.address, node, &self.root, &file).unwrap()
     }
 
     fn good_token(&self) -> String {
@@ -200,7 +202,7 @@ async fn refuses_garbage_and_other_keys() {
 async fn only_its_own_root_and_only_tls_1_3() {
     let issuer = Running::start().await;
     let other = Running::start().await;
-    let stranger = IssuerClient::new(issuer.address, "n1", &other.root, &issuer.good_token()).unwrap();
+    let stranger = IssuerClient::new(issuer.address, "n1", &other.root, Path::new("none")).unwrap();
     assert!(matches!(stranger.bundle().await, Err(ClientError::Tls { .. })));
 
     let plain = tokio::net::TcpStream::connect(issuer.address).await;
@@ -211,7 +213,7 @@ async fn only_its_own_root_and_only_tls_1_3() {
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
 
     let nobody = "127.0.0.1:1".parse().unwrap();
-    let error = IssuerClient::new(nobody, "n1", &issuer.root, "t").unwrap().bundle().await.unwrap_err();
+    let error = IssuerClient::new(nobody, "n1", &issuer.root, Path::new("none")).unwrap().bundle().await.unwrap_err();
     assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
     issuer.stop().await;
     other.stop().await;
@@ -235,21 +237,45 @@ async fn the_bundle_takes_more_roots_while_it_runs() {
 }
 
 #[tokio::test]
-async fn a_new_token_in_the_file_is_taken_without_a_restart() {
+async fn a_crowd_from_one_address_does_not_take_all_places() {
     let issuer = Running::start().await;
-    let (root, token) = (issuer.state.path().join("pinned.pem"), issuer.state.path().join("n1.token"));
+    let mut crowd = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        crowd.push(tokio::net::TcpStream::connect(issuer.address).await.unwrap());
+    }
+    // They say nothing; all but a few are closed.
+    let mut closed = 0;
+    for silent in crowd.iter_mut().skip(MAX_FROM_ONE) {
+        closed += usize::from(matches!(silent.read(&mut [0; 1]).await, Ok(0) | Err(_)));
+    }
+    assert_eq!(closed, MAX_CONNECTIONS - MAX_FROM_ONE);
+    // Another address.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = socket.connect(issuer.address).await.unwrap();
+    other.write_all(b"no TLS").await.unwrap();
+    assert!(other.read(&mut [0; 7]).await.unwrap() > 0, "an alert");
+    assert!(
+        matches!(crowd.first().unwrap().try_read(&mut [0; 1]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+    );
+    drop(crowd);
+    issuer.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_is_replaced_while_the_agent_runs() {
+    let issuer = Running::start().await;
+    let (root, token) = (issuer.state.path().join("root"), issuer.state.path().join("token"));
     std::fs::write(&root, &issuer.root).unwrap();
-    // What a node that ran for longer than its token's lifetime has.
-    let old = issuer.tokens.issue("n1", SystemTime::now() - 2 * HOUR, HOUR);
-    std::fs::write(&token, format!("{old}\n")).unwrap();
+    std::fs::write(&token, issuer.tokens.issue("n1", SystemTime::now() - 2 * HOUR, HOUR)).unwrap();
     let client = IssuerClient::from_files(issuer.address, "n1", &root, &token).unwrap();
-    let refused = client.sign(csr(&[uri(&web())]).1).await.unwrap_err().to_string();
-    assert!(refused.contains("expired"), "{refused}");
+    let (_, request) = csr(&[uri(&web())]);
+    assert!(matches!(client.sign(request.clone()).await, Err(ClientError::Refused { status: 401, .. })));
     std::fs::write(&token, format!("{}\n", issuer.good_token())).unwrap();
-    client.sign(csr(&[uri(&web())]).1).await.unwrap();
+    client.sign(request.clone()).await.unwrap();
     std::fs::write(&token, "\n").unwrap();
-    let empty = client.sign(csr(&[uri(&web())]).1).await.unwrap_err().to_string();
-    assert!(empty.contains("--join-token") && empty.contains("is empty"), "{empty}");
+    let error = client.sign(request).await.unwrap_err().to_string();
+    assert!(error.contains("is empty"), "{error}");
     issuer.stop().await;
 }
 
