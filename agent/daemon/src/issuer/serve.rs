@@ -44,6 +44,8 @@ pub struct Issuer {
     authority: Authority,
     tokens: TokenKey,
     state: StateDir,
+    /// Roots beside its own, as they were last read.
+    extra: ArcSwap<Vec<String>>,
     svid_ttl: Duration,
     workloads: Arc<dyn NodeWorkloads>,
 }
@@ -71,12 +73,6 @@ impl From<SignError> for Refusal {
     }
 }
 
-impl From<IssuerError> for Refusal {
-    fn from(error: IssuerError) -> Self {
-        Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-    }
-}
-
 impl Issuer {
     /// Takes or makes root and token key in `state`.
     pub fn new(
@@ -88,8 +84,8 @@ impl Issuer {
         let authority = state.authority(trust_domain)?;
         let tokens = state.token_key()?;
         // Said now, not at the first request.
-        state.extra_roots()?;
-        Ok(Self { authority, tokens, state, svid_ttl, workloads })
+        let extra = ArcSwap::from_pointee(state.extra_roots()?);
+        Ok(Self { authority, tokens, state, extra, svid_ttl, workloads })
     }
 
     /// Listens. Apart from [`Issuer::serve`], so that a caller knows the port.
@@ -183,9 +179,7 @@ impl Issuer {
     async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
         let answer = match (request.method(), request.uri().path()) {
             (&Method::POST, path::SIGN) => self.sign(request, peer).await.map(|answer| json(StatusCode::OK, &answer)),
-            (&Method::GET, path::BUNDLE) => {
-                self.bundle().map(|bundle| json(StatusCode::OK, &BundleResponse { bundle })).map_err(Refusal::from)
-            }
+            (&Method::GET, path::BUNDLE) => Ok(json(StatusCode::OK, &BundleResponse { bundle: self.bundle() })),
             (_, path::SIGN | path::BUNDLE) => Err(Refusal(
                 StatusCode::METHOD_NOT_ALLOWED,
                 format!("{} is not for {}", request.method(), request.uri()),
@@ -222,7 +216,7 @@ impl Issuer {
             );
             return Err(Refusal(StatusCode::FORBIDDEN, error));
         }
-        let bundle = self.bundle()?;
+        let bundle = self.bundle();
         let signed = self.authority.sign(&asked, now, self.svid_ttl)?;
         info!(%peer, node = request.node, principal = %asked.principal, serial = signed.serial, "signed");
         Ok(SignResponse {
@@ -234,14 +228,19 @@ impl Issuer {
         })
     }
 
-    fn bundle(&self) -> Result<Vec<String>, IssuerError> {
+    /// Roots to trust. A broken file among the extra ones must not keep certificates from anybody.
+    fn bundle(&self) -> Vec<String> {
+        match self.state.extra_roots() {
+            Ok(extra) => self.extra.store(Arc::new(extra)),
+            Err(error) => warn!(%error, "extra roots cannot be read; the last ones stay"),
+        }
         let mut bundle = vec![self.authority.root_pem().to_owned()];
-        for root in self.state.extra_roots()? {
-            if !bundle.contains(&root) {
-                bundle.push(root);
+        for root in self.extra.load().iter() {
+            if !bundle.contains(root) {
+                bundle.push(root.clone());
             }
         }
-        Ok(bundle)
+        bundle
     }
 }
 

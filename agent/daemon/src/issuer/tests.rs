@@ -232,6 +232,10 @@ async fn the_bundle_takes_more_roots_while_it_runs() {
     let bundle = client.bundle().await.unwrap();
     assert_eq!(bundle.len(), 2);
     assert!(bundle.contains(&other.root));
+    // Half a file: what was read last stays, and certificates are still signed.
+    std::fs::write(extra.join("new.pem"), other.root.get(..100).unwrap()).unwrap();
+    assert_eq!(client.bundle().await.unwrap(), bundle);
+    issuer.client("n1", &issuer.good_token()).sign(csr(&[uri(&web())]).1).await.unwrap();
     issuer.stop().await;
     other.stop().await;
 }
