@@ -99,12 +99,42 @@ pub(crate) fn open(key: &mut Key, bytes: &mut [u8]) -> Result<Option<Opened>, Re
     let Some(bytes) = bytes.get_mut(..record) else { return Ok(None) };
     let (head, cipher) = bytes.split_first_chunk_mut::<HEADER>().ok_or(RecordError::Bad)?;
     let inner = key.open(head, cipher)?;
-    // RFC 8446 section 5.4: the content type is the last byte that is not zero; the zeros after it are padding.
+    // RFC 8446 section 5.4: the content type is the last byte that is not zero; the zeros after it are padding, which
+    // counts towards the limit.
     let inner = cipher.get(..inner).ok_or(RecordError::Bad)?;
-    let at = inner.iter().rposition(|&b| b != 0).ok_or(RecordError::Empty)?;
-    if at > MAX_PLAIN {
-        return Err(RecordError::Overflow(at));
+    if inner.len() > MAX_PLAIN + 1 {
+        return Err(RecordError::Overflow(inner.len()));
     }
+    let at = inner.iter().rposition(|&b| b != 0).ok_or(RecordError::Empty)?;
     let content = inner.get(at).copied().ok_or(RecordError::Empty)?;
     Ok(Some(Opened { content, len: at, record }))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::ConnectionTrafficSecrets;
+    use rustls::crypto::cipher::{AeadKey, Iv};
+
+    use super::*;
+
+    fn key() -> Key {
+        let secrets = ConnectionTrafficSecrets::Chacha20Poly1305 { key: AeadKey::from([1; 32]), iv: Iv::new([1; 12]) };
+        Key::new(0, secrets).unwrap()
+    }
+
+    #[test]
+    fn padding_counts_towards_the_limit() {
+        for (inner, expected) in [
+            (MAX_PLAIN, Ok(Some(Opened { content: content::DATA, len: 100, record: MAX_PLAIN + OVERHEAD }))),
+            (MAX_PLAIN + 1, Err(RecordError::Overflow(MAX_PLAIN + 2))),
+        ] {
+            // The type is the last byte that is not zero: here, one of the plaintext of a record of "type" 0.
+            let mut plain = vec![0; inner];
+            plain[..100].fill(7);
+            plain[100] = content::DATA;
+            let mut record = Vec::new();
+            seal_into(&mut key(), 0, &plain, &mut record).unwrap();
+            assert_eq!(open(&mut key(), &mut record), expected);
+        }
+    }
 }
