@@ -122,3 +122,18 @@ async fn a_silent_peer_is_given_up() {
     // The acceptor has closed.
     assert_eq!(result.unwrap_err().reason(), Reason::TlsFailed);
 }
+
+#[tokio::test]
+async fn bytes_that_came_before_the_end_of_the_tunnel_are_no_last_words() {
+    let (mut dialled, mut accepted) = tunnels().await;
+    let (out, rekey) = accepted.session.sender();
+    out.fill(rekey, |places| {
+        places[0][..5].copy_from_slice(b"early");
+        Ok(5)
+    })
+    .unwrap();
+    assert!(accepted.try_flush().unwrap());
+    accepted.abort();
+    dialled.stream().ready(tokio::io::Interest::ERROR).await.unwrap();
+    assert!(matches!(dialled.open(&open()).await, Err(OpenError::Tunnel(_))));
+}

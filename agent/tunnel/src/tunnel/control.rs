@@ -116,8 +116,14 @@ impl Tunnel {
     pub(super) async fn last_words(&mut self, error: TunnelError) -> TunnelError {
         let words = async {
             loop {
-                if let Err(error @ TunnelError::Alert(_)) = self.session.next() {
-                    return Some(error);
+                match self.session.next() {
+                    Err(error @ TunnelError::Alert(_)) => return Some(error),
+                    Err(_) => return None,
+                    Ok(Some(_)) => {
+                        self.session.inn.discard_ready();
+                        continue;
+                    }
+                    Ok(None) => {}
                 }
                 match self.try_read() {
                     Ok(true) => {}
