@@ -67,7 +67,19 @@ const CHECKS: &[Check] = &[
     ("a_right_certificate_with_another_workloads_address", Reason::SourceMismatch, |w| w.open("server-1", "server-2")),
     ("a_right_certificate_with_an_address_of_another_node", Reason::UnknownSource, |w| w.open("client-2", "server-2")),
     ("an_address_that_belongs_to_another_workload", Reason::DestinationGone, |w| w.open("client-1", "client-2")),
+    ("a_flow_id_of_another_node", Reason::ProtocolError, |w| w.open("client-1", "server-2")),
+    ("bytes_that_belong_to_no_flow", Reason::ProtocolError, |w| {
+        let shown = w.issuer.sign(&client(), w.now - HOUR, w.now + HOUR)?;
+        w.say(b"bytes", Some(shown), &version::TLS13, "server")
+    }),
+    ("a_tunnel_that_has_outlived_its_certificate", Reason::PeerCertificateExpired, |w| {
+        w.open_at_the_end_of("client-1", "server-2", SHORT_LIFE)
+    }),
+    ("silence", Reason::HandshakeTimedOut, |w| ends(&mut w.connect()?)),
 ];
+
+/// A certificate's, which a handshake fits in.
+const SHORT_LIFE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let names: Vec<&str> = CHECKS.iter().map(|(name, _, _)| *name).collect();
@@ -162,6 +174,17 @@ impl World {
 
     /// Shakes hands as a client that believes everything; must not come through.
     fn knock(&self, shown: Option<Shown>, version: &'static SupportedProtocolVersion, name: &str) -> Result<()> {
+        self.say(b"", shown, version, name)
+    }
+
+    /// The same; once it has come through after all, it says `bytes`.
+    fn say(
+        &self,
+        bytes: &[u8],
+        shown: Option<Shown>,
+        version: &'static SupportedProtocolVersion,
+        name: &str,
+    ) -> Result<()> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[version])?
@@ -175,12 +198,26 @@ impl World {
         let name = Principal::new(TRUST_DOMAIN, "demo", name)?.server_name();
         let mut connection = ClientConnection::new(Arc::new(config), ServerName::try_from(name)?)?;
         let mut stream = self.connect()?;
-        ends(&mut rustls::Stream::new(&mut connection, &mut stream))
+        let mut stream = rustls::Stream::new(&mut connection, &mut stream);
+        if !bytes.is_empty() {
+            stream.write_all(bytes).context("after the handshake")?;
+        }
+        ends(&mut stream)
     }
 
     /// Opens a flow with a right certificate of `client`, as if from `source`, for what it says is server-2's address.
     fn open(&self, source: &str, destination: &str) -> Result<()> {
-        let (from, to) = (self.now - HOUR, self.now + HOUR);
+        self.open_until(source, destination, self.now + HOUR, Duration::ZERO)
+    }
+
+    /// The same by a certificate that ends after `life`, on a tunnel that is older.
+    fn open_at_the_end_of(&self, source: &str, destination: &str, life: Duration) -> Result<()> {
+        // Certificates tell whole seconds.
+        self.open_until(source, destination, SystemTime::now() + life, life + Duration::from_secs(1))
+    }
+
+    fn open_until(&self, source: &str, destination: &str, to: SystemTime, wait: Duration) -> Result<()> {
+        let from = self.now - HOUR;
         let (chain, key) = self.issuer.sign(&client(), from, to)?;
         let root = CertificateDer::from_pem_file(self.side.lab.dir().join("issuer/root.pem")).context("the root")?;
         let svid = Arc::new(Svid::new(chain, key)?);
@@ -203,6 +240,7 @@ impl World {
             let (local, expected) = (principal("client")?, principal("server")?);
             let dialled = dial(stream, &identities, &local, &expected, TunnelOptions::default()).await;
             let mut tunnel = dialled.context("the handshake itself is right")?;
+            tokio::time::sleep(wait).await;
             match tunnel.open(&open).await {
                 Ok(()) => bail!("the flow was opened: {open:?}"),
                 Err(_) => Ok(()),

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use kumiko_abi::Stage;
+use sha2::{Digest as _, Sha256};
 
 use crate::Principal;
 
@@ -62,6 +63,15 @@ pub struct Node {
     pub name: String,
     /// InternalIP addresses, in order.
     pub addresses: Vec<IpAddr>,
+}
+
+/// With what the ids of all flows begin that a node dials: six bytes of the SHA-256 of its name.
+pub fn node_hash(node: &str) -> [u8; 6] {
+    let mut hash = [0; 6];
+    for (to, from) in hash.iter_mut().zip(Sha256::digest(node.as_bytes())) {
+        *to = from;
+    }
+    hash
 }
 
 #[cfg(test)]

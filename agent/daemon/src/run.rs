@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use kumiko_abi::Config;
 use kumiko_abi::config::config_flags;
+use kumiko_core::model::node_hash;
 use kumiko_kernel::agent_ns::AgentNs;
 use kumiko_kernel::alive::RunLock;
 use kumiko_kernel::bpf::{self, Datapath, LoadOptions, ObjectSource};
@@ -21,7 +22,6 @@ use kumiko_kernel::netns::Netns;
 use kumiko_kernel::readable::Readable;
 use kumiko_kernel::{cgroup, sockets};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -214,10 +214,6 @@ fn config(options: &RunOptions, datapath: &Datapath, agent: &AgentNs, shards: u3
         Some(path) => cgroup::id_and_level(path)?,
         None => (0, 0),
     };
-    let mut node_hash = [0; 6];
-    for (to, from) in node_hash.iter_mut().zip(Sha256::digest(options.node.as_bytes())) {
-        *to = from;
-    }
     let clear = options.permissive_without_agent == WithoutAgent::Clear;
     Ok(Config {
         kubelet_cgroup,
@@ -227,7 +223,7 @@ fn config(options: &RunOptions, datapath: &Datapath, agent: &AgentNs, shards: u3
         shards,
         agent_ifindex: agent.host_ifindex,
         flags: config_flags::FAST_PATH | if clear { config_flags::PERMISSIVE_WITHOUT_AGENT } else { 0 },
-        node_hash,
+        node_hash: node_hash(&options.node),
         agent_mac: agent.agent_mac,
         ..Config::default()
     })

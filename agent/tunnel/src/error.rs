@@ -75,6 +75,11 @@ impl TunnelError {
         }
     }
 
+    /// Whether this side ended the tunnel because of what the peer sent.
+    pub fn is_peers_fault(&self) -> bool {
+        matches!(self.reason(), Reason::BadRecord | Reason::ProtocolError) && !matches!(self, Self::Alert(_))
+    }
+
     /// The alert that tells the peer, if there is anything to tell.
     pub(crate) fn alert(&self) -> Option<u8> {
         match self {

@@ -97,6 +97,11 @@ impl Tunnel {
         self.stream.clone()
     }
 
+    /// Whether one of both certificates is past its end: no flow may be opened on it.
+    pub fn is_expired(&self) -> bool {
+        SystemTime::now() >= self.info.facts.usable_until
+    }
+
     /// Whether no flow is on it, it lives and it does not drain.
     pub fn is_reusable(&self) -> bool {
         self.role.is_idle() && !self.role.is_draining()
@@ -104,7 +109,7 @@ impl Tunnel {
 
     /// Looks, without waiting, at what came while the tunnel was idle; says whether a flow can be opened on it.
     pub fn check(&mut self) -> bool {
-        if !self.is_reusable() || SystemTime::now() >= self.info.facts.usable_until {
+        if !self.is_reusable() || self.is_expired() {
             return false;
         }
         loop {
@@ -165,6 +170,8 @@ impl Tunnel {
 
     /// Waits for the next OPEN. `None`: the dialler closed the idle tunnel. May be dropped while it waits.
     pub async fn next_open(&mut self) -> Result<Option<Open>, TunnelError> {
+        // A dialler that opens and gives up without reading the answers gets no more of them to pile up here.
+        self.flush().await?;
         loop {
             let idle = self.role.is_idle();
             match self.event().await {

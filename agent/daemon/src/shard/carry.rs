@@ -11,9 +11,9 @@ use kumiko_kernel::sockets;
 use kumiko_tunnel::{RelayEnd, SideEnd, Tunnel, Urgent, Who};
 use tokio::net::TcpStream;
 
-use super::Shard;
 use super::deliver::Delivered;
 use super::registry::Stop;
+use super::{Shard, serve};
 use crate::telemetry::FlowEnded;
 
 /// Between two looks at whether the other node still answers.
@@ -49,7 +49,7 @@ pub(super) async fn to_node(shard: &Rc<Shard>, id: FlowId, plain: TcpStream, mut
     close(plain, &end);
     report(shard, id, &end, FlowSide::Source, tunnel.stream());
     if end.reusable || settled(&mut tunnel, &end).await {
-        shard.tunnels.put_back(tunnel);
+        shard.put_back(tunnel);
     }
 }
 
@@ -69,6 +69,9 @@ pub(super) async fn from_node(
     close(stream, &end);
     report(shard, id, &end, FlowSide::Destination, tunnel.stream());
     drop(registered);
+    if let Some(error) = &end.error {
+        serve::ended(shard, tunnel.facts().peer_addr.ip(), error);
+    }
     end.reusable || settled(tunnel, &end).await
 }
 

@@ -78,7 +78,7 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
                 let shard = shard.clone();
                 tokio::task::spawn_local(async move {
                     if tunnel.reset(failure.reason).await {
-                        shard.tunnels.put_back(*tunnel);
+                        shard.put_back(*tunnel);
                     }
                 });
             }
@@ -143,7 +143,7 @@ async fn reach(
                 // The far agent stops its connect, and the tunnel can carry the next flow.
                 tokio::task::spawn_local(async move {
                     if tunnel.cancel_open(reason).await {
-                        shard.tunnels.put_back(tunnel);
+                        shard.put_back(tunnel);
                     }
                 });
                 return Err(Failure::new(reason));
@@ -169,7 +169,7 @@ async fn reach(
             Err(error) => {
                 let failure = Failure { reason: error.reason(), errno: error.errno() };
                 // A tunnel whose flow was refused is as good as new.
-                shard.tunnels.put_back(tunnel);
+                shard.put_back(tunnel);
                 return Err(failure);
             }
         }

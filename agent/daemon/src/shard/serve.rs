@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use kumiko_abi::Reason;
 use kumiko_core::frame::{Open, Refused};
+use kumiko_core::model::node_hash;
 use kumiko_core::route::{self, Accepted, OpenView};
-use kumiko_tunnel::{HandshakeError, Tunnel, TunnelOptions};
+use kumiko_tunnel::{HandshakeError, Tunnel, TunnelError, TunnelOptions};
 use tokio::net::TcpStream;
 use tracing::{debug, info};
 
@@ -30,7 +31,12 @@ pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr)
         Err(error) => {
             shard.common.refusals.count(error.reason());
             shard.common.tunnels.fail();
-            info!(%peer, reason = error.reason().name(), %error, "tunnel refused");
+            if matches!(error, HandshakeError::Busy) {
+                // As many as whoever knocks likes.
+                debug!(%peer, %error, "tunnel refused");
+            } else {
+                info!(%peer, reason = error.reason().name(), %error, "tunnel refused");
+            }
             return;
         }
     };
@@ -49,11 +55,18 @@ pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr)
                 }
             }
             Ok(None) => return,
-            Err(error) => {
-                debug!(%peer, %error, "tunnel ended");
-                return;
-            }
+            Err(error) => return ended(&shard, peer.ip(), &error),
         }
+    }
+}
+
+/// Says why a tunnel ended, and counts it if the peer was refused.
+pub(super) fn ended(shard: &Shard, peer: IpAddr, error: &TunnelError) {
+    if error.is_peers_fault() {
+        shard.common.refusals.count(error.reason());
+        info!(%peer, reason = error.reason().name(), %error, "tunnel ended");
+    } else {
+        debug!(%peer, %error, "tunnel ended");
     }
 }
 
@@ -77,8 +90,20 @@ async fn handshake(shard: &Shard, stream: TcpStream, peer: IpAddr) -> Result<Tun
 
 /// Serves one OPEN; says whether the tunnel can carry another.
 async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: IpAddr) -> bool {
+    if tunnel.is_expired() {
+        // Whatever was proved is over. An honest dialler opens the flow on another tunnel, with certificates of today.
+        shard.common.refusals.count(Reason::PeerCertificateExpired);
+        let _ = tunnel.refuse(Refused::by_agent(Reason::NotProcessed)).await;
+        return false;
+    }
     let began = Instant::now();
     let accepted = check(shard, tunnel, &open, node).await;
+    if !is_dialled_by(shard, &open, node) {
+        // Under this id another node's flow may be known here: nothing of this OPEN may be told of that one.
+        let reason = accepted.err().unwrap_or(Reason::ProtocolError);
+        shard.common.refusals.count(reason);
+        return tunnel.refuse(Refused::by_agent(reason)).await.is_ok() && tunnel.is_reusable();
+    }
     let handles = [&open.source_uid, &open.destination_uid].map(|uid| shard.common.state.load().handle(uid));
     shard.common.sink.dialling(report::asked(&open, accepted.as_ref().ok(), handles, &node.to_string()));
     let accepted = match accepted {
@@ -100,6 +125,9 @@ async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: Ip
         delivered = shard.deliver(delivery) => delivered,
         gone = tunnel.closed() => {
             shard.common.sink.refused(open.flow_id, Reason::ClientGone, 0);
+            if let Err(error) = &gone {
+                ended(shard, node, error);
+            }
             return gone.is_ok() && tunnel.is_reusable();
         }
         reason = stop.stopped() => Err(Failure::new(reason)),
@@ -130,7 +158,10 @@ async fn check(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Res
             Ok(accepted) => return Ok(accepted),
             Err(reason) => reason,
         };
-        let late = matches!(reason, Reason::UnknownSource | Reason::DestinationGone | Reason::EndpointNotAttached);
+        let late = matches!(
+            reason,
+            Reason::UnknownSource | Reason::StaleIdentity | Reason::DestinationGone | Reason::EndpointNotAttached
+        );
         if !late || !matches!(tokio::time::timeout_at(deadline, changed.changed()).await, Ok(Ok(()))) {
             return Err(reason);
         }
@@ -149,6 +180,12 @@ fn check_now(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Resul
         return Err(Reason::EndpointNotAttached);
     }
     Ok(accepted)
+}
+
+/// Whether the flow's id is one that the dialling node makes.
+fn is_dialled_by(shard: &Shard, open: &Open, node: IpAddr) -> bool {
+    let state = shard.common.state.load();
+    state.world.node_at(node).is_some_and(|dialler| open.flow_id.0.starts_with(&node_hash(&dialler.name)))
 }
 
 async fn refuse(shard: &Shard, tunnel: &mut Tunnel, open: &Open, failure: Failure) -> bool {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kumiko_abi::Reason;
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::sockets;
+use kumiko_tunnel::identity::Identities;
 use kumiko_tunnel::pool::{Key, Limits, Pool};
 use kumiko_tunnel::{HandshakeError, Tunnel, TunnelInfo, TunnelOptions};
 use tokio::net::TcpStream;
@@ -67,7 +68,7 @@ impl Tunnels {
     }
 
     /// Keeps a tunnel for the next flow, or gives it to one that waits.
-    pub(super) fn put_back(&self, mut tunnel: Tunnel) {
+    fn put_back(&self, mut tunnel: Tunnel) {
         if !tunnel.check() {
             return;
         }
@@ -115,6 +116,16 @@ impl Tunnels {
 }
 
 impl Shard {
+    /// Keeps a tunnel whose flow has ended for the next one. One whose certificate was renewed meanwhile is closed: it
+    /// would outlive, busy by turns, every look at the idle ones.
+    pub(super) fn put_back(&self, tunnel: Tunnel) {
+        if outdated(&self.common.identities.current(), &tunnel) {
+            tunnel.close();
+        } else {
+            self.tunnels.put_back(tunnel);
+        }
+    }
+
     /// A tunnel that a flow can be opened on; with `fresh`, not one from the pool.
     pub(super) async fn tunnel(self: &Rc<Self>, key: Key, fresh: bool) -> Result<Taken, Failure> {
         let warm = |tunnel| Ok(Taken { tunnel, handshake: None });
@@ -141,7 +152,7 @@ impl Shard {
             let _turn = turn;
             if let Err(Ok(unwanted)) = made.send(shard.shake_hands(key).await) {
                 let Taken { tunnel, .. } = unwanted;
-                shard.tunnels.put_back(tunnel);
+                shard.put_back(tunnel);
             }
         });
         tunnel.await.unwrap_or(Err(Failure::new(Reason::TunnelLimit)))
@@ -168,6 +179,11 @@ impl Shard {
     }
 }
 
+/// Whether a tunnel was made with a certificate that has been renewed or dropped since.
+fn outdated(current: &Identities, tunnel: &Tunnel) -> bool {
+    current.client_for(tunnel.local()).is_none_or(|now| now.svid.serial() != tunnel.facts().local_serial)
+}
+
 /// This node's address of the family of `like`.
 fn own_address(common: &Common, like: IpAddr) -> Option<IpAddr> {
     let state = common.state.load();
@@ -188,9 +204,7 @@ pub(super) async fn tend(shard: Rc<Shard>) {
                     return;
                 }
                 let current = shard.common.identities.current();
-                shard.tunnels.pool.borrow_mut().retire(|tunnel| {
-                    current.client_for(tunnel.local()).is_none_or(|c| c.svid.serial() != tunnel.facts().local_serial)
-                });
+                shard.tunnels.pool.borrow_mut().retire(|tunnel| outdated(&current, tunnel));
             }
             _ = drain.wait_for(|draining| *draining) => {
                 shard.tunnels.pool.borrow_mut().drain();
