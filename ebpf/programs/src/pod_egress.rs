@@ -5,7 +5,7 @@ use core::ptr;
 use kumiko_abi::{
     Config, Flow, FlowState, Reason, Stage, Stat, Verdict,
     flow::flags::{JUDGED_BOTH, LEARNED, LEGACY},
-    judge::{self, Action, Stray},
+    judge::{self, Action, Stray, enforces},
     segment::bits::{ACK, RST, SYN},
 };
 
@@ -13,10 +13,10 @@ use crate::{
     counters::{self, Pair, count},
     ends::{self, Ends, Hook, learns, stage},
     judge::{Entered, deny, enter, unjudged},
-    maps::{Scratch, forget},
+    maps::{ENDPOINTS, Scratch, forget},
     packet::{Kind, parse},
     pod_ingress::LEARNED_FLOW,
-    redirect::out_to_agent,
+    redirect::{is_pod_mac, out_to_agent},
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get},
     track::track,
@@ -26,7 +26,12 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     let ifindex = skb.ifindex();
     let Some(endpoint) = ends::here(ifindex) else { return PASS };
     let hook = Hook { skb, config, endpoint, ifindex };
-    match parse(skb, s) {
+    let kind = parse(skb, s);
+    if matches!(kind, Kind::Other | Kind::Error | Kind::Tcp) && elsewhere(&hook, s) {
+        // The pod's kernel throws it away; behind a bridge in the pod it would be plaintext that nobody judged.
+        return if matches!(stage(endpoint), Stage::Strict) { DROP } else { PASS };
+    }
+    match kind {
         Kind::NotIp => PASS,
         kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, endpoint),
         Kind::Other => other(&hook, s),
@@ -39,6 +44,14 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
         }
         Kind::Tcp => tcp(hook, s),
     }
+}
+
+/// Whether the frame is meant for another port of the pod's bridge: a bridge that does not know a MAC floods all of them.
+/// Judged here, the flow of another pod would be entered as this one's, or reset in the other's name.
+#[inline(always)]
+fn elsewhere(hook: &Hook<'_>, s: &Scratch) -> bool {
+    let p = &s.packet;
+    p.unicast() && !is_pod_mac(p.head.dst_mac, hook) && ends::handle(p.dst) != hook.endpoint.handle
 }
 
 /// Whether an ICMP error of the host's side is about a flow that the agent carries: only the agent's own count.
@@ -75,10 +88,15 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
         let p = &s.packet;
         let from = entry.by_initiator(p.src_is_lo);
         let syn = p.is(SYN, SYN | ACK | RST);
-        let by_host = entry.sender(from) == 0;
+        let sender = entry.sender(from);
+        let by_host = sender == 0;
         let gone = entry.is_over() || entry.is_orphan(hook.config);
         let state = entry.state();
-        let another = syn && by_host && from && matches!(state, FlowState::Direct) && another(s, entry);
+        // A target that begins anew after it has answered began another flow, which this pod takes or not.
+        let another = syn
+            && by_host
+            && matches!(state, FlowState::Direct)
+            && if from { another(s, entry) } else { entry.target_spoke() };
         if syn && gone || another {
             old = entry.0;
         } else {
@@ -88,7 +106,9 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
                     return DROP;
                 }
                 FlowState::Cut => return out_to_agent(hook.skb, hook.config),
-                FlowState::Fast => return PASS,
+                // What one pod sends another on the fast path never comes by the host's stack.
+                FlowState::Fast => return forged(&hook),
+                FlowState::Direct if !by_host && by_another_pod(hook.skb, sender) => return forged(&hook),
                 FlowState::Direct => {}
             }
             if by_host {
@@ -128,6 +148,23 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
             out_to_agent(hook.skb, hook.config)
         }
     }
+}
+
+/// Whether the packet, which a pod behind `sender` should have sent, came from another pod. (From a bridge or a VRF says
+/// nothing: there the interface that a packet came by is theirs.)
+#[inline(always)]
+fn by_another_pod(skb: Skb, sender: u32) -> bool {
+    let by = skb.came_by();
+    // SAFETY: only asked whether it is there.
+    by != 0 && by != sender && unsafe { ENDPOINTS.get(by) }.is_some()
+}
+
+/// A packet of a known flow that its end did not send.
+#[inline(always)]
+fn forged(hook: &Hook<'_>) -> i32 {
+    count(Stat::WrongInterface);
+    counters::reason(Reason::WrongInterface);
+    if enforces(stage(hook.endpoint)) { DROP } else { PASS }
 }
 
 /// A SYN that is not a retransmission of the entry's.

@@ -151,7 +151,7 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
             if matches!(state, FlowState::Pending) {
                 return again(s, entry);
             }
-        } else if spoke(entry) {
+        } else if entry.target_spoke() {
             // The target's end begins anew. Before it said anything, this is a simultaneous open and goes on.
             return Known::Fresh;
         }
@@ -170,14 +170,6 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
             }
         }
     })
-}
-
-/// Whether the target's end has sent anything.
-#[inline(always)]
-fn spoke(entry: Entry) -> bool {
-    // SAFETY: an aligned field of a live element.
-    let packets = unsafe { ptr::read_volatile(&raw const (*entry.0).dir[1].packets) };
-    packets != 0
 }
 
 /// A flow that was entered without its SYN (older than the enrolment) shows it now, sent again: it is not another flow.

@@ -4,6 +4,7 @@ use kumiko_abi::{Config, MARK_TRANSIT, Stat};
 
 use crate::{
     counters::count,
+    ends::Hook,
     maps::{ENDPOINT_USE, ENDPOINTS, Scratch},
     skb::{DROP, Skb},
 };
@@ -39,6 +40,16 @@ fn macs(ifindex: u32) -> Option<(Mac, Mac)> {
         (None, Some(told)) => Some(told),
         _ => None,
     }
+}
+
+/// Whether a frame with this destination is for the pod of the hook.
+#[inline(always)]
+pub(crate) fn is_pod_mac(mac: Mac, hook: &Hook<'_>) -> bool {
+    if mac == words(hook.endpoint.pod_mac) {
+        return true;
+    }
+    // SAFETY: read at once, by value.
+    unsafe { ENDPOINT_USE.get(hook.ifindex) }.is_some_and(|of| mac == words(of.pod_mac))
 }
 
 /// Into the pod behind veth `ifindex`, addressed as its gateway would.

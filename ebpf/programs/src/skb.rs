@@ -46,6 +46,12 @@ impl Skb {
         field!(self, ifindex)
     }
 
+    /// Interface that the packet came in by; 0: this host made it.
+    #[inline(always)]
+    pub(crate) fn came_by(self) -> u32 {
+        field!(self, ingress_ifindex)
+    }
+
     /// EtherType in host order.
     #[inline(always)]
     pub(crate) fn ethertype(self) -> u16 {

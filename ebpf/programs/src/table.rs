@@ -107,6 +107,14 @@ impl Entry {
         if from_initiator { get!(self, src_ifindex) } else { get!(self, dst_ifindex) }
     }
 
+    /// Whether the target's end has sent anything.
+    #[inline(always)]
+    pub(crate) fn target_spoke(self) -> bool {
+        // SAFETY: an aligned field of a live element.
+        let packets = unsafe { ptr::read_volatile(&raw const (*self.0).dir[1].packets) };
+        packets != 0
+    }
+
     /// The entry as a value, for an event.
     #[inline(always)]
     pub(crate) fn value(&self) -> &Flow {

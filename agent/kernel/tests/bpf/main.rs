@@ -15,6 +15,7 @@ mod frames;
 mod inbound;
 mod load;
 mod node;
+mod others;
 mod outbound;
 mod path;
 mod world;

@@ -86,7 +86,7 @@ fn pod(name: &str, net: Net, v4: &str, v6: &str) -> u32 {
     if_nametoindex(format!("v{name}").as_str()).unwrap()
 }
 
-fn mac(netns: Option<&str>, link: &str) -> [u8; 6] {
+pub(crate) fn mac(netns: Option<&str>, link: &str) -> [u8; 6] {
     let mut words: Vec<String> = netns.map(|n| vec!["-n".to_owned(), n.to_owned()]).unwrap_or_default();
     words.extend(["-o".to_owned(), "link".to_owned(), "show".to_owned(), link.to_owned()]);
     let output = std::process::Command::new("ip").args(&words).output().unwrap();
@@ -196,7 +196,7 @@ pub(crate) fn wait<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn netns(name: &str) -> Netns {
+pub(crate) fn netns(name: &str) -> Netns {
     Netns::open(format!("/run/netns/{name}")).unwrap()
 }
 

@@ -1,0 +1,155 @@
+//! Packets that are not what they look like: flooded by a bridge, forged, or the beginning of another flow.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    time::Duration,
+};
+
+use kumiko_abi::{
+    AddrEntry, AddrKind, CommandResult, EventKind, Flow, FlowState, Reason, Stage, Stat,
+    flow::flags,
+    segment::bits::{ACK, SYN},
+};
+use kumiko_kernel::sockets::connect_as;
+
+use crate::{
+    fixture::{addr, alone, endpoint, ip},
+    frames::{self, Extra, Tcp, ip_frame},
+    node::*,
+    world::{FAMILIES, Net, World, connect, listen, mac, netns, socket, wait},
+};
+
+#[test]
+fn what_a_bridge_floods_is_another_pods() {
+    alone("what_a_bridge_floods_is_another_pods", |dir| {
+        let mut node = node(dir, Stage::Observe);
+        let (syn, stray) = (Tcp::syn(OUTSIDE_4, LOCAL_4), Tcp::syn(OUTSIDE_6, LOCAL_6).with(|t| t.flags = ACK));
+        let datagram = ip_frame(OUTSIDE_4, LOCAL_4, 17, &[0; 8], &Extra::default());
+        for (stage, action) in [(Stage::Observe, PASS), (Stage::Permissive, PASS), (Stage::Strict, DROP)] {
+            node.endpoint(|_| (), stage);
+            for frame in [syn.frame(), stray.frame(), datagram.clone()] {
+                assert_eq!(node.gets(&frame), action, "{stage:?}");
+            }
+            assert!(node.flow(&syn).is_none() && node.flow(&stray).is_none() && node.event().is_none(), "{stage:?}");
+        }
+        assert_eq!((node.stat(Stat::Stray), node.stat(Stat::NotTcp)), (0, 0));
+        // Addressed to this pod's own card it is for this pod, whatever the IP address.
+        node.endpoint(|e| e.pod_mac = frames::GATEWAY, Stage::Strict);
+        assert_eq!(node.gets(&syn.frame()), REDIRECT);
+        assert_eq!(node.event().unwrap().0, EventKind::Denied);
+    });
+}
+
+/// An idle pod's MAC is forgotten by the bridge: the next SYN goes to every port, pod b's included.
+#[test]
+fn a_flooded_connection_works() {
+    for stage in [Stage::Observe, Stage::Permissive] {
+        alone("a_flooded_connection_works", move |dir| {
+            let world = World::new(dir, Net::Bridged, stage);
+            for (client, server, port) in [("a", "b", 80), ("b", "a", 81)] {
+                for of in &FAMILIES {
+                    let ip_of = |pod| if pod == "a" { of.a } else { of.b };
+                    let listener = listen(server, ip_of(server), port);
+                    let mac = mac(Some(server), "eth0").map(|b| format!("{b:02x}")).join(":");
+                    ip(&format!("neigh replace {} lladdr {mac} dev br0 nud permanent", ip_of(server)));
+                    ip(&format!("link set v{server} type bridge_slave learning off"));
+                    ip(&format!("link set v{server} type bridge_slave fdb_flush"));
+                    let (stream, _) = connect(Some("out"), socket(ip_of(server), port)).join().unwrap();
+                    let mut stream = stream.unwrap();
+                    let (mut served, from) = listener.accept().unwrap();
+                    served.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                    stream.write_all(b"flooded").unwrap();
+                    let mut got = [0; 7];
+                    served.read_exact(&mut got).unwrap();
+                    let flow = world.flow(from, socket(ip_of(server), port)).unwrap();
+                    let ifindex = if server == "a" { world.a } else { world.b };
+                    assert_eq!((flow.dst_ifindex, flow.dir[0].bytes), (ifindex, 7), "{client} saw it too");
+                    ip(&format!("link set v{server} type bridge_slave learning on"));
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn the_fast_path_takes_nothing_from_the_stack() {
+    alone("the_fast_path_takes_nothing_from_the_stack", |dir| {
+        let node = node(dir, Stage::Strict);
+        let syn = Tcp::syn(LOCAL_4, POD_4);
+        let flow = Flow { state: FlowState::Fast as u8, src_ifindex: OTHER_POD, dst_ifindex: HERE, ..fake(&syn) };
+        assert_eq!(node.datapath.commands().create(&key(&syn), &flow).unwrap(), CommandResult::Done);
+        for flags in [SYN, SYN | ACK, ACK] {
+            let forged = Tcp { flags, payload: vec![1; 10], ..syn.clone() };
+            assert_eq!(node.gets(&forged.frame()), DROP);
+        }
+        assert_eq!(node.stat(Stat::WrongInterface), 3);
+        assert_eq!(node.flow(&syn).unwrap().dir[0].packets, 0);
+        node.endpoint(|_| (), Stage::Observe);
+        assert_eq!(node.gets(&syn.frame()), PASS, "observe stops nothing");
+    });
+}
+
+#[test]
+fn a_target_that_begins_anew_is_judged() {
+    alone("a_target_that_begins_anew_is_judged", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        let syn = Tcp::syn(POD_4, OUTSIDE_4);
+        assert_eq!(node.sends(&syn.frame()), PASS);
+        // Before it said anything, it is a simultaneous open and goes on.
+        assert_eq!(node.gets(&reply(&syn, SYN).frame()), PASS);
+        assert_eq!(node.event().unwrap().0, EventKind::New);
+        let flow = node.flow(&syn).unwrap();
+        assert_eq!((flow.dir[1].packets, flow.flags & flags::OVER), (1, 0));
+        // After that, it is a connection to the port that the pod had connected from.
+        assert_eq!(node.gets(&reply(&syn, SYN).with(|t| t.seq = 77).frame()), REDIRECT);
+        assert_eq!(node.event().unwrap().0, EventKind::Replaced);
+        let (kind, reason, _) = node.event().unwrap();
+        assert_eq!((kind, reason), (EventKind::Denied, Reason::HostRefused));
+        assert!(node.flow(&syn).is_none());
+    });
+}
+
+/// Pod a is observed, so nothing that it sends is stopped at its own hook; it knows the tuple of another pod's flow to b.
+#[test]
+fn a_third_pod_is_not_the_sender() {
+    alone("a_third_pod_is_not_the_sender", |dir| {
+        let world = World::new(dir, Net::Bridged, Stage::Observe);
+        let maps = world.datapath.maps();
+        maps.set_endpoint(world.b, &endpoint(3, Stage::Strict)).unwrap();
+        let (from, to) = (socket("10.1.0.9", 5555), socket(FAMILIES[0].b, 80));
+        let server = listen("b", FAMILIES[0].b, 80);
+        server.set_nonblocking(true).unwrap();
+        let syn = Tcp::syn("10.1.0.9", FAMILIES[0].b).with(|t| t.sport = 5555);
+        let flow = Flow {
+            src_ifindex: 9999,
+            dst_ifindex: world.b,
+            flags: fake(&syn).flags | flags::JUDGED_BOTH,
+            ..fake(&syn)
+        };
+        assert_eq!(world.datapath.commands().create(&key(&syn), &flow).unwrap(), CommandResult::Done);
+        ip("-n a addr add 10.1.0.9/24 dev eth0");
+        let _client = netns("a").within(|| connect_as(from, to)).unwrap();
+        wait("both hooks", || (maps.stats().unwrap()[Stat::WrongInterface as usize] >= 2).then_some(()));
+        assert_eq!(server.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(world.flow(from, to).unwrap().dir[0].packets, 0);
+    });
+}
+
+/// Masqueraded traffic has the node's address, and so may anything from the wire.
+#[test]
+fn what_the_node_forwards_is_not_its_own() {
+    alone("what_the_node_forwards_is_not_its_own", |dir| {
+        let world = World::new(dir, Net::Routed, Stage::Permissive);
+        for of in &FAMILIES {
+            let entry = AddrEntry { handle: 0, kind: AddrKind::ThisNode as u8, _pad: [0; 3] };
+            world.datapath.maps().set_addr(&addr(of.outside), &entry).unwrap();
+            let _server = listen("a", of.a, 80);
+            for (who, host) in [(Some("out"), 0), (None, flags::HOST)] {
+                let (client, _) = connect(who, socket(of.a, 80)).join().unwrap();
+                let from = client.unwrap().local_addr().unwrap();
+                let flow = world.flow(from, socket(of.a, 80)).unwrap();
+                assert_eq!(flow.flags & (flags::HOST | flags::PLAINTEXT), flags::PLAINTEXT | host, "{who:?}");
+            }
+        }
+    });
+}
