@@ -22,6 +22,9 @@ pub const MAX_PENDING: u32 = 4096;
 /// Most flow entries of one endpoint: a quarter of the table, so one scanning pod does not deny the node.
 pub const MAX_FLOWS: u32 = 65_536;
 
+/// Address of node ports in the keys of `SERVICES`.
+const NODE_PORT: Addr = [0; 16];
+
 /// A local workload whose veth carries the hooks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AttachedEndpoint {
@@ -185,6 +188,24 @@ fn services(world: &World, handles: &Handles, desired: &mut Desired) {
                 let flags = if capture { service_flags::CAPTURE } else { 0 };
                 let key = (to_abi(*ip), port.port, port.protocol.number());
                 desired.services.insert(key, ServiceEntry { id, flags });
+            }
+        }
+    }
+    outer(world, handles, desired);
+}
+
+/// Node ports, external and load-balancer addresses. What a cluster IP or a workload has is theirs: no Service can take
+/// a pod's address away by naming it.
+fn outer(world: &World, handles: &Handles, desired: &mut Desired) {
+    for service in world.services() {
+        for port in &service.ports {
+            let Some(id) = handles.service(&service.reference(port)) else { continue };
+            let free = service.outer_ips.iter().filter(|ip| world.workload_at(**ip).is_none());
+            let addresses = free.map(|ip| (to_abi(*ip), port.port));
+            let node_port = port.node_port.map(|number| (NODE_PORT, number));
+            for (addr, number) in addresses.chain(node_port) {
+                let entry = ServiceEntry { id, flags: service_flags::OUTER };
+                desired.services.entry((addr, number, port.protocol.number())).or_insert(entry);
             }
         }
     }

@@ -76,13 +76,21 @@ pub enum Peer {
     Local = 6,
     /// A meshed workload of this node without them: its replies would leave in the clear.
     LocalDetached = 7,
+    /// A Service's node port, external or load-balancer address: kube-proxy or the network picks the endpoint.
+    Outer = 8,
 }
 
 /// Who is behind an address and port, from what the maps say about them.
 #[inline(always)]
 pub fn peer(service: Option<&ServiceEntry>, addr: Option<&AddrEntry>, workload: Option<&Workload>, port: u16) -> Peer {
     if let Some(service) = service {
-        return if service.flags & map::service_flags::CAPTURE != 0 { Peer::Service } else { Peer::OpenService };
+        return if service.flags & map::service_flags::CAPTURE != 0 {
+            Peer::Service
+        } else if service.flags & map::service_flags::OUTER != 0 {
+            Peer::Outer
+        } else {
+            Peer::OpenService
+        };
     }
     let Some(addr) = addr else { return Peer::Outside };
     if addr.kind == AddrKind::Disputed as u8 {
@@ -147,6 +155,8 @@ pub fn outbound(q: Outbound) -> Decision {
     match q.peer {
         Peer::Outside => Decision::allow(Action::Direct, Reason::PeerOutsideMesh, flow::flags::PLAINTEXT),
         Peer::OpenService => Decision::allow(Action::Direct, Reason::ServiceNotMeshed, flow::flags::PLAINTEXT),
+        Peer::Outer if strict => Decision::refuse(Reason::OuterAddressRefused),
+        Peer::Outer => Decision::allow(Action::Direct, Reason::OuterAddress, flow::flags::PLAINTEXT),
         Peer::Tunnel => Decision::refuse(Reason::TunnelPortRefused),
         Peer::Disputed if strict => Decision::refuse(Reason::DisputedAddress),
         Peer::Disputed => Decision::allow(Action::Direct, Reason::DisputedAddress, flow::flags::PLAINTEXT),

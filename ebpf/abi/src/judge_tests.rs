@@ -4,7 +4,7 @@ use super::*;
 use crate::flow::flags::{DOWNGRADED, HOST, JUDGED_BOTH, LEGACY, OBSERVED, PLAINTEXT, PROBE, VETH_PROVED};
 
 const STAGES: [Stage; 4] = [Stage::Off, Stage::Observe, Stage::Permissive, Stage::Strict];
-const PEERS: [Peer; 8] = [
+const PEERS: [Peer; 9] = [
     Peer::Outside,
     Peer::Tunnel,
     Peer::Disputed,
@@ -13,6 +13,7 @@ const PEERS: [Peer; 8] = [
     Peer::Remote,
     Peer::Local,
     Peer::LocalDetached,
+    Peer::Outer,
 ];
 const BOTH: u32 = JUDGED_BOTH | VETH_PROVED;
 
@@ -32,6 +33,7 @@ fn outbound_by_stage_and_peer() {
         (Peer::Remote, (Capture, 0), (Capture, 0)),
         (Peer::Local, (Fast, BOTH), (Fast, BOTH)),
         (Peer::LocalDetached, (Refuse, 0), (Refuse, 0)),
+        (Peer::Outer, (Direct, PLAINTEXT), (Refuse, 0)),
     ];
     for (peer, permissive, strict) in rows {
         let p = outbound(ask(Stage::Permissive, peer));
@@ -152,7 +154,7 @@ fn strays() {
 
 #[test]
 fn who_is_behind_an_address() {
-    use crate::map::{service_flags::CAPTURE, workload_flags as w};
+    use crate::map::{service_flags::CAPTURE, service_flags::OUTER, workload_flags as w};
     let addr = |kind: AddrKind| AddrEntry { handle: 7, kind: kind as u8, _pad: [0; 3] };
     let work =
         |stage: Stage, flags: u8, ifindex: u32| Workload { class: [1, 1], ifindex, node: 1, stage: stage as u8, flags };
@@ -161,6 +163,7 @@ fn who_is_behind_an_address() {
     assert_eq!(peer(None, None, None, 80), Peer::Outside);
     assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: CAPTURE }), None, None, 80), Peer::Service);
     assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: 0 }), None, None, 80), Peer::OpenService);
+    assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: OUTER }), None, None, 80), Peer::Outer);
     assert_eq!(of(AddrKind::Node, None, TUNNEL_PORT), Peer::Tunnel);
     assert_eq!(of(AddrKind::ThisNode, None, 443), Peer::Outside);
     assert_eq!(of(AddrKind::Disputed, None, 80), Peer::Disputed);

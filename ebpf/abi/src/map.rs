@@ -138,11 +138,11 @@ pub struct AddrEntry {
     pub _pad: [u8; 3],
 }
 
-/// Key of `SERVICES`.
+/// Key of `SERVICES`. A node port has the address zero and counts for every node's address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ServiceKey {
-    /// Cluster IP.
+    /// Cluster IP, or an address for clients outside the cluster.
     pub addr: Addr,
     /// Service port.
     pub port: u16,
@@ -156,6 +156,8 @@ pub struct ServiceKey {
 pub mod service_flags {
     /// Every ready endpoint is meshed: the agent takes it. Unset: kube-proxy's, in the clear.
     pub const CAPTURE: u32 = 1 << 0;
+    /// A node port, an external or a load-balancer's address: made for clients outside, never captured.
+    pub const OUTER: u32 = 1 << 1;
 }
 
 /// Value of `SERVICES`.

@@ -81,10 +81,12 @@ reasons! {
     Probe = 5, "probe", "a probe of the node's kubelet to a declared port", "";
     LegacyFlow = 6, "legacy", "older than its pod's enrolment: runs outside the tunnel until it ends", "reconnect the client to move it into the tunnel";
     Downgraded = 7, "downgraded", "no tunnel to be had and both sides permissive: went in the clear", "see the agent's log, and the refused connections of `kumiko status` on both nodes";
+    OuterAddress = 8, "outer_address", "a node port or load-balancer address is never captured: in the clear", "use the Service's cluster IP";
     PlaintextRefused = 20, "plaintext_refused", "a strict workload refuses plaintext", "enrol the client's namespace, or lower this one to permissive";
     HostRefused = 21, "host_refused", "a strict workload refuses processes of its node other than kubelet probes to declared ports", "declare the port for probes, or lower the namespace to permissive";
     ServiceNotMeshed = 22, "service_not_meshed", "a ready endpoint of the Service is not meshed: left to kube-proxy, in the clear", "enrol every endpoint of the Service";
     TunnelPortRefused = 23, "tunnel_port_refused", "a pod may not speak to a node's tunnel port itself", "";
+    OuterAddressRefused = 24, "outer_address_refused", "node ports and load-balancer addresses are never captured, so a strict workload may not use them", "use the Service's cluster IP";
 
     // 200 to 399: identity and TLS.
     Spoofed = 200, "spoofed_source", "the packet's source address is not the endpoint's", "check for address changes inside the pod, or two pods claiming one IP";

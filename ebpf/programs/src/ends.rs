@@ -132,19 +132,31 @@ pub(crate) struct Target {
     pub(crate) _pad: [u8; 2],
 }
 
+/// In place of an address: the port of any node.
+const NODE_PORT: [u64; 2] = [0; 2];
+
+#[inline(always)]
+fn service(addr: [u64; 2], port: u16) -> Option<ServiceEntry> {
+    // SAFETY: copied at once.
+    unsafe { SERVICES.get(ServiceKey { addr: bytes(addr), port, proto: TCP, _pad: 0 }) }.copied()
+}
+
 /// Looks up the destination of a SYN into `s.target`.
 #[inline(never)]
 pub(crate) fn find_target(s: &mut Scratch, config: &Config) {
     let p = &s.packet;
-    let key = ServiceKey { addr: bytes(p.dst), port: p.dport, proto: TCP, _pad: 0 };
-    // SAFETY: copied at once.
-    let service: Option<ServiceEntry> = unsafe { SERVICES.get(key) }.copied();
+    let entry = addr(p.dst);
+    let service = match service(p.dst, p.dport) {
+        None if entry.is_some_and(|e| e.kind == AddrKind::Node as u8 || e.kind == AddrKind::ThisNode as u8) => {
+            service(NODE_PORT, p.dport)
+        }
+        service => service,
+    };
     if let Some(service) = service {
         let peer = judge::peer(Some(&service), None, None, p.dport);
         s.target = Target { handle: 0, service: service.id, ifindex: 0, peer, fast: false, _pad: [0; 2] };
         return;
     }
-    let entry = addr(p.dst);
     let handle = match &entry {
         Some(entry) if entry.kind == AddrKind::Workload as u8 => entry.handle,
         _ => 0,

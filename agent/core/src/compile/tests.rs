@@ -182,6 +182,31 @@ fn what_the_kernel_is_told() {
 }
 
 #[test]
+fn addresses_for_clients_outside() {
+    let text = "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {name: w, namespace: a, uid: u}\n\
+                spec: {serviceAccount: c, node: n0, ips: [10.0.0.1]}\n---\n\
+                apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\n\
+                spec: {clusterIP: 10.9.0.1, externalIPs: [192.0.2.1, 10.0.0.1, 10.9.0.1], \
+                ports: [{port: 80, nodePort: 30080}, {name: dns, protocol: UDP, port: 53}]}\n\
+                status: {loadBalancer: {ingress: [{ip: '2001:db8::1'}, {hostname: lb.example}]}}\n";
+    let objects = parse("f", text).unwrap();
+    let world = World::build("td", 1, objects.iter().map(|object| ("f", object))).unwrap().0;
+    let mut handles = Handles::default();
+    handles.assign(&world, "n0");
+    let desired = compile(&world, "n0", &Attached::new(), &handles, &BTreeSet::new());
+    let flags = |ip: &str, port, proto| {
+        let addr = if ip.is_empty() { [0; 16] } else { to_abi(ip.parse().unwrap()) };
+        desired.services.get(&(addr, port, proto)).map(|entry| entry.flags)
+    };
+    for (ip, port) in [("", 30_080), ("192.0.2.1", 80), ("2001:db8::1", 80)] {
+        assert_eq!(flags(ip, port, 6), Some(service_flags::OUTER), "{ip}");
+    }
+    assert_eq!(flags("2001:db8::1", 53, 17), Some(service_flags::OUTER));
+    assert_eq!(flags("10.9.0.1", 80, 6), Some(0), "the cluster IP stays one");
+    assert_eq!(flags("10.0.0.1", 80, 6), None, "a pod's address stays the pod's");
+}
+
+#[test]
 fn a_workload_whose_hooks_are_coming_is_not_refused() {
     let (world, handles) = one(3);
     let stage = |coming: &BTreeSet<String>| {

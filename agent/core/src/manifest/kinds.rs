@@ -40,6 +40,8 @@ pub struct ServiceObject {
     pub name: String,
     /// Cluster IPs; empty when headless or external.
     pub cluster_ips: Vec<IpAddr>,
+    /// External IPs and what load balancers gave: for clients outside the cluster. Several Services may share one.
+    pub outer_ips: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePortObject>,
     /// Labels that a workload must have; `None`: its EndpointSlices are made by someone else.
@@ -59,6 +61,8 @@ pub struct ServicePortObject {
     pub protocol: Protocol,
     /// Port of the endpoints, when they follow from the selector.
     pub target: PortTarget,
+    /// Port of every node's address.
+    pub node_port: Option<u16>,
 }
 
 /// Port of the endpoints.
@@ -246,6 +250,7 @@ fn service(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
     let (namespace, name) = named(&mut check, "Service", &raw.metadata);
     let spec = raw.spec.unwrap_or_default();
     let cluster_ips = cluster_ips(&mut check, &spec);
+    let outer_ips = outer_ips(&mut check, &spec, raw.status.as_ref());
     let mut ports: Vec<ServicePortObject> = Vec::new();
     for (index, raw) in spec.ports.unwrap_or_default().into_iter().enumerate() {
         let path = |field| [SPEC, Step::Key("ports"), Step::Index(index), Step::Key(field)];
@@ -264,11 +269,14 @@ fn service(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
             let rule = "is another port of this Service already";
             check.problem(&path("port"), Problem::Value { path: path_text, value, rule });
         }
-        ports.push(ServicePortObject { name: raw.name.unwrap_or_default(), port, protocol, target });
+        // Zero: none is given yet.
+        let given = raw.node_port.filter(|number| *number != 0);
+        let node_port = given.map(|number| check.port(&path("nodePort"), i64::from(number)));
+        ports.push(ServicePortObject { name: raw.name.unwrap_or_default(), port, protocol, target, node_port });
     }
     let selector = spec.selector.filter(|selector| !selector.is_empty());
     let publish_not_ready = spec.publish_not_ready_addresses.unwrap_or(false);
-    let object = ServiceObject { namespace, name, cluster_ips, ports, selector, publish_not_ready };
+    let object = ServiceObject { namespace, name, cluster_ips, outer_ips, ports, selector, publish_not_ready };
     Some((Kind::Service(object), check.claims()))
 }
 
@@ -288,6 +296,22 @@ fn cluster_ips(check: &mut Checker<'_>, spec: &core::ServiceSpec) -> Vec<IpAddr>
                 ips.push(ip);
             }
             _ => {}
+        }
+    }
+    ips
+}
+
+fn outer_ips(check: &mut Checker<'_>, spec: &core::ServiceSpec, status: Option<&core::ServiceStatus>) -> Vec<IpAddr> {
+    let mut ips = Vec::new();
+    for (index, text) in spec.external_ips.iter().flatten().enumerate() {
+        ips.extend(check.ip(&[SPEC, Step::Key("externalIPs"), Step::Index(index)], text));
+    }
+    let balanced = status.and_then(|status| status.load_balancer.as_ref());
+    for (index, ingress) in balanced.and_then(|balanced| balanced.ingress.as_ref()).into_iter().flatten().enumerate() {
+        let path = ["status", "loadBalancer", "ingress"].map(Step::Key);
+        let [status, balancer, list] = path;
+        if let Some(text) = &ingress.ip {
+            ips.extend(check.ip(&[status, balancer, list, Step::Index(index), Step::Key("ip")], text));
         }
     }
     ips

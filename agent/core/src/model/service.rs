@@ -17,6 +17,8 @@ pub struct Service {
     pub name: String,
     /// Cluster IPs.
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses for clients outside the cluster.
+    pub outer_ips: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
 }
@@ -30,6 +32,8 @@ pub struct ServicePort {
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
+    /// Port of every node's address.
+    pub node_port: Option<u16>,
     /// Ready endpoints that have IPv4.
     pub v4: Backends,
     /// Ready endpoints that have IPv6.
@@ -131,6 +135,7 @@ impl Lookup<'_> {
                 name: port.name.clone(),
                 port: port.port,
                 protocol: port.protocol,
+                node_port: port.node_port,
                 v4: Backends::new(v4),
                 v6: Backends::new(v6),
             }
@@ -139,6 +144,7 @@ impl Lookup<'_> {
             namespace: object.namespace.clone(),
             name: object.name.clone(),
             cluster_ips: object.cluster_ips.clone(),
+            outer_ips: object.outer_ips.clone(),
             ports: object.ports.iter().map(port).collect(),
         }
     }

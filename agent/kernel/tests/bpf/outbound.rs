@@ -1,7 +1,8 @@
 //! What a pod sends.
 
 use kumiko_abi::{
-    CommandResult, Config, EventKind, Flow, FlowState, Reason, ServiceEntry, ServiceKey, Stage, Stat,
+    AddrEntry, AddrKind, CommandResult, Config, EventKind, Flow, FlowState, Reason, ServiceEntry, ServiceKey, Stage,
+    Stat,
     config::config_flags,
     flow::{TCP, flags},
     map::{endpoint_flags, service_flags},
@@ -146,6 +147,40 @@ fn services() {
         let open = syn.clone().with(|t| t.dport = 81);
         assert_eq!(node.sends(&open.frame()), PASS);
         assert_eq!(node.flow(&open).unwrap().reason, Reason::ServiceNotMeshed as u16);
+    });
+}
+
+#[test]
+fn node_ports_and_load_balancers() {
+    alone("node_ports_and_load_balancers", |dir| {
+        let mut node = node(dir, Stage::Strict);
+        let outer = ServiceEntry { id: 33, flags: service_flags::OUTER };
+        let balancer = ServiceKey { addr: addr(OUTSIDE_6), port: 80, proto: TCP, _pad: 0 };
+        node.maps.set_service(&balancer, &outer).unwrap();
+        node.maps.set_service(&ServiceKey { addr: [0; 16], port: 30_080, ..balancer }, &outer).unwrap();
+        let nodes = [("172.31.0.1", AddrKind::ThisNode), ("172.31.0.2", AddrKind::Node)];
+        for (ip, kind) in nodes {
+            node.maps.set_addr(&addr(ip), &AddrEntry { handle: 0, kind: kind as u8, _pad: [0; 3] }).unwrap();
+        }
+        let asked = [(POD_4, "172.31.0.1", 30_080), (POD_4, "172.31.0.2", 30_080), (POD_6, OUTSIDE_6, 80)];
+        let syns = asked.map(|(from, to, port)| Tcp::syn(from, to).with(|t| t.dport = port));
+        for syn in &syns {
+            assert_eq!(node.sends(&syn.frame()), REDIRECT, "{} in strict", syn.dst);
+            let (kind, reason, event) = node.event().unwrap();
+            assert_eq!((kind, reason), (EventKind::Denied, Reason::OuterAddressRefused));
+            assert_eq!(event.flow.service, 33);
+        }
+        // Other ports of a node, and the number of a node port elsewhere, are outside as ever.
+        for (to, port) in [("172.31.0.2", 22), (OUTSIDE_4, 30_080)] {
+            assert_eq!(node.sends(&Tcp::syn(POD_4, to).with(|t| t.dport = port).frame()), PASS);
+            assert_eq!(node.event().unwrap().1, Reason::PeerOutsideMesh);
+        }
+        node.endpoint(|_| (), Stage::Permissive);
+        for syn in &syns {
+            assert_eq!(node.sends(&syn.frame()), PASS);
+            let flow = node.flow(syn).unwrap();
+            assert_eq!((flow.reason, flow.service), (Reason::OuterAddress as u16, 33));
+        }
     });
 }
 
