@@ -8,7 +8,7 @@ use core::ptr;
 use aya_ebpf::helpers::generated as helpers;
 use kumiko_abi::{
     Config, EndpointUse, EventKind, Flow, FlowId, FlowKey, FlowState,
-    flow::flags::{CLAIMED, COUNTED_PENDING, INITIATOR_IS_LO, OVER},
+    flow::flags::{CLAIMED, COUNTED_PENDING, INITIATOR_IS_LO, OBSERVED, OVER, OVER_GONE},
 };
 
 use crate::{
@@ -85,6 +85,11 @@ impl Entry {
 
     #[inline(always)]
     pub(crate) fn state(self) -> FlowState {
+        // Whoever has the address of a pod that is gone knows nothing of its flows: what their other ends still send is
+        // reset, like a cut flow's. `observe` leaves that to the pod's own kernel.
+        if self.flags() & (OVER_GONE | OBSERVED) == OVER_GONE {
+            return FlowState::Cut;
+        }
         // A byte that is no state is treated like a cut flow: nothing of it passes.
         FlowState::from_u8(get!(self, state)).unwrap_or(FlowState::Cut)
     }

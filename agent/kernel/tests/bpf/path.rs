@@ -94,6 +94,26 @@ fn fast_path() {
 }
 
 #[test]
+fn what_is_sent_to_a_pod_that_is_gone_is_reset() {
+    each_net("what_is_sent_to_a_pod_that_is_gone_is_reset", Stage::Strict, |world, of| {
+        let server = listen("b", of.b, 80);
+        let (client, _) = connect(Some("a"), socket(of.b, 80)).join().unwrap();
+        let mut client = client.unwrap();
+        let (from, to) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        let _served = server.accept().unwrap();
+        let flow = world.flow(from, to).unwrap();
+        assert_eq!(flow.state, FlowState::Fast as u8);
+        let told = world.datapath.commands().flag(&key(from, to), &flow.id, flags::OVER_GONE).unwrap();
+        assert_eq!(told, CommandResult::Done);
+        client.set_read_timeout(Some(AT_ONCE)).unwrap();
+        client.write_all(b"are you there?").unwrap();
+        assert_eq!(client.read(&mut [0; 9]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        world.event();
+        world.event();
+    });
+}
+
+#[test]
 fn strangers_are_refused_at_once() {
     each_net("strangers_are_refused_at_once", Stage::Strict, |world, of| {
         let _server = listen("a", of.a, 80);
