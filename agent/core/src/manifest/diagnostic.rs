@@ -61,6 +61,9 @@ pub enum Problem {
     /// The file is no text.
     #[error("is not UTF-8 text: save it as UTF-8")]
     NotText,
+    /// Half of a file may read as a whole one.
+    #[error("is still being written: it is read when its writer closes it")]
+    Unfinished,
     /// Over [`MAX_BYTES`].
     #[error("is {bytes} bytes long, the limit is {max}: split it into several files")]
     TooLarge {

@@ -4,6 +4,7 @@
 //! refused: the last good version of that file stays. Who had a name or an address first keeps it; on a fresh start the
 //! file whose name comes first does. A refused version is tried again whenever anything changes.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -16,12 +17,14 @@ use super::{Claim, Diagnostic, MAX_DIAGNOSTICS, Object, Place, Problem, parse};
 pub enum FileContent {
     /// Its text.
     Text(String),
-    /// It is no UTF-8.
-    NotText,
+    /// It is no UTF-8 from this place on.
+    NotText(Place),
     /// It is longer than [`super::MAX_BYTES`]; it was not read.
     TooLarge(usize),
     /// It could not be read: the operating system's words.
     Unreadable(String),
+    /// Somebody has it open and writes it.
+    Unfinished,
     /// The folder holds too many files; this one was not read. Carries the limit.
     TooMany(usize),
 }
@@ -216,23 +219,26 @@ fn claims(objects: Option<&Objects>) -> impl Iterator<Item = &(Claim, Place)> {
 }
 
 fn understand(name: &str, content: FileContent) -> Result<Objects, Vec<Diagnostic>> {
+    let place = if let FileContent::NotText(place) = content { place } else { Place::FILE };
     let problem = match content {
         FileContent::Text(text) => return parse(name, &text).map(Arc::new),
-        FileContent::NotText => Problem::NotText,
+        FileContent::NotText(_) => Problem::NotText,
         FileContent::TooLarge(bytes) => Problem::TooLarge { bytes, max: super::MAX_BYTES },
         FileContent::Unreadable(why) => Problem::Unreadable { why },
+        FileContent::Unfinished => Problem::Unfinished,
         FileContent::TooMany(max) => Problem::TooManyFiles { max },
     };
-    Err(vec![Diagnostic { file: name.to_owned(), place: Place::FILE, problem }])
+    Err(vec![Diagnostic { file: name.to_owned(), place, problem }])
 }
 
 fn digest(content: &FileContent) -> [u8; 32] {
     let (tag, text) = match content {
-        FileContent::Text(text) => ("text", text.as_str()),
-        FileContent::NotText => ("not text", ""),
-        FileContent::TooLarge(_) => ("too large", ""),
-        FileContent::Unreadable(why) => ("unreadable", why.as_str()),
-        FileContent::TooMany(_) => ("too many", ""),
+        FileContent::Text(text) => ("text", Cow::from(text)),
+        FileContent::NotText(place) => ("not text", format!("{}:{}", place.line, place.column).into()),
+        FileContent::TooLarge(_) => ("too large", Cow::default()),
+        FileContent::Unreadable(why) => ("unreadable", why.into()),
+        FileContent::Unfinished => ("unfinished", Cow::default()),
+        FileContent::TooMany(_) => ("too many", Cow::default()),
     };
-    Sha256::new().chain_update(tag).chain_update([0]).chain_update(text).finalize().into()
+    Sha256::new().chain_update(tag).chain_update([0]).chain_update(text.as_bytes()).finalize().into()
 }

@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use kumiko_core::manifest::{FileContent, MAX_BYTES};
+use kumiko_core::manifest::{FileContent, MAX_BYTES, Place};
 
 /// Most manifests that are read.
 pub const MAX_FILES: usize = 10_000;
@@ -36,8 +36,8 @@ pub fn read(dir: &Path) -> io::Result<Reading> {
         let name = path.to_string_lossy().into_owned();
         let content = if number < MAX_FILES {
             match content(&dir.join(&path), &mut reading.torn) {
-                // Gone since it was listed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // Gone since it was listed; a link to nothing is still there.
+                Err(_) if fs::symlink_metadata(dir.join(&path)).is_err() => continue,
                 Err(error) => FileContent::Unreadable(error.to_string()),
                 Ok(None) => continue,
                 Ok(Some(content)) => content,
@@ -96,7 +96,18 @@ fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
     let after = file.metadata()?;
     let stamp = |m: &fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec());
     *torn |= stamp(&before) != stamp(&after);
-    Ok(Some(String::from_utf8(bytes).map_or(FileContent::NotText, FileContent::Text)))
+    Ok(Some(match String::from_utf8(bytes) {
+        Ok(text) => FileContent::Text(text),
+        Err(error) => FileContent::NotText(end(&error.as_bytes()[..error.utf8_error().valid_up_to()])),
+    }))
+}
+
+/// The place behind a text.
+fn end(text: &[u8]) -> Place {
+    let text = String::from_utf8_lossy(text);
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let column = text.rsplit('\n').next().map_or(0, |line| line.chars().count());
+    Place { line: number(text.matches('\n').count() + 1), column: number(column + 1) }
 }
 
 /// What tells a file, or the folder, from another one under its name.

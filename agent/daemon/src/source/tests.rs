@@ -199,6 +199,54 @@ async fn a_writer_that_has_not_closed_its_file_is_waited_for() {
     assert_eq!(worlds.borrow().workloads().count(), 3, "half of a file came into force");
 }
 
+#[tokio::test]
+async fn half_of_a_file_never_comes_into_force_however_slow_its_writer() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.yaml", &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.2")));
+    let mut source = source(dir.path());
+    let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    file.write_all(workload("a", "10.0.0.1").as_bytes()).unwrap();
+    let status = wait_status(&mut source, |status| !status.diagnostics.is_empty()).await;
+    assert_eq!(status.diagnostics[0].message, "is still being written: it is read when its writer closes it");
+    // Others are not kept waiting.
+    put(dir.path(), "c.yaml", &workload("c", "10.0.0.3"));
+    wait_names(&mut source, &["a", "b", "c"]).await;
+    file.write_all(workload("d", "10.0.0.4").as_bytes()).unwrap();
+    drop(file);
+    wait_names(&mut source, &["a", "c", "d"]).await;
+    wait_status(&mut source, |status| status.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_writer_that_never_closes_is_given_up() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = source(dir.path());
+    let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    file.write_all(workload("a", "10.0.0.1").as_bytes()).unwrap();
+    wait_status(&mut source, |status| !status.diagnostics.is_empty()).await;
+    wait_names(&mut source, &["a"]).await;
+    wait_status(&mut source, |status| status.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_link_to_nothing_is_told_and_text_that_is_none_has_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.yaml", &workload("a", "10.0.0.1"));
+    let mut source = source(dir.path());
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    symlink("nowhere", dir.path().join("a.yaml")).unwrap();
+    fs::write(dir.path().join("b.yaml"), b"a: 1\n# caf\xe9\n").unwrap();
+    let status = wait_status(&mut source, |status| status.diagnostics.len() == 2).await;
+    assert!(status.diagnostics[0].message.starts_with("cannot be read: "), "{status:?}");
+    assert_eq!((status.diagnostics[1].line, status.diagnostics[1].column), (2, 6));
+    // Only a file that is gone takes its objects along.
+    wait_names(&mut source, &["a"]).await;
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    wait_names(&mut source, &[]).await;
+}
+
 #[test]
 fn pipes_and_too_many_files() {
     let dir = tempfile::tempdir().unwrap();

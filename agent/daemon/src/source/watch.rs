@@ -1,6 +1,6 @@
 //! When to read: file notifications, settled, with a slow look in between for what they cannot see.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use kumiko_core::manifest::FileContent;
 use notify::event::{AccessKind, AccessMode, CreateKind, DataChange, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{debug, warn};
@@ -17,8 +18,11 @@ use super::{Publisher, read};
 
 /// Quiet time after a notification before the folder is read: one `kubectl`, `git` or editor makes many.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Longest wait for quiet, and for a writer that has a file open: a truncated file reads as "no objects".
+/// Longest wait for quiet, and for a writer that has a file open: a truncated file reads as "no objects". After it the
+/// other files are read.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(1);
+/// A writer that has a file open and has written nothing for so long is not waited for any more.
+const SILENT: Duration = Duration::from_secs(10);
 /// Time between looks at what inotify cannot see: files behind links, a folder that was replaced.
 const LOOK: Duration = Duration::from_secs(5);
 /// The same while there is no folder or no watch on it.
@@ -32,7 +36,8 @@ type Notified = notify::Result<Event>;
 pub(super) fn spawn(dir: PathBuf, publisher: Publisher) -> io::Result<()> {
     let (sender, receiver) = sync_channel(WAITING);
     let lost = Arc::new(AtomicBool::new(false));
-    let mut watched = Watched { dir, publisher, sender, lost, watcher: None, print: Vec::new() };
+    let mut watched =
+        Watched { dir, publisher, sender, lost, watcher: None, writers: HashMap::new(), print: Vec::new() };
     // The watch stands before the first reading, so nothing falls between the two.
     watched.watch();
     watched.look();
@@ -47,6 +52,8 @@ struct Watched {
     /// A notification found no place in the queue.
     lost: Arc<AtomicBool>,
     watcher: Option<RecommendedWatcher>,
+    /// Files that somebody has open and has written, and when.
+    writers: HashMap<PathBuf, Instant>,
     print: Vec<Print>,
 }
 
@@ -54,7 +61,8 @@ impl Watched {
     fn run(mut self, notified: &Receiver<Notified>) {
         loop {
             let idle = if self.watcher.is_some() { LOOK } else { LOOK_UNWATCHED };
-            match notified.recv_timeout(idle) {
+            let silent = self.writers.values().map(|wrote| SILENT.saturating_sub(wrote.elapsed())).min();
+            match notified.recv_timeout(silent.map_or(idle, |silent| silent.min(idle))) {
                 Ok(event) => {
                     self.settle(event, notified);
                     self.look();
@@ -63,7 +71,8 @@ impl Watched {
                     if self.watcher.is_none() {
                         self.watch();
                     }
-                    if self.has_changed() || self.lost.swap(false, Ordering::AcqRel) {
+                    let silent = self.writers.values().any(|wrote| wrote.elapsed() >= SILENT);
+                    if silent || self.has_changed() || self.lost.swap(false, Ordering::AcqRel) {
                         self.look();
                     }
                 }
@@ -78,6 +87,7 @@ impl Watched {
     /// Puts the watch on the folder, anew if it was replaced.
     fn watch(&mut self) {
         self.watcher = None;
+        self.writers.clear();
         let (sender, lost) = (self.sender.clone(), self.lost.clone());
         let made = notify::recommended_watcher(move |event: Notified| {
             if event.as_ref().is_ok_and(is_reading) {
@@ -123,10 +133,17 @@ impl Watched {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                 for path in &event.paths {
                     writing.remove(path);
+                    self.writers.remove(path);
                 }
             }
-            EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Data(DataChange::Any)) => {
+            EventKind::Create(CreateKind::File) => {
                 writing.extend(event.paths.into_iter().filter(|path| is_manifest(path)));
+            }
+            EventKind::Modify(ModifyKind::Data(DataChange::Any)) => {
+                for path in event.paths.into_iter().filter(|path| is_manifest(path)) {
+                    self.writers.insert(path.clone(), Instant::now());
+                    writing.insert(path);
+                }
             }
             kind => {
                 if kind.is_remove() && event.paths.contains(&self.dir) {
@@ -134,6 +151,10 @@ impl Watched {
                 }
                 for path in &event.paths {
                     writing.remove(path);
+                    if !matches!(kind, EventKind::Modify(ModifyKind::Metadata(_))) {
+                        // Another file has the name, or none.
+                        self.writers.remove(path);
+                    }
                 }
             }
         }
@@ -161,6 +182,14 @@ impl Watched {
             }
         }
         self.print = fingerprint(&self.dir).unwrap_or_default();
+        self.writers.retain(|_, wrote| wrote.elapsed() < SILENT);
+        if let Ok(whole) = &mut reading {
+            for path in self.writers.keys() {
+                let name = path.strip_prefix(&self.dir).unwrap_or(path).to_string_lossy();
+                // Half of a file may read as a whole one with fewer objects.
+                whole.files.entry(name.into_owned()).and_modify(|content| *content = FileContent::Unfinished);
+            }
+        }
         self.publisher.take(reading);
     }
 }

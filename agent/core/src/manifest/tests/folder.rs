@@ -69,20 +69,22 @@ fn a_bad_version_leaves_the_last_good_one() {
 fn on_a_fresh_start_only_the_bad_file_is_left_out() {
     let mut state = FolderState::default();
     let mut read = files([("a.yaml", "nonsense".into()), ("b.yaml", workload("b", "u2", "10.0.0.2"))]);
-    read.insert("c.yaml".into(), FileContent::NotText);
+    read.insert("c.yaml".into(), FileContent::NotText(Place { line: 7, column: 3 }));
     read.insert("d.yaml".into(), FileContent::TooLarge(9_000_000));
     read.insert("e.yaml".into(), FileContent::Unreadable("Permission denied (os error 13)".into()));
     read.insert("f.yaml".into(), FileContent::TooMany(10_000));
+    read.insert("g.yaml".into(), FileContent::Unfinished);
     state.apply(read);
     assert_eq!(in_force(&state), pairs([("b.yaml", "b")]));
     assert_eq!(
         told(&state),
         [
             "a.yaml:1:1: a document must be an object with apiVersion, kind and metadata",
-            "c.yaml: is not UTF-8 text: save it as UTF-8",
+            "c.yaml:7:3: is not UTF-8 text: save it as UTF-8",
             "d.yaml: is 9000000 bytes long, the limit is 8388608: split it into several files",
             "e.yaml: cannot be read: Permission denied (os error 13): check its permissions",
             "f.yaml: the folder holds more than 10000 manifests: this file is left out; put several documents into one file",
+            "g.yaml: is still being written: it is read when its writer closes it",
         ]
     );
     assert_eq!(state.files_in_force(), 1);
@@ -193,7 +195,7 @@ proptest! {
                         let text = objects.iter().map(|(n, ip)| workload(&format!("w{n}"), &format!("u{n}"), &format!("10.0.0.{ip}"))).collect();
                         now.insert(format!("{file}.yaml"), FileContent::Text(text));
                     }
-                    Change::Bad(file) => drop(now.insert(format!("{file}.yaml"), FileContent::NotText)),
+                    Change::Bad(file) => drop(now.insert(format!("{file}.yaml"), FileContent::Unfinished)),
                     Change::Remove(file) => drop(now.remove(&format!("{file}.yaml"))),
                 }
             }
