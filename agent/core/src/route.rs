@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use kumiko_abi::Reason;
+use sha2::{Digest, Sha256};
 
 use crate::Principal;
 use crate::model::{Node, Protocol, ServiceRef, Workload, World};
@@ -56,9 +57,19 @@ pub fn plan(world: &World, node: &str, syn: &SynView) -> Result<Plan, Reason> {
             if backends.ready.is_empty() {
                 return Err(Reason::NoReadyEndpoint);
             }
-            let known = || backends.ready.iter().filter_map(|backend| Some((backend.workload.as_ref()?, backend.addr)));
-            let chosen = choose(syn.pick, known().count()).and_then(|index| known().nth(index));
-            let (workload, addr) = chosen.ok_or(Reason::ServiceNotMeshed)?;
+            let known: Vec<(&Arc<Workload>, SocketAddr)> = backends
+                .ready
+                .iter()
+                .filter_map(|backend| Some((backend.workload.as_ref()?, backend.addr)))
+                .filter(|(workload, _)| !service.local_only || workload.node == node)
+                .collect();
+            let chosen = if service.affinity {
+                known.iter().max_by_key(|(_, addr)| weight(syn.client.ip(), *addr))
+            } else {
+                choose(syn.pick, known.len()).and_then(|index| known.get(index))
+            };
+            let none = if service.local_only { Reason::NoReadyEndpoint } else { Reason::ServiceNotMeshed };
+            let (workload, addr) = chosen.copied().ok_or(none)?;
             (workload, addr, Some(service.reference(port)))
         }
         None => (world.workload_at(syn.asked.ip()).ok_or(Reason::DestinationGone)?, syn.asked, None),
@@ -79,6 +90,11 @@ pub fn plan(world: &World, node: &str, syn: &SynView) -> Result<Plan, Reason> {
 fn choose(pick: u64, count: usize) -> Option<usize> {
     let product = u128::from(pick).checked_mul(u128::try_from(count).ok()?)?;
     usize::try_from(product >> 64).ok()
+}
+
+/// Weight of an endpoint for a client. The heaviest one stays the same while it is there, whoever else comes or goes.
+fn weight(client: IpAddr, endpoint: SocketAddr) -> [u8; 32] {
+    Sha256::digest(format!("{client} {endpoint}")).into()
 }
 
 /// Address of another node's agent: of a family that this node has too, in that node's order.

@@ -19,6 +19,7 @@ const UID_RULE: &str = "must be 1 to 128 letters, digits, '-', '.' and '_'";
 const PORT_RULE: &str = "must be a port number from 1 to 65535";
 const PORT_NAME_RULE: &str = "must be a port name: 1 to 63 lower-case letters, digits and '-', at least one letter";
 const PROTOCOL_RULE: &str = "must be TCP, UDP or SCTP";
+const ONE_OF_TWO_RULE: &str = "must be None or ClientIP (sessionAffinity), Cluster or Local (internalTrafficPolicy)";
 const IP_RULE: &str = "must be an IPv4 or IPv6 address";
 const UNICAST_RULE: &str =
     "must be the address of one interface: not unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped";
@@ -127,6 +128,13 @@ impl<'a> Checker<'a> {
                 Protocol::Tcp
             }
         }
+    }
+
+    /// Whether a field of a Service's spec has the second of its two values; without one it has the first.
+    pub(super) fn is(&mut self, field: &'static str, value: Option<&str>, [first, second]: [&str; 2]) -> bool {
+        let value = value.unwrap_or(first);
+        self.must(value == first || value == second, &[Step::Key("spec"), Step::Key(field)], value, ONE_OF_TWO_RULE);
+        value == second
     }
 
     pub(super) fn interface(&mut self, path: &[Step<'_>], value: &str) {

@@ -48,6 +48,10 @@ pub struct ServiceObject {
     pub selector: Option<BTreeMap<String, String>>,
     /// Endpoints count before they are ready.
     pub publish_not_ready: bool,
+    /// A client keeps to one endpoint (`sessionAffinity: ClientIP`).
+    pub affinity: bool,
+    /// Only endpoints of the client's node (`internalTrafficPolicy: Local`).
+    pub local_only: bool,
 }
 
 /// A port of a Service.
@@ -98,6 +102,8 @@ pub struct SliceEndpoint {
     pub addresses: Vec<IpAddr>,
     /// Ready; unknown counts as ready.
     pub ready: bool,
+    /// Terminates and still serves: used while no endpoint is ready.
+    pub draining: bool,
 }
 
 /// One port of a slice.
@@ -276,7 +282,19 @@ fn service(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
     }
     let selector = spec.selector.filter(|selector| !selector.is_empty());
     let publish_not_ready = spec.publish_not_ready_addresses.unwrap_or(false);
-    let object = ServiceObject { namespace, name, cluster_ips, outer_ips, ports, selector, publish_not_ready };
+    let affinity = check.is("sessionAffinity", spec.session_affinity.as_deref(), ["None", "ClientIP"]);
+    let local_only = check.is("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), ["Cluster", "Local"]);
+    let object = ServiceObject {
+        namespace,
+        name,
+        cluster_ips,
+        outer_ips,
+        ports,
+        selector,
+        publish_not_ready,
+        affinity,
+        local_only,
+    };
     Some((Kind::Service(object), check.claims()))
 }
 
@@ -336,8 +354,10 @@ fn endpoint_slice(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
         let path = |i| [Step::Key("endpoints"), Step::Index(index), Step::Key("addresses"), Step::Index(i)];
         let ips = raw.addresses.iter().enumerate();
         let addresses = ips.filter_map(|(i, text)| check.ip(&path(i), text)).collect();
-        let ready = raw.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-        endpoints.push(SliceEndpoint { addresses, ready });
+        let conditions = raw.conditions.clone().unwrap_or_default();
+        let ready = conditions.ready.unwrap_or(true);
+        let draining = !ready && conditions.serving == Some(true) && conditions.terminating == Some(true);
+        endpoints.push(SliceEndpoint { addresses, ready, draining });
     }
     let mut ports = Vec::new();
     for (index, raw) in raw.ports.unwrap_or_default().into_iter().enumerate() {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::{Protocol, Workload};
-use crate::manifest::{EndpointSliceObject, PortTarget, ServiceObject, ServicePortObject};
+use crate::manifest::{EndpointSliceObject, PortTarget, ServiceObject, ServicePortObject, SliceEndpoint};
 
 /// A Service with at least one cluster IP, or a headless one without.
 #[derive(Clone, PartialEq, Debug)]
@@ -21,6 +21,10 @@ pub struct Service {
     pub outer_ips: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
+    /// A client keeps to one endpoint.
+    pub affinity: bool,
+    /// Only endpoints of the client's node are chosen.
+    pub local_only: bool,
 }
 
 /// One port of a Service.
@@ -146,6 +150,8 @@ impl Lookup<'_> {
             cluster_ips: object.cluster_ips.clone(),
             outer_ips: object.outer_ips.clone(),
             ports: object.ports.iter().map(port).collect(),
+            affinity: object.affinity,
+            local_only: object.local_only,
         }
     }
 
@@ -155,19 +161,27 @@ impl Lookup<'_> {
         service: &ServiceObject,
         port: &ServicePortObject,
     ) -> Vec<Backend> {
-        let mut found = Vec::new();
-        for slice in slices {
-            // A slice names its ports as the Service does.
-            let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
-            for number in numbers {
-                for endpoint in slice.endpoints.iter().filter(|e| e.ready || service.publish_not_ready) {
-                    // All addresses of an endpoint mean the same thing (EndpointSlice API): the first is used.
-                    let Some(ip) = endpoint.addresses.first() else { continue };
-                    let addr = SocketAddr::new(*ip, number.port);
-                    found.push(Backend { addr, workload: (self.by_ip)(*ip) });
+        let of = |wanted: &dyn Fn(&SliceEndpoint) -> bool| {
+            let mut found = Vec::new();
+            for slice in slices {
+                // A slice names its ports as the Service does.
+                let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+                for number in numbers {
+                    for endpoint in slice.endpoints.iter().filter(|endpoint| wanted(endpoint)) {
+                        // All addresses of an endpoint mean the same thing (EndpointSlice API): the first is used.
+                        let Some(ip) = endpoint.addresses.first() else { continue };
+                        let addr = SocketAddr::new(*ip, number.port);
+                        found.push(Backend { addr, workload: (self.by_ip)(*ip) });
+                    }
                 }
             }
-        }
+            found
+        };
+        let mut found = of(&|endpoint| endpoint.ready || service.publish_not_ready);
+        // kube-proxy's rule, for each family of its own: those that are going, while there is nobody else.
+        let mut draining = of(&|endpoint| endpoint.draining);
+        draining.retain(|late| !found.iter().any(|ready| ready.addr.is_ipv4() == late.addr.is_ipv4()));
+        found.extend(draining);
         found
     }
 

@@ -125,6 +125,23 @@ fn slices_go_before_the_selector() {
 }
 
 #[test]
+fn who_terminates_serves_while_nobody_is_ready() {
+    let late = "{addresses: [10.0.0.1], conditions: {ready: false, serving: true, terminating: true}}";
+    let slices = |endpoints: &str| {
+        let named = BY_NAME.replace("{port: 80, targetPort: http}", "{name: web, port: 80}");
+        let rest = format!("endpoints: [{endpoints}]\nports: [{{name: web, port: 9000}}]");
+        world(&(service(&named) + &slice("s1", "web", &rest)))
+    };
+    assert_eq!(backends(&slices(late), "10.9.0.1"), (vec!["10.0.0.1:9000".into()], true));
+    let both = slices(&format!("{late}, {{addresses: [10.0.0.2]}}"));
+    assert_eq!(backends(&both, "10.9.0.1"), (vec!["10.0.0.2:9000".into()], true));
+    let other_family = slices(&format!("{late}, {{addresses: ['fd00::1']}}"));
+    assert_eq!(backends(&other_family, "10.9.0.1"), (vec!["10.0.0.1:9000".into()], true));
+    let silent = slices(&late.replace("serving: true", "serving: false"));
+    assert_eq!(backends(&silent, "10.9.0.1"), (vec![], false));
+}
+
+#[test]
 fn other_stages_reach_every_lookup() {
     let before = world(&service(BY_NAME));
     let after = before.with_stages(|workload| (workload.uid == "u1").then_some(Stage::Observe));

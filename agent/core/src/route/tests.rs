@@ -41,13 +41,32 @@ fn world() -> World {
            {kubernetes.io/service-name: foreign}}\naddressType: IPv4\nendpoints: [{addresses: [10.7.7.7]}]\nports: [{port: \
            80}]\n---\n"
         + &service("foreign", "10.9.0.6", "x", "80")
-        + &service("unnamed", "10.9.0.5", "server", "other");
+        + &service("unnamed", "10.9.0.5", "server", "other")
+        + &service("sticky", "10.9.0.7", "server", "web").replace("spec: {", "spec: {sessionAffinity: ClientIP, ")
+        + &service("near", "10.9.0.8", "server", "web").replace("spec: {", "spec: {internalTrafficPolicy: Local, ")
+        + &service("farther", "10.9.0.9", "lost", "8080").replace("spec: {", "spec: {internalTrafficPolicy: Local, ");
     let objects = parse("f", &text).unwrap();
     World::build("td", 1, objects.iter().map(|object| ("f", object))).unwrap().0
 }
 
 fn ask(client: &str, asked: &str, pick: u64) -> Result<Plan, Reason> {
     plan(&world(), "n1", &SynView { client: client.parse().unwrap(), asked: asked.parse().unwrap(), pick })
+}
+
+#[test]
+fn a_service_with_affinity_or_for_the_node_only() {
+    let picks = || (0..64_u64).map(|n| n << 58);
+    for (asked, names) in [("10.9.0.1:80", 2), ("10.9.0.7:80", 1), ("10.9.0.8:80", 1)] {
+        let chosen: std::collections::BTreeSet<String> =
+            picks().map(|pick| ask("10.0.1.1:50000", asked, pick).unwrap().target.name.clone()).collect();
+        assert_eq!(chosen.len(), names, "{asked}: {chosen:?}");
+    }
+    assert_eq!(ask("10.0.1.1:50000", "10.9.0.8:80", u64::MAX).unwrap().target.name, "server-1");
+    assert_eq!(ask("10.0.1.1:50000", "10.9.0.9:80", 0), Err(Reason::NoReadyEndpoint));
+    let clients = |last: u8| weight(IpAddr::from([10, 0, 1, last]), "10.0.1.2:8080".parse().unwrap());
+    let other = |last: u8| weight(IpAddr::from([10, 0, 1, last]), "10.0.2.2:8080".parse().unwrap());
+    let first = (0..=255).filter(|last| clients(*last) > other(*last)).count();
+    assert!((64..192).contains(&first), "{first} of 256 clients went to the first of two endpoints");
 }
 
 #[test]
