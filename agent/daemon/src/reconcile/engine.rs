@@ -61,16 +61,13 @@ impl<E: Edge> Engine<E> {
     /// # Errors
     /// Maps or the file of numbers cannot be read.
     pub fn new(node: String, mut edge: E) -> Result<(Self, Reconciled), EdgeError> {
-        let loaded = edge.load()?;
-        let lost = loaded.is_none();
-        let mut handles = loaded.unwrap_or_default();
-        if lost {
-            // Entries and endpoints of the last agent carry numbers that we know nothing about: not to be given again.
-            let mut referenced = HashSet::new();
-            edge.scan(&mut |_, flow| referenced.extend([flow.src, flow.dst]))?;
-            referenced.extend(edge.written(&handles)?.endpoints.values().map(|endpoint| endpoint.handle));
-            handles.workloads.reserve(&referenced);
-        }
+        let mut handles = edge.load()?.unwrap_or_default();
+        // Entries and endpoints of the last agent may carry numbers that the file does not have (it was lost, or could
+        // not be written): not to be given again.
+        let mut referenced = HashSet::new();
+        edge.scan(&mut |_, flow| referenced.extend([flow.src, flow.dst]))?;
+        referenced.extend(edge.written(&handles)?.endpoints.values().map(|endpoint| endpoint.handle));
+        handles.workloads.reserve(&referenced);
         let written = edge.written(&handles)?;
         let leaving = found(&mut edge, &handles, &written)?;
         let (gone, _) = broadcast::channel(GONE_WAITING);

@@ -331,6 +331,23 @@ fn what_an_unknown_agent_left_is_taken_down_in_order() {
 }
 
 #[test]
+fn numbers_that_the_file_does_not_have_are_not_given_again() {
+    let fake = both_there();
+    let now = Instant::now();
+    let (mut first, _) = engine(&fake);
+    first.pass(world("strict", 1), now);
+    drop(first);
+    // A workload that came after the file was written for the last time: the disk was full.
+    let unknown = fake.state().saved.clone().unwrap().workloads.live().map(|(_, handle)| handle).max().unwrap() + 1;
+    fake.flow("10.0.0.1:50000", "10.0.0.9:80", kumiko_abi::Flow { dst: unknown, ..flow(FlowState::Direct, 11, 0) });
+    let (mut second, after) = engine(&fake);
+    let text = "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {name: n, namespace: x, uid: u-n}\n\
+                spec: {serviceAccount: a, node: n1, ips: [10.0.0.8]}\n";
+    second.pass(build(text, 2), now);
+    assert_ne!(after.state.load().handle("u-n"), unknown);
+}
+
+#[test]
 fn what_fails_is_tried_again() {
     let fake = both_there();
     let (mut engine, reconciled) = engine(&fake);
