@@ -263,6 +263,23 @@ fn a_link_that_is_down_takes_no_deliveries() {
 }
 
 #[test]
+fn another_workload_on_the_same_interface_ends_the_flows_of_the_first() {
+    let fake = both_there();
+    let (mut engine, reconciled) = engine(&fake);
+    let now = Instant::now();
+    engine.pass(world("strict", 1), now);
+    let handle = reconciled.state.load().handle("u-a");
+    let mut gone = reconciled.gone.subscribe();
+    let other = "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo, labels: {kumiko.dev/stage: strict}}\n---\n\
+                 apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {name: a, namespace: demo, uid: u-new}\n\
+                 spec: {serviceAccount: other, node: n1, ips: [10.0.0.1], attachment: {veth: va}}\n";
+    engine.pass(build(other, 2), now);
+    assert_eq!(gone.try_recv().unwrap(), Gone { uid: "u-a".to_owned(), handle, ifindex: 11 });
+    assert_eq!(phase(&reconciled, "u-new"), Phase::Enforcing(Stage::Strict));
+    assert_eq!(reconciled.state.load().attached_ifindex("u-new"), Some(11));
+}
+
+#[test]
 fn a_workload_that_is_gone_keeps_its_hooks_while_it_carries() {
     let fake = both_there();
     let (mut engine, reconciled) = engine(&fake);

@@ -166,13 +166,20 @@ impl<E: Edge> Engine<E> {
         let Some(local) = self.locals.get_mut(uid) else { return };
         local.problem.clear();
         local.retry = false;
+        let mut replaced = None;
         if let Some(before) = before {
             // The hooks are on. Another workload had the interface: its entries are not ours, so it learns anew.
             let same = before.uid == uid && !before.begun;
             local.phase = if same { before.endpoint.phase } else { Phase::Enforcing(Stage::Off) };
+            replaced = (before.uid != uid && !before.begun).then_some((before.uid, before.handle));
         }
         info!(workload = local.name(), interface = veth.name, ifindex = veth.ifindex, "veth found");
+        let ifindex = veth.ifindex;
         local.veth = Some(veth);
+        if let Some((gone, handle)) = replaced {
+            // What it has in tunnels is proved by its name, not by the newcomer's.
+            self.tell_gone(&gone, handle, ifindex);
+        }
     }
 
     /// Looks at a veth again that is known; it stays if it is the same interface.
