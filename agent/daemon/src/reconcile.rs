@@ -75,33 +75,35 @@ pub struct Reconciled {
 pub struct Reconciler {
     engine: Engine<KernelEdge>,
     world: watch::Receiver<Arc<World>>,
-    links: Watch,
+    host: Netns,
 }
 
 impl Reconciler {
-    /// Reads what the last agent left and begins to follow links. In a tokio runtime, on a thread in the host's
-    /// namespace.
+    /// Reads what the last agent left. On a thread in the host's namespace.
     ///
     /// # Errors
     /// [`ReconcileError`].
     pub fn new(options: Options, world: watch::Receiver<Arc<World>>) -> Result<(Self, Reconciled), ReconcileError> {
-        let links = Watch::new(&options.host).map_err(ReconcileError::Links)?;
+        let host = options.host.try_clone().map_err(ReconcileError::Links)?;
         let edge = KernelEdge::new(options.datapath, options.host, &options.run_dir);
         let (engine, reconciled) = Engine::new(options.node, edge)?;
-        Ok((Self { engine, world, links }, reconciled))
+        Ok((Self { engine, world, host }, reconciled))
     }
 
-    /// Runs until the source ends. Passes do blocking work of milliseconds: run it where nothing waits for less.
+    /// Follows links and the model until the source ends. Passes do blocking work of milliseconds: run it where nothing
+    /// waits for less.
     ///
     /// # Errors
-    /// Links can no longer be followed.
+    /// Links cannot, or no longer, be followed.
     pub async fn run(mut self) -> Result<(), ReconcileError> {
+        // In the runtime that runs it: another one may end before, and the watch with it.
+        let mut links = Watch::new(&self.host).map_err(ReconcileError::Links)?;
         let mut links_known = false;
         loop {
             let again = self.engine.waits();
             tokio::select! {
                 changed = self.world.changed() => if changed.is_err() { return Ok(()) },
-                event = self.links.next() => {
+                event = links.next() => {
                     let event = event.map_err(ReconcileError::Links)?;
                     links_known |= matches!(event, LinkEvent::Resync { .. });
                     self.link(&event);
@@ -109,7 +111,7 @@ impl Reconciler {
                 () = tokio::time::sleep(AGAIN), if again => {}
             }
             // Links come in bursts: one pass for all that is known already.
-            while let Ok(event) = tokio::time::timeout(Duration::ZERO, self.links.next()).await {
+            while let Ok(event) = tokio::time::timeout(Duration::ZERO, links.next()).await {
                 let event = event.map_err(ReconcileError::Links)?;
                 links_known |= matches!(event, LinkEvent::Resync { .. });
                 self.link(&event);
