@@ -29,10 +29,21 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kumiko-agent: {error:#}");
+            eprintln!("kumiko-agent: {}", causes(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, without those that a text before them has said already.
+fn causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn log(filter: &str) -> anyhow::Result<()> {
@@ -48,7 +59,12 @@ fn issuer(options: &IssuerOptions) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut source = source::start(&options.source, &options.trust_domain)?;
-        source.synced().await.context("the source ended before its first reading")?;
+        // A folder that is not there is waited for; a signal ends that too.
+        tokio::select! {
+            synced = source.synced() => drop(synced.context("the source ended before its first reading")?),
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
         let workloads = Arc::new(source.world.clone());
         let state = StateDir::open(&options.state)?;
         let issuer = Issuer::new(state, &options.trust_domain, options.svid_ttl, workloads)?;

@@ -46,6 +46,11 @@ pub enum ReconcileError {
     /// Netlink.
     #[error("interfaces of the host's namespace cannot be followed: {0}")]
     Links(#[source] io::Error),
+    /// The way into the agent's namespace.
+    #[error(
+        "the veth into the agent's namespace was removed: nothing can be carried without it; start the agent again"
+    )]
+    NoWay,
 }
 
 /// What the control loop works on.
@@ -58,6 +63,8 @@ pub struct Options {
     pub datapath: Arc<Datapath>,
     /// The host's namespace; the loop must run on a thread that is in it.
     pub host: Netns,
+    /// The host's side of the veth into the agent's namespace.
+    pub agent_ifindex: u32,
 }
 
 /// What others see of the control loop.
@@ -76,6 +83,7 @@ pub struct Reconciler {
     engine: Engine<KernelEdge>,
     world: watch::Receiver<Arc<World>>,
     host: Netns,
+    agent_ifindex: u32,
 }
 
 impl Reconciler {
@@ -85,16 +93,17 @@ impl Reconciler {
     /// [`ReconcileError`].
     pub fn new(options: Options, world: watch::Receiver<Arc<World>>) -> Result<(Self, Reconciled), ReconcileError> {
         let host = options.host.try_clone().map_err(ReconcileError::Links)?;
+        let agent_ifindex = options.agent_ifindex;
         let edge = KernelEdge::new(options.datapath, options.host, &options.run_dir);
         let (engine, reconciled) = Engine::new(options.node, edge)?;
-        Ok((Self { engine, world, host }, reconciled))
+        Ok((Self { engine, world, host, agent_ifindex }, reconciled))
     }
 
     /// Follows links and the model until the source ends. Passes do blocking work of milliseconds: run it where nothing
     /// waits for less.
     ///
     /// # Errors
-    /// Links cannot, or no longer, be followed.
+    /// Links cannot, or no longer, be followed, or the agent's own is gone.
     pub async fn run(mut self) -> Result<(), ReconcileError> {
         // In the runtime that runs it: another one may end before, and the watch with it.
         let mut links = Watch::new(&self.host).map_err(ReconcileError::Links)?;
@@ -106,7 +115,7 @@ impl Reconciler {
                 event = links.next() => {
                     let event = event.map_err(ReconcileError::Links)?;
                     links_known |= matches!(event, LinkEvent::Resync { .. });
-                    self.link(&event);
+                    self.link(&event)?;
                 }
                 () = tokio::time::sleep(AGAIN), if again => {}
             }
@@ -114,7 +123,7 @@ impl Reconciler {
             while let Ok(event) = tokio::time::timeout(Duration::ZERO, links.next()).await {
                 let event = event.map_err(ReconcileError::Links)?;
                 links_known |= matches!(event, LinkEvent::Resync { .. });
-                self.link(&event);
+                self.link(&event)?;
             }
             let world = self.world.borrow_and_update().clone();
             // Before the first reading nothing is known, which is not the same as "nothing is wanted".
@@ -124,12 +133,14 @@ impl Reconciler {
         }
     }
 
-    fn link(&mut self, event: &LinkEvent) {
+    fn link(&mut self, event: &LinkEvent) -> Result<(), ReconcileError> {
         match event {
+            LinkEvent::Gone { ifindex } if *ifindex == self.agent_ifindex => return Err(ReconcileError::NoWay),
             LinkEvent::Gone { ifindex } => self.engine.link_gone(*ifindex),
             LinkEvent::Running { ifindex, running } => self.engine.link_running(*ifindex, *running),
             _ => {}
         }
+        Ok(())
     }
 }
 

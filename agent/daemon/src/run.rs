@@ -2,8 +2,11 @@
 
 mod cleanup;
 mod feeds;
+mod inputs;
+mod limits;
 mod view;
 
+use std::net::TcpListener as StdListener;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,24 +18,22 @@ use kumiko_abi::Config;
 use kumiko_abi::config::config_flags;
 use kumiko_core::model::node_hash;
 use kumiko_kernel::agent_ns::AgentNs;
-use kumiko_kernel::alive::RunLock;
+use kumiko_kernel::alive::{HostLock, PinLock, RunLock, patiently};
 use kumiko_kernel::bpf::{self, Datapath, LoadOptions, ObjectSource};
 use kumiko_kernel::inject::{IcmpInjector, Injector};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::readable::Readable;
-use kumiko_kernel::{cgroup, sockets};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use kumiko_kernel::sockets;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::identity::Manager;
-use crate::issuer::IssuerClient;
 use crate::options::{RunOptions, WithoutAgent};
 use crate::reconcile::{Reconciled, Reconciler};
 use crate::shard::{self, Common, Parts, Refusals, Registry, TunnelList};
-use crate::source;
 use crate::telemetry::{Collector, Settings, flow_reports};
+
+use inputs::{Inputs, listen_for_metrics};
 
 pub use cleanup::cleanup;
 
@@ -55,17 +56,23 @@ pub(crate) fn object(path: Option<&Path>) -> anyhow::Result<ObjectSource> {
 /// Runs the agent until SIGTERM or SIGINT. The process has to be in the node's host namespace.
 pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     let places = &options.places;
-    raise_descriptors();
-    let _lock = RunLock::acquire(&places.run_dir)?;
+    limits::raise_descriptors();
+    let inputs = Inputs::read(options)?;
+    let _locks = (
+        patiently(|| RunLock::acquire(&places.run_dir))?,
+        patiently(HostLock::acquire)?,
+        patiently(|| PinLock::acquire(&bpf::pin_root(&places.bpffs)))?,
+    );
+    let metrics = options.metrics.map(listen_for_metrics).transpose()?;
     let host = Netns::current().context("cannot open this process's network namespace")?;
     let agent = AgentNs::ensure(&places.run_dir, &places.netns_name, &host)?;
-    let load = LoadOptions { object: object(options.bpf_object.as_deref())?, pin_dir: bpf::pin_dir(&places.bpffs) };
+    let load = LoadOptions { object: inputs.object.clone(), pin_dir: bpf::pin_dir(&places.bpffs) };
     let datapath = Arc::new(Datapath::load_with_log(&load, options.bpf_log)?);
     if options.bpf_log > 0 {
         print_program_log(&datapath)?;
     }
     let shards = options.shards.unwrap_or_else(cores);
-    let config = config(options, &datapath, &agent, shards)?;
+    let config = config(options, inputs.kubelet, &datapath, &agent, shards)?;
     // Before the hooks see it: no listener of the agent before us may be left for this generation.
     datapath.maps().clear_listeners()?;
     datapath.maps().set_config(&config)?;
@@ -79,12 +86,14 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("control runtime")?;
-    control.block_on(serve(options, host, agent, datapath, config))
+    control.block_on(serve(options, inputs, metrics, host, agent, datapath, config))
 }
 
 /// The agent after its kernel part is up.
 async fn serve(
     options: &RunOptions,
+    inputs: Inputs,
+    metrics: Option<StdListener>,
     host: Netns,
     agent: AgentNs,
     datapath: Arc<Datapath>,
@@ -95,11 +104,14 @@ async fn serve(
     let (drain, draining) = watch::channel(false);
     let (end, ended) = watch::channel(false);
 
-    let mut source = source::start(&options.source, &options.trust_domain)?;
-    source.synced().await.context("the source ended before its first reading")?;
+    let Inputs { mut source, manager, .. } = inputs;
+    // A folder that is not there is waited for; a signal ends that too.
+    tokio::select! {
+        synced = source.synced() => drop(synced.context("the source ended before its first reading")?),
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
 
-    let client = IssuerClient::from_files(options.issuer, &options.node, &options.issuer_root, &options.join_token)?;
-    let manager = Manager::new(client, &options.node, &options.trust_domain)?;
     let identities = manager.identities();
     tokio::spawn(manager.run(source.world.clone(), wait_for(ended.clone())));
 
@@ -108,9 +120,16 @@ async fn serve(
         run_dir: options.places.run_dir.clone(),
         datapath: datapath.clone(),
         host: host.try_clone()?,
+        agent_ifindex: agent.host_ifindex,
     };
     let (reconciler, reconciled) = Reconciler::new(reconcile, source.world.clone())?;
-    let control_loop = spawn_local_thread("reconcile", move || reconciler.run())?;
+    let reconcile_until = ended.clone();
+    let control_loop = spawn_local_thread("reconcile", move || async move {
+        tokio::select! {
+            ended = reconciler.run() => ended,
+            () = wait_for(reconcile_until) => Ok(()),
+        }
+    })?;
 
     let (sink, reports) = flow_reports();
     let settings = Settings::new(&options.node, Duration::from_secs(options.idle_check), TABLE_CAPACITY);
@@ -156,7 +175,7 @@ async fn serve(
         &reconciled,
         draining.clone(),
     ));
-    view::serve(options, view, ended.clone()).await?;
+    view::serve(options, metrics, view, ended.clone())?;
     info!(node = options.node, "serving");
 
     let failed = tokio::select! {
@@ -175,6 +194,7 @@ async fn serve(
         join(thread).await;
     }
     join(collecting).await;
+    join(control_loop).await;
     Ok(())
 }
 
@@ -208,12 +228,14 @@ async fn leave(
     end.send_replace(true);
 }
 
-fn config(options: &RunOptions, datapath: &Datapath, agent: &AgentNs, shards: u32) -> anyhow::Result<Config> {
+fn config(
+    options: &RunOptions,
+    (kubelet_cgroup, kubelet_level): (u64, u32),
+    datapath: &Datapath,
+    agent: &AgentNs,
+    shards: u32,
+) -> anyhow::Result<Config> {
     let before = datapath.maps().config()?;
-    let (kubelet_cgroup, kubelet_level) = match &options.kubelet_cgroup {
-        Some(path) => cgroup::id_and_level(path)?,
-        None => (0, 0),
-    };
     let clear = options.permissive_without_agent == WithoutAgent::Clear;
     Ok(Config {
         kubelet_cgroup,
@@ -227,21 +249,6 @@ fn config(options: &RunOptions, datapath: &Datapath, agent: &AgentNs, shards: u3
         agent_mac: agent.agent_mac,
         ..Config::default()
     })
-}
-
-/// A carried flow takes two descriptors, and the usual soft limit is 1,024: a few hundred flows would use it up.
-fn raise_descriptors() {
-    /// Below this a busy node runs out of them.
-    const ENOUGH: u64 = 65_536;
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-        Ok(hard)
-    });
-    match raised {
-        Ok(hard) if hard >= ENOUGH => {}
-        Ok(hard) => warn!(hard, "few descriptors: two a flow; raise the hard limit (LimitNOFILE= of a systemd unit)"),
-        Err(error) => warn!(%error, "the limit of descriptors stays as it is"),
-    }
 }
 
 fn cores() -> u32 {
@@ -364,17 +371,4 @@ async fn watch_threads_one(thread: &JoinHandle<()>) -> &'static str {
 
 async fn join(thread: JoinHandle<()>) {
     let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_soft_limit_of_descriptors_does_not_count() {
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard / 2), hard).unwrap();
-        raise_descriptors();
-        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
-    }
 }

@@ -116,6 +116,7 @@ fn agent(dir: &Path, generation: u32) -> Agent {
         run_dir: dir.join("run"),
         datapath: datapath.clone(),
         host: Netns::current().unwrap(),
+        agent_ifindex: 0,
     };
     let (reconciler, reconciled) = Reconciler::new(options, source.world.clone()).unwrap();
     let task = tokio::task::spawn_local(async move {

@@ -49,9 +49,26 @@ pub struct LoadOptions {
     pub pin_dir: PathBuf,
 }
 
+/// Directory of all layouts' pins under a bpf file system.
+pub fn pin_root(bpffs: &Path) -> PathBuf {
+    bpffs.join("kumiko")
+}
+
 /// Pin directory under a bpf file system.
 pub fn pin_dir(bpffs: &Path) -> PathBuf {
-    bpffs.join("kumiko").join(format!("v{LAYOUT}"))
+    pin_root(bpffs).join(format!("v{LAYOUT}"))
+}
+
+/// Whether maps can be pinned there, told before anything is made.
+///
+/// # Errors
+/// [`BpfError::NotBpffs`]; [`BpfError::PinDir`] when it cannot be looked at.
+pub fn check_bpffs(path: &Path) -> Result<(), BpfError> {
+    match rustix::fs::statfs(path) {
+        Ok(found) if found.f_type == libc::BPF_FS_MAGIC => Ok(()),
+        Ok(_) => Err(BpfError::NotBpffs { path: path.to_owned() }),
+        Err(error) => Err(BpfError::PinDir { path: path.to_owned(), source: error.into() }),
+    }
 }
 
 /// The loaded programs and maps of one node.

@@ -10,6 +10,7 @@ pub mod inject;
 pub mod link;
 mod netlink;
 pub mod netns;
+pub mod privileges;
 pub mod readable;
 pub mod sockets;
 pub mod veth;

@@ -9,7 +9,7 @@ use kumiko_abi::flow::flags;
 use kumiko_abi::{Flow, FlowKey, FlowState, Reason, Verdict};
 use kumiko_core::addr;
 use kumiko_kernel::agent_ns::AgentNs;
-use kumiko_kernel::alive::RunLock;
+use kumiko_kernel::alive::{HostLock, PinLock, RunLock, patiently};
 use kumiko_kernel::bpf::{self, Datapath, LoadOptions};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::{diag, veth};
@@ -23,10 +23,14 @@ const RESET_WITHIN: Duration = Duration::from_secs(3);
 /// Cleans up after an agent that has been stopped. The process has to be in the node's host namespace.
 pub fn cleanup(options: &CleanupOptions) -> anyhow::Result<()> {
     let places = &options.places;
-    let lock = RunLock::acquire(&places.run_dir).context("stop the agent before cleaning up")?;
+    super::inputs::check_privileges()?;
+    let lock = patiently(|| RunLock::acquire(&places.run_dir)).context("only after the agent")?;
+    let _host_lock = patiently(HostLock::acquire).context("only after the agent")?;
     let host = Netns::current().context("cannot open this process's network namespace")?;
     let pin_dir = bpf::pin_dir(&places.bpffs);
     if pin_dir.exists() {
+        let _pin_lock =
+            patiently(|| PinLock::acquire(&bpf::pin_root(&places.bpffs))).context("only after the agent")?;
         let object = super::object(options.bpf_object.as_deref())?;
         match Datapath::load(&LoadOptions { object, pin_dir: pin_dir.clone() }) {
             Ok(datapath) => reset_flows(&datapath, &host)?,
@@ -47,6 +51,8 @@ pub fn cleanup(options: &CleanupOptions) -> anyhow::Result<()> {
         }
     }
     lock.remove()?;
+    // With somebody else's files in it, it stays.
+    let _busy = std::fs::remove_dir(&places.run_dir);
     info!("nothing of kumiko is left on this node");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What the admin API shows, read from the parts.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -286,11 +287,15 @@ fn attachment(workload: &Workload, local: bool, state: &NodeState) -> Attachment
 }
 
 /// Starts the admin API, and the metrics port if there is to be one.
-pub(super) async fn serve(options: &RunOptions, view: Arc<View>, end: watch::Receiver<bool>) -> anyhow::Result<()> {
+pub(super) fn serve(
+    options: &RunOptions,
+    metrics: Option<StdListener>,
+    view: Arc<View>,
+    end: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     let socket = AdminSocket::bind(&options.places.run_dir.join("admin.sock"))?;
-    if let Some(address) = options.metrics {
-        let listener =
-            TcpListener::bind(address).await.with_context(|| format!("cannot serve metrics on {address}"))?;
+    if let Some(listener) = metrics {
+        let listener = TcpListener::from_std(listener).context("metrics listener")?;
         tokio::spawn(admin::serve_metrics(listener, view.clone(), super::wait_for(end.clone())));
     }
     tokio::spawn(admin::serve(socket, view, super::wait_for(end)));

@@ -26,6 +26,12 @@ pub enum BpfError {
         /// Why.
         source: io::Error,
     },
+    /// The file system is another one.
+    #[error("{path} is no bpf file system: `mount -t bpf bpf {path}` makes it one, or name another --bpffs", path = path.display())]
+    NotBpffs {
+        /// What was named.
+        path: PathBuf,
+    },
     /// A pinned map is not of the layout that this version uses.
     #[error(
         "pinned map {path} has another layout ({found}, this agent needs {expected}): run `kumiko-agent cleanup` first"

@@ -29,7 +29,7 @@ impl ObjectSource {
     ///
     /// # Errors
     /// [`BpfError::NoObject`], [`BpfError::ReadObject`].
-    pub(super) fn read(&self) -> Result<Cow<'static, [u8]>, BpfError> {
+    pub fn read(&self) -> Result<Cow<'static, [u8]>, BpfError> {
         match self {
             Self::Embedded => EMBEDDED.map(Cow::Borrowed).ok_or(BpfError::NoObject),
             Self::File(path) => match fs::read(path) {
