@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kumiko_lab::command::wait_for;
 use kumiko_lab::spec::node_ips;
-use kumiko_lab::{Family, Lab, LabSpec, Net, Netns, Stage, agents};
+use kumiko_lab::{Family, Lab, LabSpec, Net, Netns, Stage, agents, status};
 
 use crate::load::{Mode, Sample};
 
@@ -69,8 +69,7 @@ impl Bed {
             Form::Direct => {}
             Form::PlainRelay => bed.start_relays()?,
             Form::Kumiko => {
-                let agents = bed.lab.state.agents.iter().flatten();
-                bed.relays = agents.map(|agent| agent.pid).collect();
+                bed.relays = status::of(&bed.lab.state).nodes.iter().filter_map(|node| node.pid).collect();
             }
         }
         Ok(bed)

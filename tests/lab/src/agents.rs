@@ -14,7 +14,7 @@ use crate::admin;
 use crate::command::{Never, wait_for};
 use crate::netns::Netns;
 use crate::spec::node_ips;
-use crate::state::{ProcessId, kubelet_cgroup, replace};
+use crate::state::{kubelet_cgroup, replace};
 use crate::topology::ISSUER_HOST;
 
 /// Port of the issuer.
@@ -197,9 +197,4 @@ pub fn tail(log: &Path, lines: usize) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
-}
-
-/// The identity of a child, for the state file.
-pub fn process_id(child: &Child) -> Result<ProcessId> {
-    ProcessId::of(i32::try_from(child.id()).context("a pid")?)
 }

@@ -66,11 +66,18 @@ impl Pod {
 impl Lab {
     /// Builds the network, without agents: the direct twin of every comparison.
     pub fn build(spec: &LabSpec) -> Result<Self> {
+        let mut lab = Self::make(spec)?;
+        lab.settle()?;
+        Ok(lab)
+    }
+
+    /// The network. Until it is whole, it is guarded even if it is to stay: nothing is left of one that is interrupted.
+    fn make(spec: &LabSpec) -> Result<Self> {
         spec.check()?;
         let state = LabState::create(spec)?;
         let id = state.id.clone();
         let dir = state::dir(&id);
-        let guard = if spec.keep { None } else { Some(Guard::start(&id)?) };
+        let guard = Some(Guard::start(&id)?);
         let nodes = (1..=spec.nodes)
             .map(|number| Node {
                 number,
@@ -105,13 +112,24 @@ impl Lab {
 
     /// Builds the network and starts issuer and agents; returns when all are ready.
     pub fn up(spec: &LabSpec) -> Result<Self> {
-        let mut lab = Self::build(spec)?;
+        let mut lab = Self::make(spec)?;
         if let Err(cause) = lab.start_mesh() {
             // A kept lab without agents would only be in the way; its logs are in the error.
             lab.take_down()?;
             return Err(cause);
         }
+        lab.settle()?;
         Ok(lab)
+    }
+
+    /// Leaves a lab that is to stay to itself.
+    fn settle(&mut self) -> Result<()> {
+        if self.state.spec.keep {
+            self.state.owner = None;
+            self.state.write()?;
+            self.guard.take().into_iter().for_each(Guard::dismiss);
+        }
+        Ok(())
     }
 
     /// Starts the issuer and every agent.
@@ -148,12 +166,8 @@ impl Lab {
             bail!("the agent of n{number} runs already");
         }
         let child = agents::start_agent(&dir, &id, number, &node.netns, &further)?;
-        let process = agents::process_id(&child)?;
         node.agent = Some(child);
-        if let Some(slot) = self.state.agents.get_mut(usize::from(number - 1)) {
-            *slot = Some(process);
-        }
-        self.state.write()
+        Ok(())
     }
 
     /// Waits until the agent of a node is ready.

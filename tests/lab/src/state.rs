@@ -53,12 +53,10 @@ pub struct LabState {
     pub name: String,
     /// The checkout that it was made from.
     pub checkout: PathBuf,
-    /// Who it belongs to; none for one that stays.
+    /// Who it belongs to; none for one that is whole and stays.
     pub owner: Option<ProcessId>,
     /// What it is made of.
     pub spec: LabSpec,
-    /// Agents by node, from 1.
-    pub agents: Vec<Option<ProcessId>>,
 }
 
 /// The lock that makes starting and sweeping labs one at a time.
@@ -82,13 +80,12 @@ impl LabState {
         if let Some(other) = all().into_iter().find(|lab| lab.name == spec.name && lab.checkout == checkout) {
             bail!("lab {:?} of this checkout stands already; take it down first (`cargo xtask lab down`)", other.name);
         }
-        let owner = if spec.keep { None } else { Some(ProcessId::of(nix::unistd::getpid().as_raw())?) };
+        let owner = Some(ProcessId::of(nix::unistd::getpid().as_raw())?);
         loop {
             let id = format!("{:04x}", rand::random::<u16>());
             match fs::create_dir(dir(&id)) {
                 Ok(()) => {
-                    let agents = vec![None; usize::from(spec.nodes)];
-                    let state = Self { id, name: spec.name.clone(), checkout, owner, spec: spec.clone(), agents };
+                    let state = Self { id, name: spec.name.clone(), checkout, owner, spec: spec.clone() };
                     state.write()?;
                     return Ok(state);
                 }

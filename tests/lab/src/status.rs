@@ -1,8 +1,11 @@
 //! `lab status`: where everything of a standing lab is.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
 use crate::agents::NodeFiles;
@@ -51,20 +54,23 @@ pub struct PodStatus {
     pub ips: Vec<String>,
 }
 
-/// Reads the status from the state file.
+/// The agent that has a run directory: also one that somebody started by hand in the place of the lab's own.
+fn agent_on(run_dir: &Path) -> Option<i32> {
+    let path = run_dir.join("lock");
+    match Flock::lock(File::open(&path).ok()?, FlockArg::LockSharedNonblock) {
+        Err((_, Errno::EWOULDBLOCK)) => fs::read_to_string(&path).ok()?.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// The status of a lab: its parts from the state file, its agents as they are now.
 pub fn of(state: &LabState) -> LabStatus {
     let lab_dir = dir(&state.id);
     let nodes = (1..=state.spec.nodes)
         .map(|node| NodeStatus {
             name: format!("n{node}"),
             netns: netns_name(&state.id, &format!("n{node}")),
-            pid: state
-                .agents
-                .get(usize::from(node - 1))
-                .copied()
-                .flatten()
-                .filter(|agent| agent.alive())
-                .map(|agent| agent.pid),
+            pid: agent_on(&NodeFiles::new(&lab_dir, node).run_dir),
             socket: NodeFiles::new(&lab_dir, node).socket(),
             wire: WIRE.to_owned(),
             pods: pods(state, node),
