@@ -33,6 +33,12 @@ impl de::Error for Error {
     fn invalid_type(unexpected: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         let found = name_of(unexpected);
         let expected = expected.to_string();
+        // serde's words are Rust's.
+        let expected = match expected.as_str() {
+            "i32" | "i64" => "a whole number",
+            "a sequence" => "a list",
+            other => other,
+        };
         let quotes = match unexpected {
             Unexpected::Bool(_) | Unexpected::Signed(_) | Unexpected::Float(_) if expected.contains("string") => {
                 ": write it in quotes"

@@ -95,7 +95,7 @@ fn unknown_fields_tell_their_place() {
 fn values_of_the_wrong_type() {
     assert_eq!(
         changed("port: 8080", "port: http"),
-        "f.yaml:14:26: spec.ports[0].port: found the text \"http\", expected i64"
+        "f.yaml:14:26: spec.ports[0].port: found the text \"http\", expected a whole number"
     );
     assert_eq!(
         changed("uid: 6f0c1b1e-0001", "uid: 12345"),
