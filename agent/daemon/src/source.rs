@@ -158,6 +158,13 @@ impl Publisher {
         let changed = !synced || world != **self.world.borrow();
         let diagnostics = self.folder.diagnostics().chain(&lowered).map(SourceDiagnostic::from).collect();
         self.tell(diagnostics);
+        // Before the status: what that says is in force is.
+        if changed {
+            self.counters.changes.fetch_add(1, Ordering::Relaxed);
+            let world = Arc::new(world.at_epoch(epoch + 1));
+            info!(epoch = world.epoch(), workloads = world.workloads().count(), "desired state came into force");
+            self.world.send_replace(world);
+        }
         self.status.send_modify(|status| {
             let mut next = SourceStatus::clone(status);
             next.synced = true;
@@ -170,12 +177,6 @@ impl Publisher {
             next.diagnostics.clone_from(&self.refused);
             *status = Arc::new(next);
         });
-        if changed {
-            self.counters.changes.fetch_add(1, Ordering::Relaxed);
-            let world = Arc::new(world.at_epoch(epoch + 1));
-            info!(epoch = world.epoch(), workloads = world.workloads().count(), "desired state came into force");
-            self.world.send_replace(world);
-        }
     }
 
     fn unreadable(&mut self, error: &std::io::Error) {

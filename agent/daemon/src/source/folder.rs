@@ -98,7 +98,10 @@ fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
     *torn |= stamp(&before) != stamp(&after);
     Ok(Some(match String::from_utf8(bytes) {
         Ok(text) => FileContent::Text(text),
-        Err(error) => FileContent::NotText(end(&error.as_bytes()[..error.utf8_error().valid_up_to()])),
+        Err(error) => {
+            let text = error.as_bytes().get(..error.utf8_error().valid_up_to());
+            FileContent::NotText(end(text.unwrap_or_default()))
+        }
     }))
 }
 
