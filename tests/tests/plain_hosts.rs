@@ -1,5 +1,4 @@
 //! docs/plain-hosts.md, run as it stands: a page that a newcomer types must not be wrong.
-#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
