@@ -10,7 +10,7 @@ use kumiko_lab::command::wait_for;
 use kumiko_lab::netns::NETNS_DIR;
 use kumiko_lab::pattern::{CLEAR, Pattern};
 use kumiko_lab::peer::Step;
-use kumiko_lab::state::dir;
+use kumiko_lab::state::{self, dir};
 use kumiko_lab::{Family, Lab, LabSpec, Net, Stage, status};
 use kumiko_tests::harness;
 use nix::sys::signal::{Signal, kill};
@@ -19,6 +19,8 @@ use serde_json::Value;
 
 /// Set for the copy of this program that makes a lab and is killed.
 const CHILD: &str = "KUMIKO_TEST_LAB_CHILD";
+/// Set beside it for a lab that is to stay.
+const KEEP: &str = "KUMIKO_TEST_LAB_KEEP";
 
 type Check = fn() -> Result<()>;
 
@@ -27,6 +29,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("two_labs_side_by_side_do_not_meet", side_by_side),
     ("a_killed_owners_lab_goes", || killed(false)),
     ("a_killed_owners_lab_goes_even_without_its_guard", || killed(true)),
+    ("a_lab_that_is_to_stay_goes_when_its_making_is_interrupted", interrupted),
 ];
 
 fn main() -> ExitCode {
@@ -83,7 +86,8 @@ fn side_by_side() -> Result<()> {
 
 /// Makes a lab, says its id, and waits to be killed.
 fn child(name: &str) -> ExitCode {
-    match Lab::build(&LabSpec::standard(name, 1, Net::Routed, Stage::Off)) {
+    let keep = std::env::var_os(KEEP).is_some();
+    match Lab::build(&LabSpec { keep, ..LabSpec::standard(name, 1, Net::Routed, Stage::Off) }) {
         Ok(lab) => {
             println!("{}", lab.state.id);
             let _ = std::io::stdin().read(&mut [0]);
@@ -120,6 +124,30 @@ fn killed(guard_too: bool) -> Result<()> {
     }
     wait_for("the lab is gone", Duration::from_secs(10), || {
         let left = left_of(id);
+        ensure!(left.is_empty(), "left of lab {id}: {left:?}");
+        Ok(())
+    })
+}
+
+/// As Ctrl-C does it, as soon as something of the lab is there.
+fn interrupted() -> Result<()> {
+    let name = format!("interrupted-{}", std::process::id());
+    let mut child = Command::new(std::env::current_exe()?)
+        .env(CHILD, &name)
+        .env(KEEP, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("starting a lab's maker")?;
+    let id = wait_for("the lab is being made", Duration::from_secs(20), || {
+        let lab = state::all().into_iter().find(|lab| lab.name == name).context("it has no state file")?;
+        ensure!(left_of(&lab.id).len() > 1, "it has no namespace");
+        Ok(lab.id)
+    })?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    child.wait()?;
+    wait_for("the lab is gone", Duration::from_secs(10), || {
+        let left = left_of(&id);
         ensure!(left.is_empty(), "left of lab {id}: {left:?}");
         Ok(())
     })
