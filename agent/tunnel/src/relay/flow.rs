@@ -8,7 +8,7 @@ use std::pin::pin;
 
 use kumiko_abi::Reason;
 use kumiko_core::frame::Frame;
-use kumiko_core::halves::{Bytes, End};
+use kumiko_core::halves::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
@@ -204,7 +204,8 @@ impl Flow<'_> {
                 self.far_ended(event)?;
                 continue;
             }
-            if self.tunnel.role.halves().is_none_or(|h| h.received != End::Open) {
+            // Read on after FIN as well: a RESET may follow it.
+            if self.tunnel.role.halves().is_none() {
                 return Ok(());
             }
             if more {
@@ -229,7 +230,7 @@ impl Flow<'_> {
 
     /// Opens what was read, up to an end or a full batch; says whether there may be more to open.
     fn open_records(&mut self) -> Result<bool, Fatal> {
-        while self.pending.is_none() && self.tunnel.role.halves().is_some_and(|h| h.received == End::Open) {
+        while self.pending.is_none() && self.tunnel.role.halves().is_some() {
             match self.tunnel.session.next()? {
                 None => return Ok(self.tunnel.session.inn.is_full()),
                 Some(Item::Bytes) => {
