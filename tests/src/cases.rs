@@ -97,6 +97,11 @@ pub fn all() -> Vec<Case> {
             )
         },
         case("rst_after_half_close", vec![send(UP, 1), ShutdownWrite, to_end(2), Close], vec![to_end(1), Reset]),
+        case(
+            "rst_by_close_with_unread",
+            vec![send(10_000, 1), to_end(2), Close],
+            vec![recv(100, 1), send(500, 2), Close],
+        ),
         case("connect_and_close", vec![Close], vec![to_end(1), Close]),
         case(
             "urgent_byte",

@@ -3,7 +3,7 @@
 mod ends;
 
 use std::future::Future;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::pin::pin;
 
 use kumiko_abi::Reason;
@@ -43,6 +43,7 @@ pub async fn relay(
         mark: Mark::Unknown,
         urgent_next: false,
         pending: None,
+        lost: None,
         counted: (0, 0),
     };
     let result = flow.run(stop).await;
@@ -94,6 +95,8 @@ struct Flow<'a> {
     urgent_next: bool,
     /// An end that came behind bytes that are not yet delivered.
     pending: Option<Event>,
+    /// A write to the plain side failed: what it sent before it went is still being read.
+    lost: Option<io::Error>,
     counted: (u64, u64),
 }
 
@@ -156,6 +159,9 @@ impl Flow<'_> {
     fn up(&mut self) -> Result<(), Fatal> {
         for _ in 0..ROUNDS {
             if !self.tunnel.try_flush().map_err(|e| self.write_failed(e))? {
+                if let Some(error) = self.lost.take() {
+                    return self.plain_failed(&error);
+                }
                 self.wants.tunnel_write = true;
                 return Ok(());
             }
@@ -175,6 +181,9 @@ impl Flow<'_> {
                 }
                 Filled::Flush => {}
                 Filled::End => {
+                    if let Some(error) = self.lost.take() {
+                        return self.plain_failed(&error);
+                    }
                     self.plain_read = false;
                     self.end.plain = SideEnd::Finished;
                     self.end.ended_by(Who::Plain);
@@ -182,6 +191,9 @@ impl Flow<'_> {
                     self.send(fin)?;
                 }
                 Filled::Failed(error) if would_block(&error) => {
+                    if let Some(error) = self.lost.take() {
+                        return self.plain_failed(&error);
+                    }
                     self.wants.plain_read = true;
                     self.tunnel.session.out.release();
                     return Ok(());
@@ -196,6 +208,10 @@ impl Flow<'_> {
     /// Tunnel to plain side.
     fn down(&mut self) -> Result<(), Fatal> {
         for _ in 0..ROUNDS {
+            if self.lost.is_some() {
+                self.wants.turn = true;
+                return Ok(());
+            }
             let more = self.open_records()?;
             if !self.deliver()? {
                 return Ok(());
@@ -283,7 +299,7 @@ impl Flow<'_> {
                     return Ok(false);
                 }
                 Err(error) => {
-                    self.plain_failed(&error)?;
+                    self.plain_lost(error)?;
                     return Ok(false);
                 }
             }

@@ -30,13 +30,18 @@ pub async fn plain_relay(
     loop {
         // Whatever a socket keeps reporting, the shard's other flows get their turn.
         consume_budget().await;
-        let mut turn = false;
-        for result in [up.run(urgent), down.run(urgent)] {
-            match result {
-                Ok(more) => turn |= more,
-                Err((who, error)) => return failed(end, &up, &down, who, &error),
+        // Not the second after the first failed: the failing call took the error with it, and a read of the same socket
+        // would take the reset for an end of stream.
+        let turn = match up.run(urgent).and_then(|more| Ok(more | down.run(urgent)?)) {
+            Ok(turn) => turn,
+            Err((who, error)) => {
+                // What there is to read is known after the runtime's next look at its sockets.
+                tokio::task::yield_now().await;
+                let last = if who == Who::Plain { &mut up } else { &mut down };
+                last.run_out(urgent);
+                return failed(end, &up, &down, who, &error);
             }
-        }
+        };
         for copy in [&up, &down] {
             if copy.done {
                 let side = if copy.from == Who::Plain { &mut end.plain } else { &mut end.far };
@@ -147,21 +152,8 @@ impl<'a> Copy<'a> {
     fn run(&mut self, urgent: Option<&dyn Urgent>) -> Result<bool, (Who, io::Error)> {
         let to = if self.from == Who::Plain { Who::Far } else { Who::Plain };
         for _ in 0..ROUNDS {
-            while let Some(bytes) = self.buffer.as_ref().and_then(|b| b.get(self.start..self.end)) {
-                let written = match (urgent, bytes) {
-                    (_, []) => break,
-                    (Some(urgent), [byte, ..]) if self.urgent_next => urgent.send(self.sink, *byte).map(|()| 1),
-                    _ => self.sink.try_write(bytes),
-                };
-                match written {
-                    Ok(n) => {
-                        self.urgent_next = false;
-                        self.start += n;
-                        self.moved += n as u64;
-                    }
-                    Err(error) if would_block(&error) => return Ok(false),
-                    Err(error) => return Err((to, error)),
-                }
+            if !self.write(urgent).map_err(|e| (to, e))? {
+                return Ok(false);
             }
             if self.done {
                 return Ok(false);
@@ -173,6 +165,37 @@ impl<'a> Copy<'a> {
             }
             if !self.read(urgent).map_err(|e| (self.from, e))? {
                 return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The source has failed: hands on what it sent before it went, as far as the sink takes it at once. Without the
+    /// mesh the sink's kernel would hold it by now.
+    fn run_out(&mut self, urgent: Option<&dyn Urgent>) {
+        while let Ok(true) = self.write(urgent) {
+            if self.eof || !matches!(self.read(urgent), Ok(true)) {
+                return;
+            }
+        }
+    }
+
+    /// Writes what was read; `false`: the sink takes no more now.
+    fn write(&mut self, urgent: Option<&dyn Urgent>) -> io::Result<bool> {
+        while let Some(bytes) = self.buffer.as_ref().and_then(|b| b.get(self.start..self.end)) {
+            let written = match (urgent, bytes) {
+                (_, []) => break,
+                (Some(urgent), [byte, ..]) if self.urgent_next => urgent.send(self.sink, *byte).map(|()| 1),
+                _ => self.sink.try_write(bytes),
+            };
+            match written {
+                Ok(n) => {
+                    self.urgent_next = false;
+                    self.start += n;
+                    self.moved += n as u64;
+                }
+                Err(error) if would_block(&error) => return Ok(false),
+                Err(error) => return Err(error),
             }
         }
         Ok(true)

@@ -1,6 +1,6 @@
 //! How ends of a flow travel: FIN, RST, a lost tunnel, a stop; each seen from the applications' sockets.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use kumiko_abi::Reason;
@@ -122,6 +122,45 @@ fn a_reset_after_half_close() {
                     assert!(plain || end.reusable, "{end:?}");
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn an_answer_before_a_reset_arrives() {
+    const ANSWER: &[u8] = b"413 Content Too Large";
+    local(async {
+        for plain in [false, true] {
+            // The relay meets the reset now in a read, now in a write: whether it does is a matter of threads.
+            for _ in 0..100 {
+                let mut path = Path::new(plain).await;
+                let (server, mut client) = path.split(Side::Server);
+                let server = server.into_std().unwrap();
+                let answering = std::thread::spawn(move || {
+                    server.set_nonblocking(false).unwrap();
+                    (&server).read_exact(&mut [0; 100_000]).unwrap();
+                    (&server).write_all(ANSWER).unwrap();
+                    // Closed with bytes unread: an RST.
+                });
+                while client.write_all(&[1; 10_000]).await.is_ok() {}
+                let mut answer = Vec::new();
+                let _ = client.read_to_end(&mut answer).await;
+                assert_eq!(String::from_utf8_lossy(&answer), String::from_utf8_lossy(ANSWER));
+                answering.join().unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_reset_by_a_stalled_reader_is_no_end_of_stream() {
+    local(async {
+        for plain in [false, true] {
+            let mut path = Path::new(plain).await;
+            fill(&mut path.client).await;
+            let (gone, mut other) = path.split(Side::Server);
+            reset(gone);
+            assert_eq!(drain(&mut other).await, (0, Some(io::ErrorKind::ConnectionReset)));
         }
     });
 }

@@ -39,6 +39,17 @@ impl Flow<'_> {
         Ok(())
     }
 
+    /// A write to the plain side failed. What it sent before it went (an answer, then a close with bytes unread) is read
+    /// first: without the mesh the far application's kernel would hold it by now.
+    pub(super) fn plain_lost(&mut self, error: io::Error) -> Result<(), Fatal> {
+        self.tunnel.session.inn.discard_ready();
+        if !self.plain_read {
+            return self.plain_failed(&error);
+        }
+        self.lost = Some(error);
+        Ok(())
+    }
+
     /// The plain side is gone: the far one is told by RESET, or, when that is blocked, by an RST of the tunnel.
     pub(super) fn plain_failed(&mut self, error: &io::Error) -> Result<(), Fatal> {
         let reset = match self.tunnel.role {
@@ -46,6 +57,7 @@ impl Flow<'_> {
             Role::Acceptor(_) => Reason::ServerReset,
         };
         self.plain_read = false;
+        self.lost = None;
         self.end.plain = plain_end(error, reset);
         self.end.ended_by(Who::Plain);
         self.tunnel.session.inn.discard_ready();
