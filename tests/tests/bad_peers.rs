@@ -78,6 +78,8 @@ const CHECKS: &[Check] = &[
     ("silence", Reason::HandshakeTimedOut, |w| ends(&mut w.connect()?)),
 ];
 
+/// More silent connections than there are handshakes at once.
+const CROWD: usize = 1200;
 /// A certificate's, which a handshake fits in.
 const SHORT_LIFE: Duration = Duration::from_secs(3);
 
@@ -99,6 +101,8 @@ fn run(args: &Arguments) -> Result<bool> {
         harness::trial(*name, move || world.refused(*reason, *knock))
     });
     let mut well = harness::run_trials(&args, trials.collect());
+    let crowded = Arc::clone(&world);
+    well &= harness::run_afterwards(vec![harness::trial("a_silent_crowd_takes_no_turns", move || crowded.crowd())]);
     let last = Arc::clone(&world);
     well &=
         harness::run_afterwards(vec![harness::trial("other_flows_are_unharmed", move || last.check_alive(unharmed))]);
@@ -203,6 +207,22 @@ impl World {
             stream.write_all(bytes).context("after the handshake")?;
         }
         ends(&mut stream)
+    }
+
+    /// So many connections that say nothing that they would take all turns: none of them does.
+    fn crowd(&self) -> Result<()> {
+        let (turned_away, given_up) = (self.count(Reason::TunnelLimit)?, self.count(Reason::HandshakeTimedOut)?);
+        let crowd = (0..CROWD).map(|_| self.connect()).collect::<Result<Vec<_>>>()?;
+        for mut stream in crowd {
+            ends(&mut stream)?;
+        }
+        wait_for("all of them are given up", Duration::from_secs(5), || {
+            let now = self.count(Reason::HandshakeTimedOut)?;
+            ensure!(now == given_up + CROWD as u64, "{given_up} before, {now} now: {:?}", self.refusals()?);
+            Ok(())
+        })?;
+        ensure!(self.count(Reason::TunnelLimit)? == turned_away, "some waited for a turn: {:?}", self.refusals()?);
+        Ok(())
     }
 
     /// Opens a flow with a right certificate of `client`, as if from `source`, for what it says is server-2's address.

@@ -81,11 +81,17 @@ async fn handshake(shard: &Shard, stream: TcpStream, peer: IpAddr) -> Result<Tun
         None
     };
     let Ok(_waiting) = shard.waiting.try_acquire() else { return Err(HandshakeError::Busy) };
+    let options = TunnelOptions::default();
+    // A dialler speaks first, and at once. Who is silent takes no turn from those that speak.
+    match tokio::time::timeout(options.handshake_time, stream.peek(&mut [0; 1])).await {
+        Err(_) => return Err(HandshakeError::TimedOut(options.handshake_time)),
+        Ok(spoke) => spoke.map_err(HandshakeError::Io)?,
+    };
     let Ok(Ok(_turn)) = tokio::time::timeout(TURN_WITHIN, shard.handshakes.acquire()).await else {
         return Err(HandshakeError::Busy);
     };
     let server = shard.common.identities.current().server();
-    kumiko_tunnel::accept(stream, server, TunnelOptions::default()).await
+    kumiko_tunnel::accept(stream, server, options).await
 }
 
 /// Serves one OPEN; says whether the tunnel can carry another.
