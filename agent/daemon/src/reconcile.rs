@@ -33,9 +33,12 @@ use kumiko_kernel::link::{LinkEvent, Watch};
 use kumiko_kernel::netns::Netns;
 use thiserror::Error;
 use tokio::sync::{broadcast, watch};
+use tokio::time::MissedTickBehavior;
 
 /// Between two passes while something is awaited that tells nobody when it happens.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Between two looks at what changes without a word: hooks that somebody else took off, limits on a veth.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Why the control loop cannot begin or go on.
 #[derive(Debug, Error)]
@@ -94,7 +97,7 @@ impl Reconciler {
     pub fn new(options: Options, world: watch::Receiver<Arc<World>>) -> Result<(Self, Reconciled), ReconcileError> {
         let host = options.host.try_clone().map_err(ReconcileError::Links)?;
         let agent_ifindex = options.agent_ifindex;
-        let edge = KernelEdge::new(options.datapath, options.host, &options.run_dir);
+        let edge = KernelEdge::new(options.datapath, options.host, agent_ifindex, &options.run_dir);
         let (engine, reconciled) = Engine::new(options.node, edge)?;
         Ok((Self { engine, world, host, agent_ifindex }, reconciled))
     }
@@ -108,6 +111,8 @@ impl Reconciler {
         // In the runtime that runs it: another one may end before, and the watch with it.
         let mut links = Watch::new(&self.host).map_err(ReconcileError::Links)?;
         let mut links_known = false;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let again = self.engine.waits();
             tokio::select! {
@@ -118,6 +123,7 @@ impl Reconciler {
                     self.link(&event)?;
                 }
                 () = tokio::time::sleep(AGAIN), if again => {}
+                _ = look.tick() => self.engine.look(Instant::now()),
             }
             // Links come in bursts: one pass for all that is known already.
             while let Ok(event) = tokio::time::timeout(Duration::ZERO, links.next()).await {

@@ -11,6 +11,7 @@ pub mod link;
 mod netlink;
 pub mod netns;
 pub mod privileges;
+pub mod qdisc;
 pub mod readable;
 pub mod sockets;
 pub mod veth;

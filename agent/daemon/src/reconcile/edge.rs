@@ -1,6 +1,8 @@
 //! What the control loop needs of the kernel. One implementation does it, another one in the tests remembers it.
 
+use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use kumiko_abi::{CommandResult, Flow, FlowKey};
@@ -79,6 +81,10 @@ pub trait Edge {
     fn remove_use(&mut self, ifindex: u32) -> Result<(), EdgeError>;
     /// Finds a pod's veth.
     fn resolve(&mut self, attachment: &Attachment) -> Result<Veth, NoVeth>;
+    /// Addresses of an interface of the host.
+    fn addresses(&mut self, interface: &str) -> io::Result<Vec<IpAddr>>;
+    /// Interfaces of the host that limit or delay what passes them.
+    fn shaped(&mut self) -> io::Result<HashSet<u32>>;
     /// TCP connections of a pod; `None` when its namespace is not known.
     fn sockets(&mut self, veth: &Veth) -> io::Result<Option<Vec<Older>>>;
     /// An entry of the flow table.

@@ -2,6 +2,7 @@
 
 mod follow;
 mod learn;
+mod look;
 mod progress;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

@@ -1,7 +1,9 @@
 //! The real edge: kumiko-kernel and one file.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use kumiko_core::stage::legacy::Older;
 use kumiko_kernel::bpf::{Commands, Datapath, FlowTable, Maps};
 use kumiko_kernel::diag::{self, TcpState};
 use kumiko_kernel::netns::Netns;
-use kumiko_kernel::veth;
+use kumiko_kernel::{qdisc, veth};
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
 use tracing::warn;
 
 use super::edge::{Edge, EdgeError, NoVeth, Veth};
@@ -29,14 +33,15 @@ pub struct KernelEdge {
     commands: Commands,
     flows: FlowTable,
     host: Netns,
+    agent_ifindex: u32,
     handles: PathBuf,
 }
 
 impl KernelEdge {
-    /// `host` is the namespace that interfaces are looked up in.
-    pub fn new(datapath: Arc<Datapath>, host: Netns, run_dir: &Path) -> Self {
+    /// `host` is the namespace that interfaces are looked up in; `agent_ifindex` is the way into the agent's there.
+    pub fn new(datapath: Arc<Datapath>, host: Netns, agent_ifindex: u32, run_dir: &Path) -> Self {
         let (maps, commands, flows) = (datapath.maps(), datapath.commands(), datapath.flows());
-        Self { datapath, maps, commands, flows, host, handles: run_dir.join(HANDLES) }
+        Self { datapath, maps, commands, flows, host, agent_ifindex, handles: run_dir.join(HANDLES) }
     }
 
     fn file(&self, source: io::Error) -> EdgeError {
@@ -132,6 +137,10 @@ impl Edge for KernelEdge {
             Attachment::Veth { name } => veth::Attachment::Veth { name: name.clone() },
         };
         match veth::resolve(&attachment, &self.host) {
+            Ok(found) if found.ifindex == self.agent_ifindex => Err(NoVeth {
+                problem: format!("{} leads into the agent's own namespace, not into a pod", found.name),
+                may_come: false,
+            }),
             Ok(found) => Ok(Veth {
                 ifindex: found.ifindex,
                 name: found.name,
@@ -142,6 +151,16 @@ impl Edge for KernelEdge {
             }),
             Err(error) => Err(NoVeth { problem: error.to_string(), may_come: error.may_come() }),
         }
+    }
+
+    fn addresses(&mut self, interface: &str) -> io::Result<Vec<IpAddr>> {
+        let all = self.host.within(|| Ok(getifaddrs()?.collect::<Vec<_>>()))?;
+        let own = all.iter().filter(|one| one.interface_name == interface).filter_map(|one| one.address.as_ref());
+        Ok(own.filter_map(ip_of).collect())
+    }
+
+    fn shaped(&mut self) -> io::Result<HashSet<u32>> {
+        qdisc::shaped(&self.host)
     }
 
     fn sockets(&mut self, veth: &Veth) -> io::Result<Option<Vec<Older>>> {
@@ -175,4 +194,9 @@ impl Edge for KernelEdge {
     fn flag(&self, key: &FlowKey, flow: &Flow, flags: u32) -> Result<CommandResult, EdgeError> {
         Ok(self.commands.flag(key, &flow.id, flags)?)
     }
+}
+
+fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }

@@ -23,6 +23,8 @@ pub(super) struct Local {
     pub(super) handle: u32,
     pub(super) veth: Option<Veth>,
     pub(super) phase: Phase,
+    /// Its veth has a limit, which the fast path would go past.
+    pub(super) shaped: bool,
     /// Its sockets have become entries since it is in `Learning`.
     pub(super) learnt: bool,
     /// It was in the mesh before it began to learn: each of its connections has an entry, or its SYN was dropped just now.
@@ -42,6 +44,7 @@ impl Local {
             handle,
             veth: None,
             phase: Phase::Detached,
+            shaped: false,
             learnt: false,
             judged: false,
             learning: None,
@@ -70,7 +73,7 @@ impl Local {
         Some(AttachedEndpoint {
             ifindex: veth.ifindex,
             phase: self.phase,
-            fast: true,
+            fast: !self.shaped,
             pod_mac: veth.pod_mac,
             gateway_mac: veth.gateway_mac,
         })

@@ -1,6 +1,7 @@
 //! The control loop over an edge that remembers, and that refuses orders of writes which would open a window.
 
 mod fake;
+mod look;
 
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,10 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use kumiko_kernel::qdisc::shaped;
 use kumiko_kernel::veth::{Attachment, PodVeth, VethError, resolve};
 
-use crate::world::{Space, root};
+use crate::world::{Space, root, run};
 
 fn by_netns(pod: &Space, host: &Space) -> Result<PodVeth, VethError> {
     resolve(&Attachment::Netns { path: pod.path(), interface: "eth0".into() }, &host.netns)
@@ -45,6 +46,22 @@ fn a_bridged_pods_gateway_is_the_bridge() {
     for veth in [by_netns(&pod, &host).unwrap(), by_name("vpod", &host).unwrap()] {
         assert_eq!((veth.ifindex, veth.gateway_mac), (host.ifindex("vpod"), [2, 0, 0, 0, 0, 0x77]));
     }
+}
+
+#[test]
+fn limits_of_either_direction_are_seen() {
+    let Some((host, pod)) = spaces("shaped") else { return };
+    for name in ["vfree", "vslow", "vifb", "vhooks"] {
+        host.ip(&format!("link add {name} type veth peer name {name}p netns {}", pod.name));
+    }
+    let tc = |args: &str| run("tc", &format!("-n {} {args}", host.name));
+    tc("qdisc add dev vslow root tbf rate 10mbit burst 64k latency 50ms");
+    tc("qdisc add dev vifb handle ffff: ingress");
+    tc("qdisc add dev vhooks clsact");
+    let wanted = ["vslow", "vifb"].map(|name| host.ifindex(name));
+    assert_eq!(shaped(&host.netns).unwrap(), wanted.into());
+    tc("qdisc del dev vslow root");
+    assert_eq!(shaped(&host.netns).unwrap(), [host.ifindex("vifb")].into());
 }
 
 /// A process in a namespace that no file leads to.

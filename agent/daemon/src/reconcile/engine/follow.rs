@@ -1,6 +1,7 @@
 //! A new model: numbers, who is local, where their veths are.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -122,8 +123,11 @@ impl<E: Edge> Engine<E> {
             .filter(|(_, local)| local.veth.is_none() && local.workload.stage != Stage::Off)
             .map(|(uid, _)| uid.clone())
             .collect();
-        for uid in unknown {
-            self.resolve_one(&uid);
+        for uid in &unknown {
+            self.resolve_one(uid);
+        }
+        if !unknown.is_empty() {
+            self.look_for_limits();
         }
         let coming_back = |leaving: &Leaving, locals: &std::collections::BTreeMap<String, Local>| {
             locals.get(&leaving.uid).is_some_and(|local| local.veth.is_none() && local.workload.stage != Stage::Off)
@@ -162,6 +166,10 @@ impl<E: Edge> Engine<E> {
             let problem = format!("{} is the interface of {owner} already: give each workload its own", veth.name);
             return self.problem(uid, &problem, true);
         }
+        if let Some(ip) = self.node_address_of(&veth.name) {
+            let problem = format!("{} has this node's own address {ip}: it is the node's way out, no pod's", veth.name);
+            return self.problem(uid, &problem, true);
+        }
         let before = self.leaving.remove(&veth.ifindex);
         let Some(local) = self.locals.get_mut(uid) else { return };
         local.problem.clear();
@@ -179,6 +187,18 @@ impl<E: Edge> Engine<E> {
         if let Some((gone, handle)) = replaced {
             // What it has in tunnels is proved by its name, not by the newcomer's.
             self.tell_gone(&gone, handle, ifindex);
+        }
+    }
+
+    /// An address of this node that an interface has: hooks there would judge the node's own traffic as a pod's.
+    fn node_address_of(&mut self, interface: &str) -> Option<IpAddr> {
+        let node = self.world.node(&self.node)?.addresses.clone();
+        match self.edge.addresses(interface) {
+            Ok(addresses) => addresses.into_iter().find(|ip| node.contains(ip)),
+            Err(error) => {
+                warn!(%error, interface, "its addresses cannot be listed");
+                None
+            }
         }
     }
 

@@ -1,8 +1,9 @@
 //! An edge that remembers what was done and panics at what must never be.
 
 use std::cell::{RefCell, RefMut};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use kumiko_abi::flow::{TCP, flags};
@@ -29,6 +30,8 @@ pub(super) struct State {
     /// The next so many writes and hooks fail.
     pub(super) failing: u32,
     pub(super) guard_leaks: bool,
+    pub(super) addresses: HashMap<String, IpAddr>,
+    pub(super) shaped: HashSet<u32>,
     veths: BTreeMap<String, u32>,
     sockets: HashMap<u32, Vec<Older>>,
     uses: BTreeSet<u32>,
@@ -230,6 +233,14 @@ impl Edge for Fake {
             }),
             None => Err(NoVeth { problem: format!("no interface {name}"), may_come: true }),
         }
+    }
+
+    fn addresses(&mut self, interface: &str) -> io::Result<Vec<IpAddr>> {
+        Ok(self.state().addresses.get(interface).copied().into_iter().collect())
+    }
+
+    fn shaped(&mut self) -> io::Result<HashSet<u32>> {
+        Ok(self.state().shaped.clone())
     }
 
     fn sockets(&mut self, veth: &Veth) -> io::Result<Option<Vec<Older>>> {
