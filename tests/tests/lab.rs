@@ -146,7 +146,7 @@ fn interrupted() -> Result<()> {
     })?;
     kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
     child.wait()?;
-    wait_for("the lab is gone", Duration::from_secs(10), || {
+    wait_for("the lab is gone", Duration::from_secs(60), || {
         let left = left_of(&id);
         ensure!(left.is_empty(), "left of lab {id}: {left:?}");
         Ok(())

@@ -53,7 +53,7 @@ pub(crate) fn object(path: Option<&Path>) -> anyhow::Result<ObjectSource> {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT. The process has to be in the node's host namespace.
+/// Runs the agent until SIGTERM, SIGINT or SIGHUP. The process has to be in the node's host namespace.
 pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     let places = &options.places;
     limits::raise_descriptors();
@@ -101,6 +101,8 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM handler")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT handler")?;
+    // The end of a terminal is an end like the others, not a crash.
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP handler")?;
     let (drain, draining) = watch::channel(false);
     let (end, ended) = watch::channel(false);
 
@@ -110,6 +112,7 @@ async fn serve(
         synced = source.synced() => drop(synced.context("the source ended before its first reading")?),
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
+        _ = hangup.recv() => return Ok(()),
     }
 
     let identities = manager.identities();
@@ -181,6 +184,7 @@ async fn serve(
     let failed = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
+        _ = hangup.recv() => None,
         died = watch_threads(&mut threads) => Some(died),
         died = watch_threads_one(&control_loop) => Some(died),
         died = watch_threads_one(&collecting) => Some(died),

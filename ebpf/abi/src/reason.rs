@@ -94,18 +94,18 @@ reasons! {
     UnknownSource = 202, "unknown_source", "the acceptor does not know the source address, or not on the dialling node", "compare the Workload objects of both nodes";
     SourceMismatch = 203, "source_mismatch", "the source address does not belong to the principal of the client certificate", "the dialling node is misconfigured or lies";
     DestinationGone = 204, "destination_gone", "the destination address does not belong to the asked workload here any more", "the caller's view is old; it will refresh";
-    DestinationMismatch = 205, "destination_mismatch", "the destination workload is not of the principal whose certificate was shown", "";
+    DestinationMismatch = 205, "destination_mismatch", "the destination workload is not of the principal whose certificate was shown", "the nodes disagree about the workload: compare their Workload objects";
     NoCertificate = 206, "no_certificate", "this node has no certificate for the workload's principal yet", "see `kumiko certs`";
     PeerCertificateMissing = 207, "peer_certificate_missing", "the peer showed no certificate", "only kumiko agents may connect here";
     PeerCertificateUnknownIssuer = 208, "peer_unknown_issuer", "the peer's certificate is of another root", "compare the trust bundles of both nodes";
     PeerCertificateExpired = 209, "peer_expired", "the peer's certificate is expired or not yet valid", "check clocks and the issuer";
-    PeerTrustDomain = 210, "peer_trust_domain", "the peer's certificate is of another trust domain", "";
+    PeerTrustDomain = 210, "peer_trust_domain", "the peer's certificate is of another trust domain", "give both agents and the issuer one --trust-domain";
     PeerPrincipal = 211, "peer_principal", "the peer proved another principal than was expected", "a stale address, or a lying node";
-    TlsVersion = 212, "tls_version", "the peer does not speak TLS 1.3", "";
+    TlsVersion = 212, "tls_version", "the peer does not speak TLS 1.3", "only kumiko agents may connect here";
     TlsFailed = 213, "tls_failed", "the TLS handshake failed", "see the agent's log for the alert";
-    UnrecognizedName = 214, "unrecognized_name", "no workload here answers to the asked server name", "";
+    UnrecognizedName = 214, "unrecognized_name", "no workload here answers to the asked server name", "no pod of that service account is enrolled on this node: compare the nodes' Workload objects";
     PeerCertificateInvalid = 215, "peer_certificate_invalid", "the peer's certificate is not a SPIFFE identity that can be used", "";
-    StaleIdentity = 216, "stale_identity", "the source workload's UID or labels differ from this node's model", "";
+    StaleIdentity = 216, "stale_identity", "the source workload's UID or labels differ from this node's model", "compare the Workload objects of both nodes";
     DisputedAddress = 217, "disputed_address", "two workloads claim this address: it is nobody's", "remove one of the claims";
     CertificateRefused = 218, "certificate_refused", "the peer refused this node's certificate", "see the other agent's log for the cause";
     HandshakeTimedOut = 219, "handshake_timed_out", "the TLS handshake was not finished in time", "is the other agent overloaded, or something else on its port?";
@@ -120,17 +120,17 @@ reasons! {
     NodeUnreachable = 405, "node_unreachable", "no tunnel to the destination's node: it did not answer", "check port 15008 between the nodes";
     NodeRefused = 406, "node_refused", "no tunnel to the destination's node: port 15008 refused", "is the agent there running?";
     ClientGone = 407, "client_gone", "the client gave up before the connection was made", "";
-    TupleBusy = 408, "tuple_busy", "the same addresses and ports are in use by another flow", "";
-    MethodRefused = 409, "option_refused", "the SYN carries an option that cannot be carried (MD5, AO)", "";
+    TupleBusy = 408, "tuple_busy", "the same addresses and ports are in use by another flow", "the client used its source port again at once: see that it binds none";
+    MethodRefused = 409, "option_refused", "the SYN carries an option that cannot be carried (MD5, AO)", "switch TCP-MD5 or TCP-AO off for peers in the mesh: the tunnel authenticates them";
     NoSuchNode = 410, "no_such_node", "the destination's node has no known address", "give the Node an InternalIP";
     ConnectFailed = 411, "connect_failed", "the connection to the destination pod failed", "see the errno in the flow record";
 
     // 600 to 799: capacity.
     TableFull = 600, "table_full", "the flow table is full", "find the pod that fills it: `kumiko workloads` counts their flows";
-    PendingQuota = 601, "pending_quota", "too many connects of this pod are pending", "";
-    FlowQuota = 602, "flow_quota", "this pod has too many flows", "";
-    RingFull = 603, "ring_full", "the agent does not keep up with new connections", "";
-    TunnelLimit = 604, "tunnel_limit", "too many tunnels or handshakes", "";
+    PendingQuota = 601, "pending_quota", "too many connects of this pod are pending", "find the pod that opens connections which nobody answers: `kumiko flows --from`";
+    FlowQuota = 602, "flow_quota", "this pod has too many flows", "find what the pod connects to: `kumiko flows --from`";
+    RingFull = 603, "ring_full", "the agent does not keep up with new connections", "give the agent more processor time, or more shards";
+    TunnelLimit = 604, "tunnel_limit", "too many tunnels or handshakes", "find who opens tunnels: `kumiko tunnels` on both nodes";
     NotProcessed = 605, "not_processed", "the acceptor did not begin with it: safe to open on another tunnel", "";
 
     // 800 to 999: life-cycle.
@@ -143,8 +143,8 @@ reasons! {
     Finished = 806, "finished", "both sides ended the stream", "";
     EndpointGone = 807, "endpoint_gone", "a pod of the flow is gone", "";
     ProtocolError = 808, "protocol_error", "the peer agent sent a frame that is not allowed there", "compare the agents' versions";
-    Unparsable = 809, "unparsable", "a TCP fragment or header that cannot be parsed", "";
-    TaggedFrame = 810, "vlan", "a VLAN-tagged frame", "";
+    Unparsable = 809, "unparsable", "a TCP fragment or header that cannot be parsed", "see that the pod does not send TCP in fragments (MTU)";
+    TaggedFrame = 810, "vlan", "a VLAN-tagged frame", "tagged traffic is not looked into: use an untagged interface";
     Learning = 811, "learning", "the pod is being raised: its new connections wait a second", "";
     IdleExpired = 812, "idle_expired", "no socket had the flow any more", "";
     StrayPacket = 813, "stray", "a packet without a known flow was reset", "";

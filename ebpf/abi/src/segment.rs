@@ -19,9 +19,9 @@ pub const OPTION_MD5: u8 = 19;
 /// Option kind: authentication option (RFC 5925).
 pub const OPTION_AO: u8 = 29;
 
-/// How far an RST's sequence number may be ahead of what its receiver acknowledged. Wider than what a receiver takes
-/// (RFC 5961, 3.2: exactly there), since its newest acknowledgement may not have passed here yet.
-pub const RST_WINDOW: u32 = 1 << 20;
+/// How far the sequence number of an RST or FIN may be outside of what is on its way. Wider than what a receiver takes
+/// (RFC 5961, 3.2), since segments may have passed in another order, or not by here.
+pub const END_WINDOW: u32 = 1 << 20;
 
 /// Whether `at` is at or behind `from` in sequence space (RFC 9293, 3.4).
 #[inline(always)]
@@ -37,8 +37,8 @@ pub const fn next_seq(seq: u32, payload: u32, flags: u8) -> u32 {
     seq.wrapping_add(payload).wrapping_add(syn).wrapping_add(fin)
 }
 
-/// Whether an RST can be meant: in the window of what the other end acknowledged, or the answer to a SYN. A blind one
-/// must not end the record of a flow that goes on.
+/// Whether an RST can be meant: about what is on its way, or the answer to a SYN. A blind one must not end the record of a
+/// flow that goes on.
 #[inline(always)]
 pub const fn rst_fits(seq: u32, ack: u32, own: &Direction, other: &Direction) -> bool {
     if other.packets == 0 {
@@ -49,8 +49,18 @@ pub const fn rst_fits(seq: u32, ack: u32, own: &Direction, other: &Direction) ->
         // The first word of this end is a refusal: it must name the SYN (RFC 9293, 3.10.7.3).
         return ack == other.seq;
     }
-    // Ahead of the acknowledged byte by at most the window, or a little behind it: data may be on its way.
-    seq.wrapping_sub(other.ack).wrapping_add(RST_WINDOW) < 2 * RST_WINDOW
+    end_fits(seq, own, other)
+}
+
+/// Whether a segment that ends a direction can be meant: from a little behind what the other end acknowledged to a little
+/// ahead of what this one sent, which may be many megabytes apart.
+#[inline(always)]
+pub const fn end_fits(seq: u32, own: &Direction, other: &Direction) -> bool {
+    if other.packets == 0 {
+        return true;
+    }
+    let sent = if own.packets == 0 { other.ack } else { own.seq };
+    reaches(seq, other.ack.wrapping_sub(END_WINDOW)) && reaches(sent.wrapping_add(END_WINDOW), seq)
 }
 
 /// One step through TCP options.
@@ -102,6 +112,12 @@ mod tests {
         assert!(rst_fits(5000 + 60_000, 0, &talking, &other), "beyond unacknowledged data");
         assert!(rst_fits(4000, 0, &talking, &other), "behind: sent before the acknowledgement passed");
         assert!(!rst_fits(5000 + (1 << 28), 0, &talking, &other), "blind");
+        let much = Direction { seq: 5000 + (64 << 20), ..talking };
+        assert!(end_fits(5000 + (64 << 20), &much, &other), "behind all that is on its way");
+        assert!(
+            !end_fits(5000 + (64 << 20), &talking, &other) && !end_fits(5000u32.wrapping_sub(2 << 20), &much, &other)
+        );
+        assert!(end_fits(77, &talking, &silent), "nothing is known of the other end");
     }
 
     #[test]

@@ -160,6 +160,12 @@ fn v4(raw: u32) -> u64 {
     u64::from(V4_PREFIX) | u64::from(raw) << 32
 }
 
+/// Whether an address is an IPv4 one, mapped.
+#[inline(always)]
+fn is_v4(addr: [u64; 2]) -> bool {
+    addr[0] == 0 && addr[1] as u32 == V4_PREFIX
+}
+
 #[inline(always)]
 fn ipv4(p: &mut Packet) -> bool {
     let first = u32::from_be(p.head.ip[0]);
@@ -189,6 +195,10 @@ fn ipv6(skb: Skb, p: &mut Packet) -> bool {
     let ip = &p.head.ip;
     p.src = [u64::from(ip[2]) | u64::from(ip[3]) << 32, u64::from(ip[4]) | u64::from(ip[5]) << 32];
     p.dst = [u64::from(ip[6]) | u64::from(ip[7]) << 32, u64::from(ip[8]) | u64::from(ip[9]) << 32];
+    if is_v4(p.src) || is_v4(p.dst) {
+        // No such address may be on a wire (RFC 4038, 4.2), and it would be taken for the IPv4 flow of the same numbers.
+        return false;
+    }
     p.v6 = true;
     let second = u32::from_be(ip[1]);
     let length = second >> 16;

@@ -6,7 +6,7 @@ use kumiko_abi::{
         dir_flags,
         flags::{OVER, OVER_FIN, OVER_RST},
     },
-    segment::{bits, next_seq, reaches, rst_fits},
+    segment::{bits, end_fits, next_seq, reaches, rst_fits},
 };
 
 use crate::{
@@ -37,8 +37,9 @@ pub(crate) fn track(s: &Scratch, entry: Entry, from_initiator: bool) {
     unsafe {
         if p.flags & bits::RST != 0 && rst_fits(p.seq, p.ack, &*own, &*other) {
             (*own).flags |= dir_flags::RST;
-            finish(s, entry, OVER_RST, now);
+            finish(s, entry, OVER_RST, counters::now());
         }
+        let fin = p.flags & bits::FIN != 0 && end_fits(p.seq, &*own, &*other);
         let first = atomic::fetch_add(&raw mut (*own).packets, 1) == 0;
         if p.payload != 0 {
             atomic::fetch_add(&raw mut (*own).bytes, u64::from(p.payload));
@@ -53,7 +54,7 @@ pub(crate) fn track(s: &Scratch, entry: Entry, from_initiator: bool) {
         if p.flags & bits::SYN != 0 {
             (*own).flags |= dir_flags::SYN;
         }
-        if p.flags & bits::FIN != 0 {
+        if fin {
             (*own).fin_seq = next;
             (*own).flags |= dir_flags::FIN;
         }
@@ -63,7 +64,7 @@ pub(crate) fn track(s: &Scratch, entry: Entry, from_initiator: bool) {
             if theirs & (dir_flags::FIN | dir_flags::FIN_ACKED) == dir_flags::FIN && reaches(p.ack, (*other).fin_seq) {
                 (*other).flags = theirs | dir_flags::FIN_ACKED;
                 if (*own).flags & dir_flags::FIN_ACKED != 0 {
-                    finish(s, entry, OVER_FIN, now);
+                    finish(s, entry, OVER_FIN, counters::now());
                 }
             }
         }
@@ -84,7 +85,7 @@ fn revive(entry: Entry, theirs: &mut u32, now: u64) {
     }
 }
 
-/// Marks the flow as over, once, and says so.
+/// Marks the flow as over, once, and says so. `now` is exact time: a short flow would end before it began otherwise.
 #[inline(always)]
 pub(crate) fn finish(s: &Scratch, entry: Entry, how: u32, now: u64) {
     if entry.raise(how) & OVER == 0 {

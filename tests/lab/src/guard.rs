@@ -3,10 +3,12 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::agents::binary;
+use crate::command::wait_for;
 use crate::state;
 
 /// A running guard. Its end of the pipe closes with the owner.
@@ -38,5 +40,6 @@ pub fn run(id: &str) -> Result<()> {
     let mut rest = Vec::new();
     let _ = std::io::stdin().read_to_end(&mut rest);
     let _lock = state::lock()?;
-    state::remove(id)
+    // What its maker had just started (an `ip` that makes a namespace) may come to its end only now.
+    wait_for("the lab goes", Duration::from_secs(30), || state::remove(id))
 }

@@ -120,6 +120,8 @@ fn the_end_of_a_flow() {
         get(&node, SYN | ACK, 8000, 1001, 0);
         send(&node, ACK, 1001, 8001, 0);
         get(&node, RST, 8001 + (1 << 30), 0, 0);
+        get(&node, FIN | ACK, 8001 + (1 << 30), 1001, 0);
+        assert_eq!(node.flow(&syn).unwrap().dir[1].flags & dir_flags::FIN, 0);
         assert_eq!(node.flow(&syn).unwrap().flags & flags::OVER, 0);
         get(&node, RST, 8001, 0, 0);
         assert!(node.flow(&syn).unwrap().flags & flags::OVER_RST != 0);

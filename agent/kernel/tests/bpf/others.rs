@@ -135,6 +135,21 @@ fn a_third_pod_is_not_the_sender() {
     });
 }
 
+/// An IPv6 header with IPv4's addresses in it has the key of the IPv4 flow.
+#[test]
+fn mapped_addresses_are_nobodys() {
+    alone("mapped_addresses_are_nobodys", |dir| {
+        let node = node(dir, Stage::Strict);
+        let (own, far) = (format!("::ffff:{POD_4}"), format!("::ffff:{REMOTE_4}"));
+        for (src, dst) in [(own.as_str(), far.as_str()), (POD_6, far.as_str()), (own.as_str(), REMOTE_6)] {
+            assert_eq!(node.sends(&Tcp::syn(src, dst).frame()), DROP, "{src} to {dst}");
+            assert_eq!(node.gets(&Tcp::syn(dst, src).frame()), DROP, "{dst} to {src}");
+        }
+        assert_eq!(node.stat(Stat::Unparsable), 6);
+        assert!(node.flow(&Tcp::syn(POD_4, REMOTE_4)).is_none());
+    });
+}
+
 /// Masqueraded traffic has the node's address, and so may anything from the wire.
 #[test]
 fn what_the_node_forwards_is_not_its_own() {

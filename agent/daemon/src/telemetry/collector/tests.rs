@@ -137,8 +137,8 @@ async fn table_events_and_reports_come_together() {
     let ended =
         FlowEnded { close: FlowClose::Fin, closed_by: None, reason: Reason::Finished, rtt_us: None, retransmits: None };
     sink.ended(flow.flow.id, ended);
-    until(&telemetry, |t| t.list(&FlowFilter::default(), 1).records[0].state == FlowPhase::Closed).await;
-    assert_eq!(telemetry.closed(), [(("tunnel", "fin", "allowed"), 1)]);
+    until(&telemetry, |t| t.closed() == [(("tunnel", "fin", "allowed"), 1)]).await;
+    assert_eq!(telemetry.list(&FlowFilter::default(), 1).records[0].state, FlowPhase::Closed);
 
     // Idle for long: its socket is looked for, and the entry goes.
     let idle = entry(2, FlowState::Direct, 1);
