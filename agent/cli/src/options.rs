@@ -21,6 +21,7 @@ Paths:
   tunnel  in TLS to or from another node
   agent   on this node, through its agent (a Service whose pod is here)
   fast    on this node, from pod to pod in the kernel
+  local   on this node, by the host's stack: a pod whose veth has a limit, or one that is observed
   clear   as without the mesh
   -       nowhere: refused
 

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use kumiko_abi::{FlowKey, Stage, Verdict};
 use serde::{Deserialize, Serialize};
 
-pub use build::{Clock, Directory, Names, hex_id, id_from_hex};
+pub use build::{Clock, Directory, Names, hex_id, id_from_hex, unanswered};
 pub use filter::{FilterError, FlowFilter, PartyMatch};
 pub use words::{stage, stage_name, verdict, verdict_name};
 
@@ -116,6 +116,8 @@ pub enum FlowPath {
     Agent,
     /// Same node: from veth to veth in the kernel.
     Fast,
+    /// Same node, by the host's stack: the veths prove both ends, and no wire sees it.
+    Local,
     /// As without the mesh.
     Clear,
     /// Nowhere: it was refused.

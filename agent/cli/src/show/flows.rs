@@ -102,6 +102,7 @@ fn path(record: &FlowRecord) -> Cell {
         FlowPath::Tunnel => Cell::new("tunnel").paint(Paint::Good),
         FlowPath::Agent => Cell::new("agent").paint(Paint::Good),
         FlowPath::Fast => Cell::new("fast").paint(Paint::Good),
+        FlowPath::Local => Cell::new("local").paint(Paint::Good),
         FlowPath::Clear => Cell::new("clear").paint(Paint::Warn),
         FlowPath::Refused => Cell::new("-").paint(Paint::Dim),
     }

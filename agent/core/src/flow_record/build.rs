@@ -99,7 +99,7 @@ impl FlowRecord {
         let verdict = verdict(flow, reason);
         let state = FlowState::from_u8(flow.state);
         let phase = phase(flow, state, verdict, facts);
-        let path = path(state, verdict, remote(node, &source, &destination, facts));
+        let path = path(state, verdict, remote(node, &source, &destination, facts), entry.flow.flags);
         let close = (phase == FlowPhase::Closed).then(|| close(flow, verdict, reason, facts)).flatten();
         // Times of packets and of the end are of a coarser clock: a short flow would end before it began.
         let end = if flow.over_ns != 0 { flow.over_ns } else { flow.last_ns }.max(flow.first_ns);
@@ -219,16 +219,28 @@ fn phase(flow: &Flow, state: Option<FlowState>, verdict: Verdict, facts: &AgentF
     let over = flow.over_ns != 0 || flow.flags & flags::OVER != 0;
     if over || facts.close.is_some() || verdict == Verdict::Deny || state == Some(FlowState::Cut) {
         FlowPhase::Closed
-    } else if state == Some(FlowState::Pending) {
+    } else if state == Some(FlowState::Pending) || unanswered(flow) {
         FlowPhase::Pending
     } else {
         FlowPhase::Open
     }
 }
 
-fn path(state: Option<FlowState>, verdict: Verdict, remote: bool) -> FlowPath {
+/// Whether a flow that the agent does not dial has had no answer yet: whether it will be one is not known.
+pub fn unanswered(flow: &Flow) -> bool {
+    let state = FlowState::from_u8(flow.state);
+    let [sent, received] = flow.dir;
+    matches!(state, Some(FlowState::Direct | FlowState::Fast))
+        && flow.flags & (flags::LEGACY | flags::LEARNED) == 0
+        && received.packets == 0
+        // Where answers do not pass by the hooks, what is said shows that there was one.
+        && sent.bytes == 0
+}
+
+fn path(state: Option<FlowState>, verdict: Verdict, remote: bool, flags: u32) -> FlowPath {
     match state {
         _ if verdict == Verdict::Deny => FlowPath::Refused,
+        Some(FlowState::Direct) if flags & flags::VETH_PROVED != 0 => FlowPath::Local,
         Some(FlowState::Direct) => FlowPath::Clear,
         Some(FlowState::Fast) => FlowPath::Fast,
         Some(FlowState::Pending | FlowState::Captured | FlowState::Cut) if remote => FlowPath::Tunnel,

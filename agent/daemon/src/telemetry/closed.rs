@@ -14,6 +14,7 @@ pub(super) fn closed_key(record: &FlowRecord) -> (&'static str, &'static str, &'
         FlowPath::Tunnel => "tunnel",
         FlowPath::Agent => "agent",
         FlowPath::Fast => "fast",
+        FlowPath::Local => "local",
         FlowPath::Clear => "clear",
         FlowPath::Refused => "refused",
     };

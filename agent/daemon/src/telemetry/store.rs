@@ -9,7 +9,7 @@ use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::{Event, EventKind, Flow, FlowId, FlowKey, FlowState, Reason, Verdict};
 use kumiko_core::api::FlowTableStatus;
 use kumiko_core::flow_record::{
-    AgentFacts, Clock, Directory, Entry, FlowClose, FlowFilter, FlowPhase, FlowRecord, FlowSide, Names,
+    AgentFacts, Clock, Directory, Entry, FlowClose, FlowFilter, FlowPhase, FlowRecord, FlowSide, Names, unanswered,
 };
 use tokio::sync::broadcast;
 
@@ -23,6 +23,8 @@ const REAP_AFTER_NS: u64 = 60 * SECOND;
 const REAP_SOON_NS: u64 = 5 * SECOND;
 /// How often a flow that lives long is told to followers.
 const UPDATE_EVERY_NS: u64 = 10 * SECOND;
+/// Silence after which a flow that nobody answered is looked up, to see whether its client still tries.
+const UNANSWERED_NS: u64 = 10 * SECOND;
 const SECOND: u64 = 1_000_000_000;
 /// Readings that a record waits for the other side's word about the end.
 const PATIENCE: u64 = 2;
@@ -223,7 +225,11 @@ impl Store {
             return;
         }
         live.closing = None;
-        let idle_ns = self.settings.idle_check_ns;
+        let idle_ns = if unanswered(&live.entry.flow) {
+            self.settings.idle_check_ns.min(UNANSWERED_NS)
+        } else {
+            self.settings.idle_check_ns
+        };
         let last = live.entry.flow.last_ns.max(live.looked_ns);
         if live.entry.key.proto == TCP && in_table && now_ns.saturating_sub(last) >= idle_ns {
             live.looked_ns = now_ns;
@@ -240,8 +246,13 @@ impl Store {
     pub(super) fn expired(&mut self, entry: &Entry, now_ns: u64) {
         let id = live_id(entry);
         if let Some(live) = self.live.get_mut(&id) {
-            live.facts.reason = Some(Reason::IdleExpired as u16);
-            live.force_end(now_ns, Some(FlowClose::Idle));
+            if unanswered(&live.entry.flow) {
+                // Nobody answered, or an ICMP error did: the client knows, the hooks do not.
+                live.force_end(now_ns, Some(FlowClose::TimedOut));
+            } else {
+                live.facts.reason = Some(Reason::IdleExpired as u16);
+                live.force_end(now_ns, Some(FlowClose::Idle));
+            }
             self.finish(id);
             self.live.remove(&id);
         }

@@ -206,6 +206,10 @@ fn who_reset_it() {
     let refused = record(&entry, &AgentFacts::default());
     assert_eq!((refused.close, refused.closed_by), (Some(FlowClose::Refused), Some(FlowSide::Destination)));
     assert_eq!((refused.path, refused.verdict), (FlowPath::Fast, Verdict::Allow));
+    // A pod with a limit on its veth takes no fast path.
+    entry.flow.state = FlowState::Direct as u8;
+    entry.flow.flags |= flags::JUDGED_BOTH | flags::VETH_PROVED;
+    assert_eq!(record(&entry, &AgentFacts::default()).path, FlowPath::Local);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 
 use kumiko_abi::flow::flags;
-use kumiko_abi::{EventKind, FlowState, Reason, Verdict};
+use kumiko_abi::{Direction, EventKind, FlowState, Reason, Verdict};
 use kumiko_core::addr::flow_key;
 use kumiko_core::flow_record::{FlowClose, FlowFilter, FlowPhase};
 use tokio::sync::{mpsc, oneshot};
@@ -80,7 +80,7 @@ fn entry(id: u8, state: FlowState, last_ns: u64) -> Entry {
         state: state as u8,
         verdict: Verdict::Allow as u8,
         _pad: [0; 6],
-        dir: Default::default(),
+        dir: [Direction { packets: 2, ..Direction::default() }; 2],
     };
     Entry { key, flow }
 }

@@ -57,7 +57,8 @@ fn entry(id: u8, from: &str, to: &str, state: FlowState) -> Entry {
         state: state as u8,
         verdict: Verdict::Allow as u8,
         _pad: [0; 6],
-        dir: Default::default(),
+        // Both ends have spoken.
+        dir: [Direction { packets: 2, ..Direction::default() }; 2],
     };
     Entry { key, flow }
 }
@@ -221,6 +222,18 @@ fn idle_flows_are_looked_up_once_in_a_while() {
     store.expired(&idle, 601 * SECOND);
     let record = only(&store);
     assert_eq!((record.close, record.reason.as_ref()), (Some(FlowClose::Idle), "idle_expired"));
+}
+
+#[test]
+fn what_nobody_answers_is_no_open_flow() {
+    let mut store = Store::new(settings());
+    let mut silent = entry(3, "10.0.1.1:40000", "198.51.100.1:443", FlowState::Direct);
+    silent.flow.dir[1] = Direction::default();
+    assert_eq!(store.reading(&[silent], 10 * SECOND, &Demo), []);
+    assert_eq!(only(&store).state, FlowPhase::Pending);
+    assert_eq!(store.reading(&[silent], 11 * SECOND, &Demo), [Todo::Look(silent)]);
+    store.expired(&silent, 11 * SECOND);
+    assert_eq!((only(&store).state, only(&store).close), (FlowPhase::Closed, Some(FlowClose::TimedOut)));
 }
 
 #[test]
