@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use kumiko_lab::command::wait_for;
 use kumiko_lab::netns::NETNS_DIR;
 use kumiko_lab::pattern::{CLEAR, Pattern};
 use kumiko_lab::peer::Step;
-use kumiko_lab::state::{self, dir};
+use kumiko_lab::state::{self, LabState, dir};
 use kumiko_lab::{Family, Lab, LabSpec, Net, Stage, status};
 use kumiko_tests::harness;
 use nix::sys::signal::{Signal, kill};
@@ -87,7 +87,7 @@ fn side_by_side() -> Result<()> {
 /// Makes a lab, says its id, and waits to be killed.
 fn child(name: &str) -> ExitCode {
     let keep = std::env::var_os(KEEP).is_some();
-    match Lab::build(&LabSpec { keep, ..LabSpec::standard(name, 1, Net::Routed, Stage::Off) }) {
+    match Lab::build(&LabSpec { keep, ..LabSpec::standard(name, if keep { 4 } else { 1 }, Net::Routed, Stage::Off) }) {
         Ok(lab) => {
             println!("{}", lab.state.id);
             let _ = std::io::stdin().read(&mut [0]);
@@ -129,28 +129,46 @@ fn killed(guard_too: bool) -> Result<()> {
     })
 }
 
-/// As Ctrl-C does it, as soon as something of the lab is there.
+/// As Ctrl-C does it, while the lab is being made.
 fn interrupted() -> Result<()> {
-    let name = format!("interrupted-{}", std::process::id());
-    let mut child = Command::new(std::env::current_exe()?)
-        .env(CHILD, &name)
-        .env(KEEP, "1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .context("starting a lab's maker")?;
-    let id = wait_for("the lab is being made", Duration::from_secs(20), || {
-        let lab = state::all().into_iter().find(|lab| lab.name == name).context("it has no state file")?;
-        ensure!(left_of(&lab.id).len() > 1, "it has no namespace");
-        Ok(lab.id)
-    })?;
-    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
-    child.wait()?;
-    wait_for("the lab is gone", Duration::from_secs(60), || {
-        let left = left_of(&id);
-        ensure!(left.is_empty(), "left of lab {id}: {left:?}");
-        Ok(())
-    })
+    for attempt in 0..20 {
+        let name = format!("interrupted-{attempt}-{}", std::process::id());
+        let mut child = Command::new(std::env::current_exe()?)
+            .env(CHILD, &name)
+            .env(KEEP, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("starting a lab's maker")?;
+        let id = wait_for("the lab is being made", Duration::from_secs(20), || {
+            let lab = state::all().into_iter().find(|lab| lab.name == name).context("it has no state file")?;
+            ensure!(left_of(&lab.id).len() > 1, "it has no namespace");
+            Ok(lab.id)
+        })?;
+        let maker = Pid::from_raw(i32::try_from(child.id())?);
+        // Stopped first, so that it is known whether the lab was whole already: its maker says then that it is to stay.
+        kill(maker, Signal::SIGSTOP)?;
+        wait_for("the maker stops", Duration::from_secs(20), || {
+            let stat = std::fs::read_to_string(format!("/proc/{maker}/stat"))?;
+            ensure!(stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')), "{stat}");
+            Ok(())
+        })?;
+        let whole = LabState::read(&id)?.owner.is_none();
+        kill(maker, if whole { Signal::SIGKILL } else { Signal::SIGINT })?;
+        kill(maker, Signal::SIGCONT)?;
+        child.wait()?;
+        if whole {
+            let _lock = state::lock()?;
+            state::remove(&id)?;
+            continue;
+        }
+        return wait_for("the lab is gone", Duration::from_secs(60), || {
+            let left = left_of(&id);
+            ensure!(left.is_empty(), "left of lab {id}: {left:?}");
+            Ok(())
+        });
+    }
+    bail!("every lab was whole before its maker could be interrupted")
 }
 
 /// Names of a lab's namespaces, and its directory.
