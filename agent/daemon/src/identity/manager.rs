@@ -236,6 +236,9 @@ impl Manager {
         }
         match TlsIdentities::new([], &Bundle::new(self.trust_domain.as_str(), roots.clone())) {
             Ok(_) => {
+                if let Err(error) = self.client.trust(&roots) {
+                    warn!(%error, "the issuer's next root cannot be used to reach it");
+                }
                 self.roots = roots;
                 true
             }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
@@ -88,7 +89,8 @@ pub struct IssuerClient {
     address: SocketAddr,
     node: String,
     token: Arc<Path>,
-    tls: Arc<rustls::ClientConfig>,
+    /// Changes with the bundle: an issuer whose root was announced before it was used is still the issuer.
+    tls: Arc<ArcSwap<rustls::ClientConfig>>,
     roots: Arc<[CertificateDer<'static>]>,
 }
 
@@ -135,23 +137,22 @@ impl IssuerClient {
 
     /// Pins to the certificates of `root_pem`; the error says what is wrong with them. `token` is a file.
     pub fn new(address: SocketAddr, node: &str, root_pem: &str, token: &Path) -> Result<Self, String> {
-        let mut roots = rustls::RootCertStore::empty();
-        let mut pinned = Vec::new();
-        for der in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
-            let der = der.map_err(|error| format!("is not a PEM certificate: {error}"))?;
-            roots.add(der.clone()).map_err(|error| format!("holds a certificate that is no root: {error}"))?;
-            pinned.push(der);
-        }
-        if roots.is_empty() {
+        let pinned = CertificateDer::pem_slice_iter(root_pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let pinned = pinned.map_err(|error| format!("is not a PEM certificate: {error}"))?;
+        if pinned.is_empty() {
             return Err("holds no PEM certificate".to_owned());
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { address, node: node.to_owned(), token: token.into(), tls: Arc::new(tls), roots: pinned.into() })
+        let tls = Arc::new(ArcSwap::from_pointee(trusting(&pinned)?));
+        Ok(Self { address, node: node.to_owned(), token: token.into(), tls, roots: pinned.into() })
+    }
+
+    /// Also takes an issuer by these roots, which the pinned one has announced; by no others any more.
+    ///
+    /// # Errors
+    /// One of them cannot be used; the last ones stay.
+    pub fn trust(&self, announced: &[CertificateDer<'static>]) -> Result<(), String> {
+        self.tls.store(Arc::new(trusting(self.roots.iter().chain(announced))?));
+        Ok(())
     }
 
     /// Where the issuer is.
@@ -188,7 +189,7 @@ impl IssuerClient {
         let http = |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Http { address, source };
         let stream = TcpStream::connect(address).await.map_err(|source| ClientError::Connect { address, source })?;
         let name = ServerName::try_from(SERVER_NAME).map_err(|error| ClientError::Answer(error.to_string()))?;
-        let stream = TlsConnector::from(self.tls.clone())
+        let stream = TlsConnector::from(self.tls.load_full())
             .connect(name, stream)
             .await
             .map_err(|source| ClientError::Tls { address, source })?;
@@ -228,6 +229,19 @@ impl IssuerClient {
         }
         serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
     }
+}
+
+/// TLS that trusts these roots and no other.
+fn trusting<'a>(roots: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> Result<rustls::ClientConfig, String> {
+    let mut store = rustls::RootCertStore::empty();
+    for root in roots {
+        store.add(root.clone()).map_err(|error| format!("holds a certificate that is no root: {error}"))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(store).with_no_client_auth())
 }
 
 /// URIs among a certificate's subject alternative names.

@@ -241,6 +241,20 @@ async fn the_bundle_takes_more_roots_while_it_runs() {
 }
 
 #[tokio::test]
+async fn an_announced_root_is_the_issuers_next() {
+    let issuer = Running::start().await;
+    let next = Running::start().await;
+    let client = IssuerClient::new(next.address, "n1", &issuer.root, Path::new("none")).unwrap();
+    assert!(matches!(client.bundle().await, Err(ClientError::Tls { .. })));
+    client.trust(&[CertificateDer::from_pem_slice(next.root.as_bytes()).unwrap()]).unwrap();
+    client.bundle().await.unwrap();
+    client.trust(&[]).unwrap();
+    assert!(matches!(client.bundle().await, Err(ClientError::Tls { .. })), "it is announced no more");
+    issuer.stop().await;
+    next.stop().await;
+}
+
+#[tokio::test]
 async fn a_crowd_from_one_address_does_not_take_all_places() {
     let issuer = Running::start().await;
     let mut crowd = Vec::new();
