@@ -10,6 +10,7 @@ mod live;
 mod metrics;
 mod report;
 mod store;
+mod unbuilt;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,12 +106,27 @@ impl Telemetry {
 
     /// Live and finished flows that fit, the newest `limit` of them by their start.
     pub fn list(&self, filter: &FlowFilter, limit: usize) -> Listing {
-        let (live, mut records) = self.lock().snapshot(filter);
+        let mut flows = self.lock().snapshot();
         // Outside the lock: a full table holds many, and building each allocates.
-        records.extend(live.iter().map(|live| live.build(&self.node)).filter(|record| filter.matches(record)));
-        records.sort_by(|a, b| (a.start_unix_ns, &a.id).cmp(&(b.start_unix_ns, &b.id)));
-        let omitted = records.len().saturating_sub(limit);
-        records.drain(..omitted);
+        flows.sort_by_key(|flow| std::cmp::Reverse((flow.entry.flow.first_ns, flow.entry.flow.id.0)));
+        let (mut records, mut omitted) = (Vec::new(), 0);
+        let all = *filter == FlowFilter::default();
+        for flow in flows {
+            if all && records.len() >= limit {
+                omitted += 1;
+                continue;
+            }
+            let record = flow.build(&self.node);
+            if !filter.matches(&record) {
+                continue;
+            }
+            if records.len() < limit {
+                records.push(record);
+            } else {
+                omitted += 1;
+            }
+        }
+        records.reverse();
         Listing { records, omitted }
     }
 

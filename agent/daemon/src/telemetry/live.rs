@@ -8,6 +8,7 @@ use kumiko_core::addr::from_abi;
 use kumiko_core::flow_record::{AgentFacts, Clock, Directory, Entry, FlowClose, FlowRecord, Names};
 
 use super::FlowStart;
+use super::unbuilt::Unbuilt;
 
 /// Everything that is known about a flow. A flow through a Service whose pod is on this node has two entries: the
 /// client's side and the pod's.
@@ -123,6 +124,11 @@ impl Live {
 
     pub(super) fn record(&self, node: &str, clock: Clock) -> FlowRecord {
         FlowRecord::build(node, clock, &self.entry, &self.names, &self.facts)
+    }
+
+    /// The same, for later.
+    pub(super) fn unbuilt(&self, clock: Clock) -> Unbuilt {
+        Unbuilt { entry: self.entry, names: self.names.clone(), facts: self.facts.clone(), clock, finished: false }
     }
 
     pub(super) fn complete(&mut self, directory: &dyn Directory) {

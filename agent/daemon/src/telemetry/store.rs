@@ -9,12 +9,13 @@ use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::{Event, EventKind, Flow, FlowId, FlowKey, FlowState, Reason, Verdict};
 use kumiko_core::api::FlowTableStatus;
 use kumiko_core::flow_record::{
-    AgentFacts, Clock, Directory, Entry, FlowClose, FlowFilter, FlowPhase, FlowRecord, FlowSide, Names, unanswered,
+    AgentFacts, Clock, Directory, Entry, FlowClose, FlowRecord, FlowSide, Names, unanswered,
 };
 use tokio::sync::broadcast;
 
 use super::closed::{ClosedCounts, closed_key};
 use super::live::Live;
+use super::unbuilt::Unbuilt;
 use super::{FlowReport, Settings};
 
 /// An entry that is over stays this long: late packets of it still find it.
@@ -43,7 +44,7 @@ pub(super) enum Todo {
 pub(super) struct Store {
     settings: Settings,
     live: HashMap<FlowId, Live>,
-    finished: VecDeque<FlowRecord>,
+    finished: VecDeque<Arc<Unbuilt>>,
     followers: broadcast::Sender<Arc<FlowRecord>>,
     clock: Clock,
     readings: u64,
@@ -258,16 +259,10 @@ impl Store {
         }
     }
 
-    /// Live flows as they were read last, and finished ones, that somebody wants to see: to be built outside the lock.
-    pub(super) fn snapshot(&self, filter: &FlowFilter) -> (Vec<Unbuilt>, Vec<FlowRecord>) {
-        let live = self.live.values().filter(|live| !live.done);
-        let live = live.map(|live| Unbuilt {
-            entry: live.entry,
-            names: live.names.clone(),
-            facts: live.facts.clone(),
-            clock: self.clock,
-        });
-        (live.collect(), self.finished.iter().filter(|record| filter.matches(record)).cloned().collect())
+    /// Finished flows, and live ones as they were read last: to be built outside the lock.
+    pub(super) fn snapshot(&self) -> Vec<Arc<Unbuilt>> {
+        let live = self.live.values().filter(|live| !live.done).map(|live| Arc::new(live.unbuilt(self.clock)));
+        self.finished.iter().cloned().chain(live).collect()
     }
 
     fn denied(&mut self, mut entry: Entry, at_ns: u64, directory: &dyn Directory) {
@@ -278,8 +273,7 @@ impl Store {
         entry.flow.over_ns = at_ns;
         let (mut names, facts) = (Names::default(), AgentFacts::default());
         names.complete(directory, &entry, &facts);
-        let record = FlowRecord::build(&self.settings.node, self.clock, &entry, &names, &facts);
-        self.keep(record);
+        self.keep(Unbuilt { entry, names, facts, clock: self.clock, finished: true }, 1);
     }
 
     /// The live flow of an entry, brought up to date with it.
@@ -318,22 +312,20 @@ impl Store {
         }
         live.done = true;
         live.reports += 1;
-        let mut record = live.record(&self.settings.node, self.clock);
-        record.state = FlowPhase::Closed;
-        record.report = live.reports;
-        self.keep(record);
+        let (flow, report) = (Unbuilt { finished: true, ..live.unbuilt(self.clock) }, live.reports);
+        self.keep(flow, report);
     }
 
-    fn keep(&mut self, mut record: FlowRecord) {
-        record.report = record.report.max(1);
+    fn keep(&mut self, flow: Unbuilt, report: u32) {
+        let mut record = flow.build(&self.settings.node);
+        record.report = report;
         *self.closed.entry(closed_key(&record)).or_default() += 1;
-        let _ = self.followers.send(Arc::new(record.clone()));
-        record.report = 0;
+        let _ = self.followers.send(Arc::new(record));
         if self.finished.len() >= self.settings.records {
             self.finished.pop_front();
             self.status.records_dropped += 1;
         }
-        self.finished.push_back(record);
+        self.finished.push_back(Arc::new(flow));
     }
 
     fn tell(&mut self, id: FlowId, now_ns: u64) {
@@ -367,21 +359,6 @@ impl Store {
             }
         }
         status.records = self.finished.len() as u64;
-    }
-}
-
-/// A live flow that is not a record yet.
-#[derive(Debug)]
-pub(super) struct Unbuilt {
-    entry: Entry,
-    names: Names,
-    facts: AgentFacts,
-    clock: Clock,
-}
-
-impl Unbuilt {
-    pub(super) fn build(&self, node: &str) -> FlowRecord {
-        FlowRecord::build(node, self.clock, &self.entry, &self.names, &self.facts)
     }
 }
 

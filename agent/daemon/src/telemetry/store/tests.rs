@@ -3,7 +3,7 @@ use std::net::{IpAddr, SocketAddr};
 use kumiko_abi::Direction;
 use kumiko_abi::flow::dir_flags;
 use kumiko_core::addr::flow_key;
-use kumiko_core::flow_record::{PartyKind, PartyName, ServiceName};
+use kumiko_core::flow_record::{FlowPhase, PartyKind, PartyName, ServiceName};
 
 use super::*;
 use crate::telemetry::{FlowEnded, FlowOpened, FlowStart};
@@ -106,8 +106,7 @@ fn ended() -> FlowEnded {
 }
 
 fn records(store: &Store) -> Vec<FlowRecord> {
-    let (live, finished) = store.snapshot(&FlowFilter::default());
-    finished.into_iter().chain(live.iter().map(|live| live.build("n1"))).collect()
+    store.snapshot().iter().map(|flow| flow.build("n1")).collect()
 }
 
 fn only(store: &Store) -> FlowRecord {
