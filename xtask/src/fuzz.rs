@@ -1,22 +1,23 @@
 //! `cargo xtask fuzz`: every fuzz target for some seconds.
 
 use std::fs;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::process::{cargo_bin, root, run as show};
+use crate::process::{cargo, root, run as show, target as target_dir};
+use crate::setup;
 
 /// Runs each target of fuzz/ for `seconds`.
 fn run_targets(seconds: u64, targets: &[String]) -> Result<()> {
     for target in targets {
         eprintln!("fuzz: {target}, {seconds} s");
-        let mut command = Command::new(cargo_bin().join("cargo"));
-        command.current_dir(root()).args(["+nightly", "fuzz", "run", target, "--"]);
-        // The environment of the cargo that runs us names its own toolchain.
-        for name in ["CARGO", "RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC"] {
-            command.env_remove(name);
-        }
+        // What is found goes into the first folder; the second one is read, and changed by people only.
+        let found = target_dir().join("fuzz-corpus").join(target);
+        fs::create_dir_all(&found).with_context(|| format!("making {}", found.display()))?;
+        let mut command = cargo();
+        // The sanitizer's flags are unstable; the compiler of this checkout has them, so no other one is needed.
+        command.env("RUSTC_BOOTSTRAP", "1").args(["fuzz", "run", target]).arg(found);
+        command.arg(root().join("fuzz/corpus").join(target)).arg("--");
         show(command.arg(format!("-max_total_time={seconds}")))?;
     }
     Ok(())
@@ -24,9 +25,7 @@ fn run_targets(seconds: u64, targets: &[String]) -> Result<()> {
 
 /// Finds the targets and runs them.
 pub(crate) fn run(seconds: u64) -> Result<()> {
-    if !cargo_bin().join("cargo-fuzz").exists() {
-        bail!("fuzzing needs cargo-fuzz and a nightly: `cargo install cargo-fuzz`, `rustup toolchain install nightly`");
-    }
+    setup::fuzzer()?;
     let dir = root().join("fuzz/fuzz_targets");
     let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
     let mut targets: Vec<String> = entries

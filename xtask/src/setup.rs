@@ -11,6 +11,7 @@ use crate::process::{cargo, cargo_bin, output, run_logged, target};
 /// LLVM that bpf-linker is built with: never older than the one inside the compiler of the kernel programs.
 const LLVM: &str = "22";
 const LINKER_VERSION: &str = "0.13.0";
+const FUZZ_VERSION: &str = "0.13.2";
 
 /// Debian packages and what they are for.
 const PACKAGES: &[(&str, &str)] = &[
@@ -72,6 +73,19 @@ fn missing_packages() -> Vec<&'static str> {
     query.args(["-W", "-f", "${Package} ${db:Status-Status}\n"]).args(&names);
     let text = query.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     names.into_iter().filter(|name| !text.lines().any(|line| line == format!("{name} installed"))).collect()
+}
+
+/// Installs cargo-fuzz if it is missing.
+pub(crate) fn fuzzer() -> Result<()> {
+    if output(cargo_bin().join("cargo-fuzz"), &["fuzz", "--version"]).is_some() {
+        return Ok(());
+    }
+    fs::create_dir_all(target()).context("making the target directory")?;
+    eprintln!("setup: building cargo-fuzz {FUZZ_VERSION} into {}", cargo_bin().display());
+    let mut command = cargo();
+    command.args(["install", "cargo-fuzz", "--version", FUZZ_VERSION, "--locked", "--target-dir"]);
+    command.arg(target().join("cargo-fuzz")).current_dir(std::env::temp_dir());
+    run_logged("building cargo-fuzz", &mut command, &target().join("setup.log"))
 }
 
 fn linker_missing() -> bool {
