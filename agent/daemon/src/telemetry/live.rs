@@ -24,6 +24,8 @@ pub(super) struct Live {
     pub in_table: bool,
     /// A shard told of it, so a shard will tell of its end.
     pub by_agent: bool,
+    /// When a shard told of its end, or 0.
+    pub ended_ns: u64,
     /// Number of the reading that saw it last.
     pub seen: u64,
     /// Reading at which the end was first noticed: the record waits a little for the other side's word.
@@ -47,6 +49,7 @@ impl Live {
             facts: AgentFacts::default(),
             in_table,
             by_agent: false,
+            ended_ns: 0,
             seen,
             closing: None,
             done: false,
@@ -185,7 +188,8 @@ impl Live {
     /// Makes the end certain for the record when nothing else did.
     pub(super) fn force_end(&mut self, now_ns: u64, close: Option<FlowClose>) {
         if self.entry.flow.over_ns == 0 {
-            self.entry.flow.over_ns = now_ns;
+            // What a shard told of ended then, however long the record waited for the kernel's word.
+            self.entry.flow.over_ns = if self.ended_ns != 0 { self.ended_ns } else { now_ns };
         }
         self.facts.close = self.facts.close.or(close);
     }

@@ -150,6 +150,7 @@ impl Store {
             FlowReport::Refused(_, reason, errno) => {
                 let Some(live) = self.live.get_mut(&id) else { return };
                 live.by_agent = true;
+                live.ended_ns = now_ns;
                 live.facts.reason = Some(reason as u16);
                 live.facts.errno = errno;
                 live.facts.close.get_or_insert(match reason {
@@ -174,6 +175,7 @@ impl Store {
                 facts.rtt_us = ended.rtt_us.or(facts.rtt_us);
                 facts.retransmits = ended.retransmits.or(facts.retransmits);
                 live.by_agent = true;
+                live.ended_ns = now_ns;
             }
         }
         self.consider(id);

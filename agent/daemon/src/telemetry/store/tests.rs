@@ -250,6 +250,20 @@ fn a_refused_connect_keeps_its_errno() {
 }
 
 #[test]
+fn a_refused_delivery_ends_when_it_was_refused() {
+    let mut store = Store::new(settings());
+    store.report(FlowReport::Dialling(Box::new(start(4))), SECOND, &Demo);
+    // A reading sees the entry of the attempt; it is reaped without a word.
+    store.reading(&[captured(4)], 2 * SECOND, &Demo);
+    store.report(FlowReport::Refused(FlowId([4; 16]), Reason::ConnectRefused, 111), 2 * SECOND, &Demo);
+    for n in 3..9 {
+        store.reading(&[], n * SECOND, &Demo);
+    }
+    let record = only(&store);
+    assert_eq!(record.end_unix_ns - record.start_unix_ns, SECOND);
+}
+
+#[test]
 fn a_downgraded_flow_lives_on_in_the_clear() {
     let mut store = Store::new(settings());
     let mut flow = captured(5);
