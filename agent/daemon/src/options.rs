@@ -89,7 +89,7 @@ pub struct RunOptions {
     /// Seconds between two readings of the flow table.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub collect_interval: u64,
-    /// Seconds without a packet after which a flow is looked up among the pod's sockets.
+    /// Seconds without a packet after which a flow is looked up among the sockets of its pods and of the agent.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub idle_check: u64,
     /// Seconds that SIGTERM waits for open flows before it resets them.

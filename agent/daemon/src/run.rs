@@ -138,7 +138,8 @@ async fn serve(
     let settings = Settings::new(&options.node, Duration::from_secs(options.idle_check), TABLE_CAPACITY);
     let collector = Collector::new(settings, reports, options.collect_every());
     let telemetry = collector.telemetry();
-    let flows = Box::new(feeds::Flows::new(&datapath, reconciled.state.clone(), host.try_clone()?));
+    let flows =
+        Box::new(feeds::Flows::new(&datapath, reconciled.state.clone(), host.try_clone()?, agent.netns.try_clone()?));
     let events = datapath.event_ring()?;
     let collect_until = ended.clone();
     let collecting = spawn_local_thread("collect", move || async move {

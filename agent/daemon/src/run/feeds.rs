@@ -17,19 +17,20 @@ use kumiko_kernel::veth;
 use crate::reconcile::{Reconciled, SharedState};
 use crate::telemetry::{EventSource, FlowSource, Telemetry, WorldNames};
 
-/// The flow table, and the namespaces of the pods behind it.
+/// The flow table, and the namespaces behind it: the pods' and the agent's own.
 pub(super) struct Flows {
     table: FlowTable,
     commands: Commands,
     state: SharedState,
     host: Netns,
+    agent: Netns,
     /// Pods' namespaces by interface, for one reading.
     known: HashMap<u32, Option<Arc<Netns>>>,
 }
 
 impl Flows {
-    pub(super) fn new(datapath: &Datapath, state: SharedState, host: Netns) -> Self {
-        Self { table: datapath.flows(), commands: datapath.commands(), state, host, known: HashMap::new() }
+    pub(super) fn new(datapath: &Datapath, state: SharedState, host: Netns, agent: Netns) -> Self {
+        Self { table: datapath.flows(), commands: datapath.commands(), state, host, agent, known: HashMap::new() }
     }
 
     fn namespace(&mut self, ifindex: u32) -> Option<Arc<Netns>> {
@@ -75,6 +76,14 @@ impl FlowSource for Flows {
                 return Ok(Some(true));
             }
             told = Some(false);
+        }
+        if told == Some(false) {
+            // A pod's socket may be gone without a word (closed, and its FIN_WAIT2 ran out), or not be there yet (a full
+            // backlog). The agent still carries the flow: only through this entry does what comes next reach the pod,
+            // and the pod's RST the other end.
+            let carried =
+                diag::exists(&self.agent, &target, &initiator)? || diag::exists(&self.agent, &initiator, &target)?;
+            told = Some(carried);
         }
         Ok(told)
     }

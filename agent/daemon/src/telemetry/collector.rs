@@ -28,7 +28,8 @@ pub trait FlowSource: Send {
     fn scan(&mut self, visit: &mut dyn FnMut(&FlowKey, &Flow)) -> io::Result<()>;
     /// Deletes an entry, if it still has this id.
     fn reap(&mut self, key: &FlowKey, id: FlowId) -> io::Result<()>;
-    /// Whether any local end of the flow still has a socket for it. `None`: nobody can tell, so the entry stays.
+    /// Whether any local end of the flow, the agent's own included, still has a socket for it. `None`: nobody can tell,
+    /// so the entry stays.
     fn has_socket(&mut self, entry: &Entry) -> io::Result<Option<bool>>;
 }
 
