@@ -1,13 +1,15 @@
 //! How ends of a flow travel: FIN, RST, a lost tunnel, a stop; each seen from the applications' sockets.
 
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use kumiko_abi::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::relay::{Path, Side, local};
-use crate::{SideEnd, Who};
+use super::relay::{Exclamations, Path, Side, local};
+use crate::testing::tunnels;
+use crate::{SideEnd, Urgent, Who};
 
 /// Reads to the end; the bytes, and the error if it was no clean end.
 async fn drain(stream: &mut tokio::net::TcpStream) -> (usize, Option<io::ErrorKind>) {
@@ -149,6 +151,39 @@ fn an_answer_before_a_reset_arrives() {
                 answering.join().unwrap();
             }
         }
+    });
+}
+
+/// Resets a socket in the instant before its urgent byte is written.
+#[derive(Default)]
+struct Resetting(RefCell<Option<tokio::net::TcpStream>>);
+
+impl Urgent for Resetting {
+    fn at_mark(&self, stream: &tokio::net::TcpStream) -> bool {
+        Exclamations.at_mark(stream)
+    }
+
+    fn send(&self, stream: &tokio::net::TcpStream, byte: u8) -> io::Result<()> {
+        if let Some(gone) = self.0.take() {
+            reset(gone);
+        }
+        Exclamations.send(stream, byte)
+    }
+}
+
+#[test]
+fn a_reset_that_a_write_meets_gets_through_beside_a_full_tunnel() {
+    local(async {
+        let resetting: &Resetting = Box::leak(Box::default());
+        let mut path = Path::over(tunnels().await, Some(resetting)).await;
+        fill(&mut path.server).await;
+        let (server, mut client) = path.split(Side::Server);
+        resetting.0.replace(Some(server));
+        client.write_all(b"!").await.unwrap();
+        // It reads nothing, so what fills the tunnel is never taken.
+        let block = vec![1; 1 << 16];
+        let failed = async { while client.write_all(&block).await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(5), failed).await.expect("the reset came through");
     });
 }
 

@@ -270,7 +270,7 @@ fn idle_flows_hold_no_buffers() {
 }
 
 /// As if `!` were urgent: enough to see the mark travel.
-struct Exclamations;
+pub(super) struct Exclamations;
 
 impl Urgent for Exclamations {
     fn at_mark(&self, stream: &TcpStream) -> bool {

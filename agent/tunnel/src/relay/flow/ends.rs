@@ -40,10 +40,11 @@ impl Flow<'_> {
     }
 
     /// A write to the plain side failed. What it sent before it went (an answer, then a close with bytes unread) is read
-    /// first: without the mesh the far application's kernel would hold it by now.
+    /// first: without the mesh the far application's kernel would hold it by now. Not while the tunnel takes nothing: there
+    /// is no room for it, and the error, which the write took from the socket, would wake nobody again.
     pub(super) fn plain_lost(&mut self, error: io::Error) -> Result<(), Fatal> {
         self.tunnel.session.inn.discard_ready();
-        if !self.plain_read {
+        if !self.plain_read || self.wants.tunnel_write {
             return self.plain_failed(&error);
         }
         self.lost = Some(error);
