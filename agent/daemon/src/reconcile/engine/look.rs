@@ -6,6 +6,7 @@ use kumiko_core::stage::Phase;
 use tracing::{info, warn};
 
 use super::super::edge::Edge;
+use super::super::local::Local;
 use super::Engine;
 
 impl<E: Edge> Engine<E> {
@@ -20,8 +21,14 @@ impl<E: Edge> Engine<E> {
             Ok(hooked) => hooked,
             Err(error) => return warn!(%error, "cannot tell whether the hooks are still there"),
         };
-        for local in self.locals.values_mut().filter(|local| local.phase != Phase::Detached) {
-            let Some(ifindex) = local.ifindex().filter(|ifindex| !hooked.contains(ifindex)) else { continue };
+        let bare = |local: &Local| local.ifindex().is_some_and(|ifindex| !hooked.contains(&ifindex));
+        for local in self.locals.values_mut().filter(|local| local.phase != Phase::Detached && bare(local)) {
+            let (ifindex, attachment) = (local.ifindex(), local.workload.attachment.as_ref());
+            let now_there = attachment.and_then(|attachment| self.edge.resolve(attachment).ok());
+            if now_there.is_none_or(|veth| Some(veth.ifindex) != ifindex) {
+                // They went with their interface: the link watch tells, and its flows end.
+                continue;
+            }
             warn!(
                 workload = local.name(),
                 ifindex,

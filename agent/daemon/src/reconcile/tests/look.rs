@@ -24,6 +24,23 @@ fn hooks_that_somebody_took_off_are_put_back() {
 }
 
 #[test]
+fn hooks_that_went_with_their_interface_are_the_link_watchs_to_tell() {
+    let fake = both_there();
+    let (mut engine, reconciled) = engine(&fake);
+    let mut gone = reconciled.gone.subscribe();
+    let now = Instant::now();
+    engine.pass(world("strict", 1), now);
+    fake.flow("10.0.0.1:50000", "10.0.1.1:80", flow(FlowState::Captured, 11, 99));
+    fake.remove_veth("va");
+    // Seen before the link watch's word.
+    engine.look(now);
+    engine.pass(world("strict", 1), now);
+    engine.link_gone(11);
+    assert_eq!(gone.try_recv().unwrap().ifindex, 11);
+    assert!(fake.state().flows.values().all(|flow| flow.flags & flags::OVER_GONE != 0));
+}
+
+#[test]
 fn a_limited_pod_takes_no_fast_path() {
     let fake = both_there();
     fake.state().shaped.insert(11);
