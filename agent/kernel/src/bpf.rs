@@ -10,6 +10,7 @@
 mod attach;
 mod commands;
 mod error;
+mod filter;
 mod flows;
 mod layout;
 mod maps;

@@ -24,6 +24,7 @@ use kumiko_abi::programs;
 use super::{
     Datapath,
     error::BpfError,
+    filter,
     sys::{self, AttachType},
 };
 
@@ -92,6 +93,11 @@ impl Hook {
         if self.kind == Kind::PodOut { TcAttachType::Egress } else { TcAttachType::Ingress }
     }
 
+    /// Whether its clsact filter is there: nobody is told when somebody else removes it.
+    fn has_filter(self) -> Result<bool, BpfError> {
+        filter::is_on(self.ifindex, self.kind == Kind::PodOut, PRIORITY, HANDLE).map_err(|e| self.failed(e))
+    }
+
     fn failed(self, source: io::Error) -> BpfError {
         BpfError::Attach { program: self.program(), target: format!("interface {}", self.ifindex), source }
     }
@@ -129,17 +135,11 @@ impl Links {
                 continue;
             }
             let Some((hook, clsact)) = Hook::of_pin(&name) else { continue };
-            let adopted = if clsact {
-                let alive = interface_name(hook.ifindex).is_ok();
-                if alive {
-                    self.attach_clsact(datapath, hook)?;
-                }
-                alive
-            } else {
-                self.adopt_tcx(datapath, hook)?
-            };
-            if !adopted {
-                unpin(&path)?;
+            match clsact {
+                true if hook.has_filter()? => self.attach_clsact(datapath, hook)?,
+                true => remove_filter(&self.dir, hook)?,
+                false if self.adopt_tcx(datapath, hook)? => {}
+                false => unpin(&path)?,
             }
         }
         Ok(())
@@ -161,15 +161,14 @@ impl Links {
     }
 
     pub(super) fn attached(&self) -> Result<Vec<u32>, BpfError> {
-        let hooks: Vec<(Hook, bool)> = names(&self.dir)?.iter().filter_map(|n| Hook::of_pin(n)).collect();
-        let lives = |hook: Hook, clsact: bool| {
-            if clsact { interface_name(hook.ifindex).is_ok() } else { self.link_of(hook).is_some() }
-        };
-        let has = |kind: Kind, ifindex: u32| {
-            hooks.iter().any(|&(h, clsact)| h == Hook::new(kind, ifindex) && lives(h, clsact))
-        };
-        let pods = hooks.iter().filter(|(h, _)| h.kind == Kind::PodIn).map(|(h, _)| h.ifindex);
-        let mut both: Vec<u32> = pods.filter(|&i| has(Kind::PodIn, i) && has(Kind::PodOut, i)).collect();
+        let mut living = Vec::new();
+        for (hook, clsact) in names(&self.dir)?.iter().filter_map(|n| Hook::of_pin(n)) {
+            if if clsact { hook.has_filter()? } else { self.link_of(hook).is_some() } {
+                living.push(hook);
+            }
+        }
+        let pods = living.iter().filter(|hook| hook.kind == Kind::PodIn).map(|hook| hook.ifindex);
+        let mut both: Vec<u32> = pods.filter(|&i| living.contains(&Hook::new(Kind::PodOut, i))).collect();
         both.sort_unstable();
         both.dedup();
         Ok(both)
@@ -244,7 +243,7 @@ impl Links {
             .map_err(failed)?;
         let handle = TcHandle::from(HANDLE);
         let marker = self.dir.join(format!("clsact-{}", hook.pin()));
-        let id = if marker.exists() {
+        let id = if hook.has_filter()? {
             let link = SchedClassifierLink::attached(&interface, hook.clsact(), PRIORITY, handle, None)
                 .map_err(|e| hook.failed(e))?;
             program.attach_to_link(link).map_err(failed)?

@@ -124,9 +124,34 @@ fn filters_where_links_are_missing() {
         second.force_clsact();
         attach_all(&second, pod, agent);
         assert_eq!(shown().matches("name pod_ingress").count(), 1, "replaced, not added: {}", shown());
+
+        // Somebody else takes them off: while an agent runs, and while none does.
+        let take_off = || {
+            let done = std::process::Command::new("tc").args(["qdisc", "del", "dev", "pod0", "clsact"]).status();
+            assert!(done.unwrap().success());
+        };
+        take_off();
+        assert_eq!(second.attached().unwrap(), Vec::<u32>::new());
+        second.attach_pod(pod).unwrap();
+        assert_eq!((second.attached().unwrap(), shown().matches("name pod_ingress").count()), (vec![pod], 1));
+        drop(second);
+        take_off();
+        let second = load(dir);
+        second.force_clsact();
+        assert_eq!(second.attached().unwrap(), Vec::<u32>::new());
+        second.attach_pod(pod).unwrap();
+        assert_eq!(second.attached().unwrap(), [pod]);
         second.detach_pod(pod).unwrap();
         assert_eq!(shown().matches("name pod_ingress").count(), 0);
         assert_eq!(second.attached().unwrap(), Vec::<u32>::new());
+
+        // A pod goes while no agent runs.
+        second.attach_pod(pod).unwrap();
+        drop(second);
+        ip("link del pod0");
+        let third = load(dir);
+        assert_eq!(links(dir), [format!("clsact-agent-{agent}-in"), "lookup".to_owned()]);
+        drop(third);
         Datapath::remove_everything(&pins(dir)).unwrap();
     });
 }
