@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, ExitCode, Output, Stdio};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -154,24 +154,42 @@ fn waiting(lab: &mut Lab) -> Result<()> {
     let line = command_line(pid(lab)?)?;
     lab.stop_agent(1)?;
     let nowhere = format!("dir:{}", lab.dir().join("nowhere").display());
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut child = ns.spawn(command(&with(&line, &[("--source", &nowhere)]))?.stderr(Stdio::null()))?;
-        let id = i32::try_from(child.id())?;
-        wait_for("the agent has its place", Duration::from_secs(20), || {
-            let caught = fs::read_to_string(format!("/proc/{id}/status"))?;
-            let caught = caught.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default().trim();
-            let caught = u64::from_str_radix(caught, 16)?;
-            ensure!(caught & (1 << (signal as u32 - 1)) != 0, "{signal} is not caught yet");
-            Ok(())
-        })?;
-        kill(Pid::from_raw(id), signal)?;
-        let ended = wait_for("the agent ends", Duration::from_secs(10), || child.try_wait()?.context("it goes on"));
-        if ended.is_err() {
-            child.kill()?;
-        }
-        ensure!(ended?.success(), "{signal}: it failed");
+    let line = with(&line, &[("--source", &nowhere)]);
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let mut child = ready(&ns, &line, signal)?;
+        ended_by(&mut child, signal)?;
     }
+    // Whoever starts it with nohup wants it to outlive the terminal.
+    let mut outliving = ready(&ns, &[&["nohup".to_owned()], line.as_slice()].concat(), Signal::SIGTERM)?;
+    kill(Pid::from_raw(i32::try_from(outliving.id())?), Signal::SIGHUP)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let lives = outliving.try_wait()?.is_none();
+    ended_by(&mut outliving, Signal::SIGTERM)?;
+    ensure!(lives, "an agent under nohup was ended by SIGHUP");
     lab.start_agent(1)
+}
+
+/// Starts an agent that waits for its source, and waits until a signal finds it ready.
+fn ready(ns: &Netns, line: &[String], signal: Signal) -> Result<Child> {
+    let child = ns.spawn(command(line)?.stdout(Stdio::null()).stderr(Stdio::null()))?;
+    wait_for("the agent has its place", Duration::from_secs(20), || {
+        let caught = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let caught = caught.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default().trim();
+        let caught = u64::from_str_radix(caught, 16)?;
+        ensure!(caught & (1 << (signal as u32 - 1)) != 0, "{signal} is not caught yet");
+        Ok(())
+    })?;
+    Ok(child)
+}
+
+fn ended_by(child: &mut Child, signal: Signal) -> Result<()> {
+    kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+    let ended = wait_for("the agent ends", Duration::from_secs(10), || child.try_wait()?.context("it goes on"));
+    if ended.is_err() {
+        child.kill()?;
+    }
+    ensure!(ended?.success(), "{signal}: it failed");
+    Ok(())
 }
 
 fn fails(lab: &mut Lab) -> Result<()> {

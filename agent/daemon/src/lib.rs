@@ -8,5 +8,6 @@ pub mod options;
 pub mod reconcile;
 pub mod run;
 pub mod shard;
+pub mod signals;
 pub mod source;
 pub mod telemetry;

@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use kumiko_agent::issuer::{Issuer, StateDir};
 use kumiko_agent::options::{Cli, Command, IssuerOptions, TokenOptions};
+use kumiko_agent::signals::EndSignals;
 use kumiko_agent::{run, source};
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -56,25 +56,18 @@ fn log(filter: &str) -> anyhow::Result<()> {
 fn issuer(options: &IssuerOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut signals = EndSignals::new()?;
         let mut source = source::start(&options.source, &options.trust_domain)?;
         // A folder that is not there is waited for; a signal ends that too.
         tokio::select! {
             synced = source.synced() => drop(synced.context("the source ended before its first reading")?),
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            () = signals.recv() => return Ok(()),
         }
         let workloads = Arc::new(source.world.clone());
         let state = StateDir::open(&options.state)?;
         let issuer = Issuer::new(state, &options.trust_domain, options.svid_ttl, workloads)?;
         let listener = Issuer::listen(options.listen).await?;
-        let stop = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
+        let stop = async move { signals.recv().await };
         Arc::new(issuer).serve(listener, stop).await?;
         Ok(())
     })

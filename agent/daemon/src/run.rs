@@ -24,13 +24,13 @@ use kumiko_kernel::inject::{IcmpInjector, Injector};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::readable::Readable;
 use kumiko_kernel::sockets;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::options::{RunOptions, WithoutAgent};
 use crate::reconcile::{Reconciled, Reconciler};
 use crate::shard::{self, Common, Parts, Refusals, Registry, TunnelList};
+use crate::signals::EndSignals;
 use crate::telemetry::{Collector, Settings, flow_reports};
 
 use inputs::{Inputs, listen_for_metrics};
@@ -99,10 +99,7 @@ async fn serve(
     datapath: Arc<Datapath>,
     config: Config,
 ) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM handler")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT handler")?;
-    // The end of a terminal is an end like the others, not a crash.
-    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP handler")?;
+    let mut signals = EndSignals::new().context("handlers of signals")?;
     let (drain, draining) = watch::channel(false);
     let (end, ended) = watch::channel(false);
 
@@ -110,9 +107,7 @@ async fn serve(
     // A folder that is not there is waited for; a signal ends that too.
     tokio::select! {
         synced = source.synced() => drop(synced.context("the source ended before its first reading")?),
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
-        _ = hangup.recv() => return Ok(()),
+        () = signals.recv() => return Ok(()),
     }
 
     let identities = manager.identities();
@@ -183,9 +178,7 @@ async fn serve(
     info!(node = options.node, "serving");
 
     let failed = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        _ = hangup.recv() => None,
+        () = signals.recv() => None,
         died = watch_threads(&mut threads) => Some(died),
         died = watch_threads_one(&control_loop) => Some(died),
         died = watch_threads_one(&collecting) => Some(died),
