@@ -14,7 +14,7 @@ use kumiko_abi::{
 
 use crate::{
     capture::slot,
-    counters::{coarse_now, count},
+    counters::{coarse_now, count, now},
     ends,
     maps::{LISTENERS, Scratch},
     packet::{Kind, fill_key, mapped, parse},
@@ -51,7 +51,7 @@ fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
         FlowState::Captured => carried(skb, s, entry),
         FlowState::Cut if reset => {
             // The kernel's answer to a packet of a cut flow is what ends it.
-            finish(s, entry, OVER_RST, coarse_now());
+            finish(s, entry, OVER_RST, now());
             refusal(skb, s)
         }
         _ => None,

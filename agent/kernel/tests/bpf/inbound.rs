@@ -159,7 +159,8 @@ fn what_the_agent_sends() {
         node.set_state(&delivered, FlowState::Cut);
         assert_eq!(agent(&delivered.clone().with(|t| t.flags = ACK).frame()), DROP);
         assert_eq!(agent(&delivered.clone().with(|t| t.flags = RST).frame()), REDIRECT);
-        assert!(node.flow(&delivered).unwrap().flags & flags::OVER_RST != 0);
+        let ended = node.flow(&delivered).unwrap();
+        assert!(ended.flags & flags::OVER_RST != 0 && ended.over_ns >= ended.first_ns, "{ended:?}");
         assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&delivered, ACK))), REDIRECT);
         assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&refused, ACK))), DROP);
     });
