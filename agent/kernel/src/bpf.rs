@@ -213,6 +213,14 @@ impl Datapath {
         self.links.attach_agent_veth(self, ifindex)
     }
 
+    /// Attaches there again if somebody else took the hook off; says whether it was.
+    ///
+    /// # Errors
+    /// [`BpfError::Attach`].
+    pub fn restore_agent_veth(&self, ifindex: u32) -> Result<bool, BpfError> {
+        self.links.restore_agent_veth(self, ifindex)
+    }
+
     /// Attaches the socket lookup to the agent's namespace.
     ///
     /// # Errors

@@ -71,6 +71,8 @@ pub trait Edge {
     fn write(&mut self, op: &Op) -> Result<(), EdgeError>;
     /// Interfaces that carry both hooks.
     fn hooked(&mut self) -> Result<Vec<u32>, EdgeError>;
+    /// Puts the hook on the way into the agent's namespace back if it was taken off; says whether it was.
+    fn restore_way(&mut self) -> Result<bool, EdgeError>;
     /// Puts both hooks on an interface whose endpoint is written.
     fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError>;
     /// Takes both hooks off.

@@ -113,6 +113,10 @@ impl Edge for KernelEdge {
         Ok(self.datapath.attached()?)
     }
 
+    fn restore_way(&mut self) -> Result<bool, EdgeError> {
+        Ok(self.datapath.restore_agent_veth(self.agent_ifindex)?)
+    }
+
     fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError> {
         Ok(self.datapath.attach_pod(ifindex)?)
     }

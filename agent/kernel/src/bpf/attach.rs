@@ -155,6 +155,14 @@ impl Links {
         self.attach(datapath, Hook::new(Kind::AgentIn, ifindex))
     }
 
+    pub(super) fn restore_agent_veth(&self, datapath: &Datapath, ifindex: u32) -> Result<bool, BpfError> {
+        let hook = Hook::new(Kind::AgentIn, ifindex);
+        if self.link_of(hook).is_some() || hook.has_filter()? {
+            return Ok(false);
+        }
+        self.attach(datapath, hook).map(|()| true)
+    }
+
     pub(super) fn detach_pod(&self, ifindex: u32) -> Result<(), BpfError> {
         self.detach(Hook::new(Kind::PodIn, ifindex))?;
         self.detach(Hook::new(Kind::PodOut, ifindex))

@@ -91,6 +91,11 @@ fn a_second_agent_takes_over() {
         second.maps().init_use(pod).unwrap();
         assert_eq!(second.maps().endpoint_use(pod).unwrap().unwrap().flows, 1, "use survives");
 
+        assert!(!second.restore_agent_veth(agent).unwrap());
+        fs::remove_file(pins(dir).join(format!("links/agent-{agent}-in"))).unwrap();
+        assert!(second.restore_agent_veth(agent).unwrap());
+        assert_eq!(links(dir), before);
+
         // The interface goes: its pins go with the next agent.
         ip("link del pod0");
         assert_eq!(second.attached().unwrap(), Vec::<u32>::new());
@@ -126,16 +131,19 @@ fn filters_where_links_are_missing() {
         assert_eq!(shown().matches("name pod_ingress").count(), 1, "replaced, not added: {}", shown());
 
         // Somebody else takes them off: while an agent runs, and while none does.
-        let take_off = || {
-            let done = std::process::Command::new("tc").args(["qdisc", "del", "dev", "pod0", "clsact"]).status();
+        let take_off = |device| {
+            let done = std::process::Command::new("tc").args(["qdisc", "del", "dev", device, "clsact"]).status();
             assert!(done.unwrap().success());
         };
-        take_off();
+        take_off("pod0");
         assert_eq!(second.attached().unwrap(), Vec::<u32>::new());
         second.attach_pod(pod).unwrap();
         assert_eq!((second.attached().unwrap(), shown().matches("name pod_ingress").count()), (vec![pod], 1));
+        assert!(!second.restore_agent_veth(agent).unwrap());
+        take_off("agent0");
+        assert!(second.restore_agent_veth(agent).unwrap() && !second.restore_agent_veth(agent).unwrap());
         drop(second);
-        take_off();
+        take_off("pod0");
         let second = load(dir);
         second.force_clsact();
         assert_eq!(second.attached().unwrap(), Vec::<u32>::new());

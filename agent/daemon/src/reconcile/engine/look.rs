@@ -17,6 +17,14 @@ impl<E: Edge> Engine<E> {
     }
 
     fn look_for_hooks(&mut self, now: Instant) {
+        match self.edge.restore_way() {
+            Ok(false) => {}
+            Ok(true) => warn!(
+                "the hook on the veth into the agent's namespace was taken off by somebody else: what is carried stood \
+                 still; it is put back"
+            ),
+            Err(error) => warn!(%error, "the hook on the veth into the agent's namespace cannot be put back"),
+        }
         let hooked = match self.edge.hooked() {
             Ok(hooked) => hooked,
             Err(error) => return warn!(%error, "cannot tell whether the hooks are still there"),

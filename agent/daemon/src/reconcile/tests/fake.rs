@@ -186,6 +186,10 @@ impl Edge for Fake {
         Ok(self.state().hooks.iter().copied().collect())
     }
 
+    fn restore_way(&mut self) -> Result<bool, EdgeError> {
+        Ok(false)
+    }
+
     fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError> {
         self.fails()?;
         let mut state = self.state();
