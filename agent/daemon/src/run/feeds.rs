@@ -78,9 +78,9 @@ impl FlowSource for Flows {
             told = Some(false);
         }
         if told == Some(false) {
-            // A pod's socket may be gone without a word (closed, and its FIN_WAIT2 ran out), or not be there yet (a full
-            // backlog). The agent still carries the flow: only through this entry does what comes next reach the pod,
-            // and the pod's RST the other end.
+            // A pod's socket may be gone without a word (closed, and its FIN_WAIT2 ran out), or not be there yet (its
+            // backlog is full). The agent still carries the flow: only through this entry does what comes next reach
+            // the pod, and the pod's RST the other end.
             let carried =
                 diag::exists(&self.agent, &target, &initiator)? || diag::exists(&self.agent, &initiator, &target)?;
             told = Some(carried);
