@@ -129,7 +129,8 @@ fn killed(guard_too: bool) -> Result<()> {
     })
 }
 
-/// As Ctrl-C does it, while the lab is being made.
+/// As Ctrl-C does it, while the lab is being made. By SIGTERM: a shell's background jobs ignore SIGINT, and so would the
+/// maker in one.
 fn interrupted() -> Result<()> {
     for attempt in 0..20 {
         let name = format!("interrupted-{attempt}-{}", std::process::id());
@@ -154,7 +155,7 @@ fn interrupted() -> Result<()> {
             Ok(())
         })?;
         let whole = LabState::read(&id)?.owner.is_none();
-        kill(maker, if whole { Signal::SIGKILL } else { Signal::SIGINT })?;
+        kill(maker, if whole { Signal::SIGKILL } else { Signal::SIGTERM })?;
         kill(maker, Signal::SIGCONT)?;
         child.wait()?;
         if whole {
