@@ -14,12 +14,13 @@ mod unbuilt;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use kumiko_core::api::FlowTableStatus;
 use kumiko_core::flow_record::{Directory, FlowFilter, FlowRecord};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 pub use collector::{Collector, EventSource, FlowSource};
 pub use directory::WorldNames;
@@ -28,6 +29,8 @@ pub use report::{FlowEnded, FlowOpened, FlowReport, FlowReports, FlowSink, FlowS
 
 /// Finished records that are kept.
 pub const RECORDS: usize = 16_384;
+/// Longest wait of [`Telemetry::settle`].
+const SETTLE_WITHIN: std::time::Duration = std::time::Duration::from_millis(200);
 /// Lines that a slow follower may lag behind before it loses some.
 pub const FOLLOW_QUEUE: usize = 4_096;
 
@@ -70,6 +73,7 @@ pub struct Telemetry {
     directory: SharedDirectory,
     reports_lost: Arc<AtomicU64>,
     errors: Arc<AtomicU64>,
+    asking: mpsc::Sender<SyncSender<()>>,
 }
 
 impl std::fmt::Debug for Telemetry {
@@ -88,7 +92,7 @@ pub struct Listing {
 }
 
 impl Telemetry {
-    fn new(settings: Settings, reports_lost: Arc<AtomicU64>) -> Self {
+    fn new(settings: Settings, reports_lost: Arc<AtomicU64>, asking: mpsc::Sender<SyncSender<()>>) -> Self {
         let nobody: Arc<dyn Directory + Send + Sync> = Arc::new(directory::Nobody);
         Self {
             node: settings.node.as_str().into(),
@@ -96,12 +100,22 @@ impl Telemetry {
             directory: Arc::new(ArcSwap::from_pointee(nobody)),
             reports_lost,
             errors: Arc::default(),
+            asking,
         }
     }
 
     /// Takes a new model's names.
     pub fn set_directory(&self, directory: Arc<dyn Directory + Send + Sync>) {
         self.directory.store(Arc::new(directory));
+    }
+
+    /// Has the collector take what ring and queue hold now, so that a flow that has just ended is listed as ended. For a
+    /// thread that may wait; a collector that is busy or gone is not waited for.
+    pub fn settle(&self) {
+        let (done, settled) = sync_channel(1);
+        if self.asking.try_send(done).is_ok() {
+            let _ = settled.recv_timeout(SETTLE_WITHIN);
+        }
     }
 
     /// Live and finished flows that fit, the newest `limit` of them by their start.

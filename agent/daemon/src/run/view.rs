@@ -265,6 +265,7 @@ impl AdminState for View {
     }
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> Listing {
+        self.telemetry.settle();
         self.telemetry.list(filter, limit)
     }
 

@@ -4,22 +4,28 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use kumiko_abi::{Event, Flow, FlowId, FlowKey};
 use kumiko_core::flow_record::{Clock, Entry};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, warn};
 
 use super::store::Todo;
-use super::{FlowReport, FlowReports, Settings, Telemetry};
+use super::{FlowReport, FlowReports, REPORT_QUEUE, Settings, Telemetry};
 use crate::clock;
 
 /// Events and reports taken in one go, under one lock.
 const BATCH: usize = 512;
+/// Batches taken for one who asks: more than a full ring holds.
+const BATCHES_AT_ONCE: usize = 16;
+/// Askers that may wait at once; more see what was taken last.
+const ASKED_QUEUE: usize = 64;
 /// Pause after a batch that emptied its queue. Taken one by one, the events and reports of every connection would wake
-/// this thread several times, on a processor that the connection itself could have used; nobody who looks at flows is
-/// faster than this.
+/// this thread several times, on a processor that the connection itself could have used. Who looks at flows does not wait
+/// for it ([`Telemetry::settle`]).
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The kernel's flow table, and the sockets of the pods behind it.
@@ -47,14 +53,19 @@ pub trait EventSource {
 pub struct Collector {
     telemetry: Telemetry,
     reports: FlowReports,
+    /// Taken from the queue, not yet told.
+    taken: Vec<FlowReport>,
+    /// Who wants to see what there is now.
+    asked: mpsc::Receiver<SyncSender<()>>,
     interval: Duration,
 }
 
 impl Collector {
     /// A collector that reads the table every `interval`.
     pub fn new(settings: Settings, reports: FlowReports, interval: Duration) -> Self {
-        let telemetry = Telemetry::new(settings, reports.lost.clone());
-        Self { telemetry, reports, interval }
+        let (asking, asked) = mpsc::channel(ASKED_QUEUE);
+        let telemetry = Telemetry::new(settings, reports.lost.clone(), asking);
+        Self { telemetry, reports, taken: Vec::with_capacity(BATCH), asked, interval }
     }
 
     /// The handle to what is collected.
@@ -72,68 +83,79 @@ impl Collector {
         let mut tick = tokio::time::interval(self.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut entries = Vec::new();
-        let mut reports = Vec::with_capacity(BATCH);
         let (mut reporting, mut more) = (true, false);
         let pause = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(stop, pause);
         self.set_clock();
         loop {
             let resting = !pause.is_elapsed();
-            let emptied = tokio::select! {
+            tokio::select! {
                 () = &mut stop => break,
                 _ = tick.tick() => {
                     self.read(flows.as_mut(), &mut entries);
-                    false
+                    continue;
                 }
-                () = &mut pause, if resting => false,
-                ready = async { if more { Ok(()) } else { events.readable().await } }, if !resting => {
-                    ready?;
-                    more = !self.events(&mut events);
-                    !more
-                }
-                count = self.reports.receiver.recv_many(&mut reports, BATCH), if reporting && !resting => {
-                    // Without shards there are no reports, but the kernel's verdicts go on.
+                () = &mut pause, if resting => continue,
+                ready = async { if more { Ok(()) } else { events.readable().await } }, if !resting => ready?,
+                // Without shards there are no reports, but the kernel's verdicts go on.
+                count = self.reports.receiver.recv_many(&mut self.taken, BATCH), if reporting && !resting => {
                     reporting = count > 0;
-                    self.take_reports(&mut reports);
-                    count < BATCH
                 }
-            };
-            if emptied {
+                Some(done) = self.asked.recv() => {
+                    self.gather_all(&mut events);
+                    // Whoever asked may have stopped waiting.
+                    let _ = done.try_send(());
+                }
+            }
+            more = !self.gather(&mut events);
+            if !more {
                 pause.as_mut().reset(Instant::now() + PAUSE);
             }
         }
-        self.events(&mut events);
-        while let Ok(report) = self.reports.receiver.try_recv() {
-            reports.push(report);
-        }
-        self.take_reports(&mut reports);
+        self.gather_all(&mut events);
         self.read(flows.as_mut(), &mut entries);
         Ok(())
     }
 
-    /// Takes what the ring holds, up to a batch. Says whether the ring is empty now.
-    fn events<E: EventSource>(&self, source: &mut E) -> bool {
-        let directory = self.telemetry.directory.load_full();
-        let mut store = self.telemetry.lock();
-        for _ in 0..BATCH {
-            match source.next_event() {
-                Some(event) => store.event(&event, &**directory),
-                None => return true,
+    /// Takes all that there is, unless more comes all the time.
+    fn gather_all<E: EventSource>(&mut self, source: &mut E) {
+        for _ in 0..BATCHES_AT_ONCE {
+            if self.gather(source) {
+                return;
             }
         }
-        false
     }
 
-    fn take_reports(&self, reports: &mut Vec<FlowReport>) {
+    /// Takes what ring and queue hold, up to a batch of events. Says whether the ring is empty now.
+    ///
+    /// Reports are taken after the events, and told before them: what a shard said of a flow before the kernel saw its end
+    /// is known then. A record that was finished by the kernel's word alone would lack it.
+    fn gather<E: EventSource>(&mut self, source: &mut E) -> bool {
+        let events: Vec<Event> = std::iter::from_fn(|| source.next_event()).take(BATCH).collect();
+        self.take_reports();
+        let directory = self.telemetry.directory.load_full();
+        let mut store = self.telemetry.lock();
+        for event in &events {
+            store.event(event, &**directory);
+        }
+        events.len() < BATCH
+    }
+
+    fn take_reports(&mut self) {
+        while self.taken.len() < REPORT_QUEUE
+            && let Ok(report) = self.reports.receiver.try_recv()
+        {
+            self.taken.push(report);
+        }
         let directory = self.telemetry.directory.load_full();
         let now = clock::monotonic_ns();
         let mut store = self.telemetry.lock();
-        for report in reports.drain(..) {
+        for report in self.taken.drain(..) {
             store.report(report, now, &**directory);
         }
     }
 
-    fn read(&self, flows: &mut dyn FlowSource, entries: &mut Vec<Entry>) {
+    fn read(&mut self, flows: &mut dyn FlowSource, entries: &mut Vec<Entry>) {
         self.set_clock();
         entries.clear();
         let scanned = flows.scan(&mut |key, flow| entries.push(Entry { key: *key, flow: *flow }));
@@ -142,6 +164,7 @@ impl Collector {
             self.failed("flow table could not be read", &error);
             return;
         }
+        self.take_reports();
         let now = clock::monotonic_ns();
         let directory = self.telemetry.directory.load_full();
         let todo = self.telemetry.lock().reading(entries, now, &**directory);

@@ -89,6 +89,21 @@ fn event(kind: EventKind, entry: Entry) -> Event {
     Event { at_ns: clock::monotonic_ns(), key: entry.key, kind: kind as u8, _pad: [0; 7], flow: entry.flow }
 }
 
+fn start(of: Entry) -> FlowStart {
+    FlowStart {
+        id: of.flow.id,
+        key: of.key,
+        client: "10.0.1.1:40000".parse().unwrap(),
+        target: Some("10.0.2.2:80".parse().unwrap()),
+        service: None,
+        source: 0,
+        destination: 0,
+        delivering: false,
+        remote: true,
+        peer_node: "n2".into(),
+    }
+}
+
 async fn until(telemetry: &Telemetry, holds: impl Fn(&Telemetry) -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !holds(telemetry) {
@@ -115,18 +130,7 @@ async fn table_events_and_reports_come_together() {
     let now = clock::monotonic_ns();
     let mut flow = entry(1, FlowState::Captured, now);
     table.with(|entries| entries.push(flow));
-    let start = FlowStart {
-        id: flow.flow.id,
-        key: flow.key,
-        client: "10.0.1.1:40000".parse().unwrap(),
-        target: Some("10.0.2.2:80".parse().unwrap()),
-        service: None,
-        source: 0,
-        destination: 0,
-        delivering: false,
-        remote: true,
-        peer_node: "n2".into(),
-    };
+    let start = start(flow);
     sink.dialling(start);
     sink.opened(flow.flow.id, FlowOpened { tunnel: Some(1), handshake_us: Some(900), connect_us: 1_500 });
     until(&telemetry, |t| t.status().open == 1 && t.list(&FlowFilter::default(), 1).records[0].tunnel == Some(1)).await;
@@ -148,6 +152,32 @@ async fn table_events_and_reports_come_together() {
 
     stop.send(()).unwrap();
     running.await.unwrap().unwrap();
+}
+
+/// Flows that are over before the collector looks: the kernel's word alone would make records without tunnels of them.
+#[tokio::test]
+async fn what_a_shard_said_before_the_end_is_in_the_record() {
+    let (sink, reports) = flow_reports();
+    let collector = Collector::new(Settings::new("n1", Duration::from_secs(20), 100), reports, Duration::from_secs(5));
+    let telemetry = collector.telemetry();
+    let (events, receiver) = mpsc::unbounded_channel();
+    let (_stop, stopped) = oneshot::channel::<()>();
+    let ring = Ring { receiver, peeked: None };
+    tokio::spawn(collector.run(Box::new(Table::default()), ring, async {
+        let _ = stopped.await;
+    }));
+    for id in 1..=40 {
+        let mut flow = entry(id, FlowState::Captured, clock::monotonic_ns());
+        sink.dialling(start(flow));
+        sink.opened(flow.flow.id, FlowOpened { tunnel: Some(1), handshake_us: None, connect_us: 1 });
+        flow.flow.over_ns = clock::monotonic_ns();
+        flow.flow.flags |= flags::OVER_FIN;
+        events.send(event(EventKind::Over, flow)).unwrap();
+        let asking = telemetry.clone();
+        tokio::task::spawn_blocking(move || asking.settle()).await.unwrap();
+        let record = telemetry.list(&FlowFilter::default(), 1).records.remove(0);
+        assert_eq!((record.tunnel, record.peer_node.as_str()), (Some(1), "n2"), "flow {id}");
+    }
 }
 
 #[tokio::test]
