@@ -48,7 +48,7 @@ pub struct Object {
 
 /// The kinds that are read.
 #[derive(Clone, PartialEq, Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "each variant is named after what it carries")]
 pub enum Kind {
     Namespace(NamespaceObject),
     Node(NodeObject),
@@ -81,7 +81,7 @@ impl fmt::Display for Claim {
 
 /// Transport protocol of a port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "each variant is named after what it carries")]
 pub enum Protocol {
     Tcp,
     Udp,

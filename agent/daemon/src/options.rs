@@ -65,7 +65,7 @@ pub struct RunOptions {
     #[arg(long, default_value = "cluster.local")]
     pub trust_domain: String,
     #[command(flatten)]
-    #[allow(missing_docs)]
+    #[allow(missing_docs, reason = "flattened: words here would become the help of the command")]
     pub places: Places,
     /// Shards, one thread each [default: one a core, at most 16].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
@@ -149,7 +149,7 @@ pub struct TokenOptions {
 #[derive(Args, Debug, Clone)]
 pub struct CleanupOptions {
     #[command(flatten)]
-    #[allow(missing_docs)]
+    #[allow(missing_docs, reason = "flattened: words here would become the help of the command")]
     pub places: Places,
     /// Object file of the kernel programs, instead of the one built in.
     #[arg(long)]

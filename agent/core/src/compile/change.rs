@@ -6,7 +6,7 @@ use super::Desired;
 
 /// One write to a map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "each variant is named after what it carries")]
 pub enum Op {
     SetWorkload(u32, Workload),
     SetAddr(Addr, AddrEntry),
