@@ -92,11 +92,20 @@ fn newest(dir: &Path) -> Result<SystemTime> {
     Ok(newest)
 }
 
+/// What the lab starts. Always built together: else cargo would build what they share for each of them.
+const PACKAGES: &[&str] = &["-p", "kumiko-agent", "-p", "kumiko", "-p", "kumiko-lab", "-p", "kumiko-bench"];
+
+/// Builds the agent with fault points, beside the ordinary one.
+pub(crate) fn faults() -> Result<()> {
+    let features = ["--features", "kumiko-agent/fault-points", "--bin", "kumiko-agent-faults"];
+    run(cargo().arg("build").args(PACKAGES).args(features))
+}
+
 /// Builds the kernel programs, then all that the lab starts.
 pub(crate) fn all(release: bool) -> Result<()> {
     ebpf()?;
     let mut command = cargo();
-    command.args(["build", "-p", "kumiko-agent", "-p", "kumiko", "-p", "kumiko-lab", "-p", "kumiko-bench", "--bins"]);
+    command.arg("build").args(PACKAGES).arg("--bins");
     if release {
         command.arg("--release");
     }

@@ -21,6 +21,8 @@ pub(crate) fn run() -> Result<()> {
     show(cargo().args(["fmt", "--all", "--check"]).current_dir(root().join("ebpf")))?;
     eprintln!("lint: clippy");
     show(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    let features = ["--features", "kumiko-agent/fault-points"];
+    show(cargo().args(["clippy", "-p", "kumiko-agent", "--locked"]).args(features).args(["--", "-D", "warnings"]))?;
     eprintln!("lint: clippy of the kernel programs");
     ebpf_clippy()?;
     eprintln!("lint: this repository's rules");

@@ -24,6 +24,7 @@ pub(crate) struct TestArgs {
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
     setup::run(false)?;
     build::all(false)?;
+    build::faults()?;
     if !nix::unistd::geteuid().is_root() {
         bail!("the tests make network namespaces and load eBPF programs: run as root");
     }

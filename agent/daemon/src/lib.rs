@@ -5,6 +5,7 @@ pub mod clock;
 pub mod identity;
 pub mod issuer;
 pub mod options;
+pub mod program;
 pub mod reconcile;
 pub mod run;
 pub mod shard;

@@ -63,6 +63,8 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         patiently(HostLock::acquire)?,
         patiently(|| PinLock::acquire(&bpf::pin_root(&places.bpffs)))?,
     );
+    #[cfg(feature = "fault-points")]
+    kumiko_fault::serve(&places.run_dir).context("socket of the fault points")?;
     let metrics = options.metrics.map(listen_for_metrics).transpose()?;
     let host = Netns::current().context("cannot open this process's network namespace")?;
     let agent = AgentNs::ensure(&places.run_dir, &places.netns_name, &host)?;

@@ -42,7 +42,8 @@ pub struct TunnelOptions {
 
 impl Default for TunnelOptions {
     fn default() -> Self {
-        Self { handshake_time: Duration::from_secs(5), handshake_bytes: 64 << 10, records_per_key: 1 << 23 }
+        let records_per_key = kumiko_fault::records_per_key(1 << 23);
+        Self { handshake_time: Duration::from_secs(5), handshake_bytes: 64 << 10, records_per_key }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 
 use kumiko_core::frame::{Frame, MAX_FRAME, RECORD_TYPE};
+use kumiko_fault::Point;
 
 use crate::aead::{HEADER, Key};
 use crate::buffer::{Adaptive, Buffer, Size};
@@ -137,6 +138,7 @@ impl Outbound {
     /// Changes the key of this direction; `request` asks the peer for the same.
     pub(crate) fn update_key(&mut self, rekey: &mut dyn Rekey, request: bool) -> Result<(), TunnelError> {
         self.control(content::HANDSHAKE, &key_update(request))?;
+        kumiko_fault::hit(Point::KeyUpdate).map_err(io::Error::other)?;
         let (sequence, secrets) = rekey.next_sender().map_err(TunnelError::Rekey)?;
         self.key = Key::new(sequence, secrets)?;
         self.key_updates += 1;

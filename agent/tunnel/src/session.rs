@@ -1,11 +1,14 @@
 //! The TLS session after the handshake, without a socket: both directions, and what changes their keys.
 
+use std::io;
+
 use rustls::ConnectionTrafficSecrets;
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
 
 use kumiko_core::frame::{Frame, RECORD_TYPE};
+use kumiko_fault::Point;
 
 use crate::aead::Key;
 use crate::error::TunnelError;
@@ -125,6 +128,7 @@ impl Session {
         if self.updates_in_a_row > MAX_KEY_UPDATES_IN_A_ROW {
             return Err(TunnelError::TooManyKeyUpdates);
         }
+        kumiko_fault::hit(Point::PeerKeyUpdate).map_err(io::Error::other)?;
         let (sequence, secrets) = self.rekey.next_receiver().map_err(TunnelError::Rekey)?;
         self.inn.set_key(Key::new(sequence, secrets)?);
         self.key_updates += 1;

@@ -163,6 +163,8 @@ impl AdminState for Sample {
             flows_carried: 1_204,
             bytes_sent: 3 << 20,
             bytes_received: 5 << 30,
+            key_updates_sent: 0,
+            key_updates_received: 0,
         };
         vec![tunnel(2, true, &"ab".repeat(16)), tunnel(1, false, "")]
     }

@@ -116,6 +116,12 @@ pub struct TunnelView {
     /// Plaintext bytes received in it.
     #[serde(default)]
     pub bytes_received: u64,
+    /// Key changes of what this node sends, as of the last flow's end.
+    #[serde(default)]
+    pub key_updates_sent: u64,
+    /// Key changes of what the other node sends.
+    #[serde(default)]
+    pub key_updates_received: u64,
 }
 
 /// A certificate of this node, or one that it waits for.

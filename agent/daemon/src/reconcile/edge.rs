@@ -19,6 +19,9 @@ pub enum EdgeError {
     /// Maps, programs, hooks.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// On a test's demand.
+    #[error(transparent)]
+    Injected(#[from] kumiko_fault::Injected),
     /// The flow table could not be read.
     #[error("the flow table cannot be read: {0}")]
     Scan(#[source] io::Error),

@@ -16,6 +16,7 @@ use kumiko_abi::{FlowKey, FlowState, Stage};
 use kumiko_core::compile::{self, Attached, AttachedEndpoint, Desired, Handles, Op, compile, diff};
 use kumiko_core::model::{ServiceRef, Workload, World};
 use kumiko_core::stage::{Crossings, Phase, legacy};
+use kumiko_fault::Point;
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, warn};
 
@@ -148,7 +149,11 @@ impl<E: Edge> Engine<E> {
     }
 
     fn write(&mut self, op: Op) -> bool {
-        match self.edge.write(&op) {
+        let written = match kumiko_fault::hit(Point::MapWrite) {
+            Ok(()) => self.edge.write(&op),
+            Err(fault) => Err(fault.into()),
+        };
+        match written {
             Ok(()) => {
                 self.written.apply(&op);
                 true

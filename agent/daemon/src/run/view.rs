@@ -244,6 +244,8 @@ impl AdminState for View {
                     flows_carried: counters.flows,
                     bytes_sent: counters.bytes_sent,
                     bytes_received: counters.bytes_received,
+                    key_updates_sent: counters.key_updates_sent,
+                    key_updates_received: counters.key_updates_received,
                 }
             })
             .collect()

@@ -8,12 +8,13 @@ use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::{CommandResult, Direction, Flow, FlowId, FlowKey, FlowState, Reason, Verdict};
 use kumiko_core::addr;
 use kumiko_core::connect::{connect_reason, errno};
+use kumiko_fault::Point;
 use kumiko_kernel::bpf::Commands;
 use kumiko_kernel::{diag, sockets};
 use tokio::net::TcpStream;
 
 use super::Shard;
-use super::failure::Failure;
+use super::failure::{Failure, at};
 use super::registry::{Claimed, Entry, Registered, Stop};
 
 /// Source of a pod's connection to itself through a Service: its own address would never be answered.
@@ -83,6 +84,7 @@ impl Shard {
         let (source, registered) = self.reserve(&delivery, source, handles, ifindex, marks)?;
         let (key, _) = addr::flow_key(source, delivery.to, TCP);
         let reserved = Reserved { commands: &self.common.commands, key, id: delivery.id, registered: &registered };
+        at(Point::AcceptorEntered)?;
         match connect(source, delivery.to, &registered).await {
             Ok(stream) => {
                 reserved.keep();

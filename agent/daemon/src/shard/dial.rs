@@ -12,6 +12,7 @@ use kumiko_core::addr;
 use kumiko_core::connect::{self, Answer};
 use kumiko_core::frame::{AskedService, Open};
 use kumiko_core::route::Plan;
+use kumiko_fault::Point;
 use kumiko_kernel::diag;
 use kumiko_tunnel::pool::Key;
 use kumiko_tunnel::{OpenError, Tunnel};
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::deliver::{Delivered, Delivery};
-use super::failure::Failure;
+use super::failure::{Failure, at};
 use super::registry::{Entry, Stop};
 use super::{Shard, carry, report};
 use crate::clock;
@@ -70,7 +71,8 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
         // What the older flow left here (a handshake that nobody finished) would answer the new SYN in its own way.
         let _ = diag::destroy(asked, client);
     }
-    let plain = match pair(&shard, &syn, client, asked, &stop).await {
+    let paired = pair(&shard, &syn, client, asked, &stop).await;
+    let plain = match paired.and_then(|plain| at(Point::DiallerAccepted).map(|()| plain)) {
         Ok(plain) => plain,
         Err(failure) => {
             // The far pod is reset at once; the tunnel is as good as before.
@@ -213,8 +215,11 @@ async fn pair(
 ) -> Result<TcpStream, Failure> {
     // The pairing stands before the SYN goes in, so the accept cannot come first.
     let mut pairing = shard.pairings.expect((client, asked), syn.id);
+    at(Point::DiallerOpened)?;
     shard.set_state(syn, FlowState::Captured, Reason::Allowed, Verdict::Allow, 0)?;
+    at(Point::DiallerCaptured)?;
     shard.inject(syn)?;
+    at(Point::DiallerInjected)?;
     let gone = async {
         loop {
             tokio::time::sleep(LOOK).await;

@@ -1,6 +1,7 @@
 //! Why a flow did not come about.
 
 use kumiko_abi::Reason;
+use kumiko_fault::Point;
 
 /// A reason, and the errno of the pod's connect when that is where it failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,4 +21,9 @@ impl From<Reason> for Failure {
     fn from(reason: Reason) -> Self {
         Self::new(reason)
     }
+}
+
+/// A place where a test may end a flow that is on its way, as if its kernel had refused the next step.
+pub(super) fn at(point: Point) -> Result<(), Failure> {
+    kumiko_fault::hit(point).map_err(|_| Failure::new(Reason::ConnectFailed))
 }

@@ -9,12 +9,13 @@ use kumiko_abi::Reason;
 use kumiko_core::frame::{Open, Refused};
 use kumiko_core::model::node_hash;
 use kumiko_core::route::{self, Accepted, OpenView};
+use kumiko_fault::Point;
 use kumiko_tunnel::{HandshakeError, Tunnel, TunnelError, TunnelOptions};
 use tokio::net::TcpStream;
 use tracing::{debug, info};
 
 use super::deliver::Delivery;
-use super::failure::Failure;
+use super::failure::{Failure, at};
 use super::registry::Stop;
 use super::{Shard, carry, report};
 use crate::telemetry::FlowOpened;
@@ -127,6 +128,9 @@ async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: Ip
         service: 0,
         stop: stop.clone(),
     };
+    if let Err(failure) = at(Point::AcceptorAsked) {
+        return refuse(shard, tunnel, &open, failure).await;
+    }
     let delivered = tokio::select! {
         delivered = shard.deliver(delivery) => delivered,
         gone = tunnel.closed() => {
@@ -142,7 +146,7 @@ async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: Ip
         Ok(delivered) => delivered,
         Err(failure) => return refuse(shard, tunnel, &open, failure).await,
     };
-    if tunnel.opened().await.is_err() {
+    if at(Point::AcceptorConnected).is_err() || tunnel.opened().await.is_err() || at(Point::AcceptorOpened).is_err() {
         // Dropping the socket resets the pod's side; nothing was said on it yet.
         shard.common.sink.refused(open.flow_id, Reason::TunnelLost, 0);
         return false;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use kumiko_abi::Reason;
+use kumiko_fault::Point;
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::sockets;
 use kumiko_tunnel::identity::Identities;
@@ -119,7 +121,7 @@ impl Shard {
     /// Keeps a tunnel whose flow has ended for the next one. One whose certificate was renewed meanwhile is closed: it
     /// would outlive, busy by turns, every look at the idle ones.
     pub(super) fn put_back(&self, tunnel: Tunnel) {
-        if outdated(&self.common.identities.current(), &tunnel) {
+        if outdated(&self.common.identities.current(), &tunnel) || kumiko_fault::hit(Point::HandBack).is_err() {
             tunnel.close();
         } else {
             self.tunnels.put_back(tunnel);
@@ -171,6 +173,7 @@ impl Shard {
         let socket = self.tunnels.host.within(connect).map_err(|error| failed(HandshakeError::Connect(error)))?;
         let stream = TcpStream::from_std(socket).map_err(|error| failed(HandshakeError::Connect(error)))?;
         let identities = common.identities.current();
+        kumiko_fault::hit(Point::Handshake).map_err(|fault| failed(HandshakeError::Io(io::Error::other(fault))))?;
         let tunnel = kumiko_tunnel::dial(stream, &identities, &source, &destination, TunnelOptions::default())
             .await
             .map_err(failed)?;

@@ -6,6 +6,7 @@ use kumiko_abi::flow::flags;
 use kumiko_abi::{CommandResult, Flow, FlowKey, FlowState};
 use kumiko_core::stage::Phase;
 use kumiko_core::stage::legacy::{self, End, Older};
+use kumiko_fault::Point;
 use tracing::{debug, info, warn};
 
 use super::super::edge::Edge;
@@ -36,6 +37,9 @@ impl<E: Edge> Engine<E> {
         let Some(local) = self.locals.get(uid) else { return false };
         let Some(veth) = local.veth.clone() else { return false };
         let waited = local.learning.is_none_or(|since| now.saturating_duration_since(since) >= LEARN_BLIND);
+        if kumiko_fault::hit(Point::StageLearning).is_err() {
+            return false;
+        }
         let sockets = match self.edge.sockets(&veth) {
             Ok(Some(sockets)) => sockets,
             // Nobody can list them: what its packets show until then is what is known.

@@ -6,9 +6,10 @@ use std::time::Instant;
 use kumiko_abi::Stage;
 use kumiko_core::compile::{self, Op};
 use kumiko_core::stage::{self, Action, Phase};
+use kumiko_fault::Point;
 use tracing::info;
 
-use super::super::edge::Edge;
+use super::super::edge::{Edge, EdgeError};
 use super::super::local::Local;
 use super::Engine;
 
@@ -45,6 +46,10 @@ impl<E: Edge> Engine<E> {
                     // What went in the clear until now would count as a leak from the next packet on.
                     self.mark_outlived();
                 }
+                if kumiko_fault::hit(Point::StagePhase).is_err() {
+                    self.unfinished = true;
+                    return false;
+                }
                 let Some(local) = self.locals.get_mut(uid) else { return false };
                 local.enter(phase, now);
                 info!(workload = local.name(), ?phase, "endpoint");
@@ -66,13 +71,18 @@ impl<E: Edge> Engine<E> {
         self.write(Op::SetEndpoint(endpoint.ifindex, entry))
     }
 
+    fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError> {
+        kumiko_fault::hit(Point::Hook)?;
+        self.edge.hook(ifindex)
+    }
+
     fn attach(&mut self, uid: &str, ifindex: u32, phase: Phase, now: Instant) -> bool {
         if let Some(local) = self.locals.get_mut(uid) {
             local.enter(phase, now);
         }
         // The endpoint first: hooks without one would judge nothing, and then meet packets they know nothing about.
         let hooked = match self.edge.init_use(ifindex) {
-            Ok(()) if self.write_endpoint(uid) => self.edge.hook(ifindex).map_err(|error| error.to_string()),
+            Ok(()) if self.write_endpoint(uid) => self.hook(ifindex).map_err(|error| error.to_string()),
             Ok(()) => Err("its endpoint could not be written".to_owned()),
             Err(error) => Err(error.to_string()),
         };
