@@ -4,5 +4,6 @@
 //! a lab without the mesh.
 
 pub mod cases;
+pub mod echo;
 pub mod harness;
 pub mod twins;

@@ -14,7 +14,7 @@ use crate::admin;
 use crate::command::{Never, wait_for};
 use crate::netns::Netns;
 use crate::spec::node_ips;
-use crate::state::{kubelet_cgroup, replace};
+use crate::state::{LabState, kubelet_cgroup, replace};
 use crate::topology::ISSUER_HOST;
 
 /// Port of the issuer.
@@ -67,6 +67,11 @@ impl NodeFiles {
     /// The admin socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("admin.sock")
+    }
+
+    /// Where the fault points of an agent that has them are armed.
+    pub fn faults(&self) -> PathBuf {
+        self.run_dir.join("faults.sock")
     }
 
     /// Makes directories, a bpffs of its own, and the cgroup that plays kubelet's.
@@ -124,9 +129,10 @@ pub fn write_token(dir: &Path, files: &NodeFiles, node: u8) -> Result<()> {
 }
 
 /// Starts the agent of a node, without waiting for it.
-pub fn start_agent(dir: &Path, id: &str, node: u8, ns: &Netns, further: &[String]) -> Result<Child> {
-    let files = NodeFiles::new(dir, node);
-    let mut command = Command::new(binary("kumiko-agent")?);
+pub fn start_agent(dir: &Path, state: &LabState, node: u8, ns: &Netns) -> Result<Child> {
+    let (id, files) = (&state.id, NodeFiles::new(dir, node));
+    let program = if state.spec.faults { "kumiko-agent-faults" } else { "kumiko-agent" };
+    let mut command = Command::new(binary(program)?);
     command
         .args(["run", "--node", &format!("n{node}")])
         .args(["--source", &format!("dir:{}", dir.join("manifests").display())])
@@ -142,7 +148,7 @@ pub fn start_agent(dir: &Path, id: &str, node: u8, ns: &Netns, further: &[String
         .args(["--netns-name", &agent_netns_name(id, node)])
         .arg("--kubelet-cgroup")
         .arg(kubelet_cgroup(id, node)?)
-        .args(further);
+        .args(&state.spec.agent_args);
     ns.spawn(with_log(&mut command, &files.log)?)
 }
 

@@ -1,6 +1,8 @@
 //! A standing lab.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -159,13 +161,12 @@ impl Lab {
 
     /// Starts the agent of a node without waiting.
     pub fn spawn_agent(&mut self, number: u8) -> Result<()> {
-        let (dir, id) = (self.dir(), self.state.id.clone());
-        let further = self.state.spec.agent_args.clone();
+        let (dir, state) = (self.dir(), self.state.clone());
         let node = self.node_mut(number)?;
         if node.agent.is_some() {
             bail!("the agent of n{number} runs already");
         }
-        let child = agents::start_agent(&dir, &id, number, &node.netns, &further)?;
+        let child = agents::start_agent(&dir, &state, number, &node.netns)?;
         node.agent = Some(child);
         Ok(())
     }
@@ -182,6 +183,14 @@ impl Lab {
         let node = self.node_mut(number)?;
         let child = node.agent.as_ref().with_context(|| format!("no agent runs on n{number}"))?;
         kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signalling the agent")
+    }
+
+    /// The state of a node's agent as `ps` shows it: `R`, `S`, `T`, ...
+    pub fn agent_state(&self, number: u8) -> Result<char> {
+        let agent = self.node(number)?.agent.as_ref().with_context(|| format!("no agent runs on n{number}"))?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", agent.id())).context("looking at the agent")?;
+        // pid (name) state: the name may hold anything.
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).context("a process without a state")
     }
 
     /// Kills the agent of a node with SIGKILL; returns when it is gone.
@@ -270,6 +279,43 @@ impl Lab {
     /// Asks the admin API of a node's agent.
     pub fn admin(&self, node: u8, path: &str) -> Result<Value> {
         admin::get_json(&self.node(node)?.files.socket(), path)
+    }
+
+    /// Tells the fault points of a node's agent (see the crate `kumiko-fault`) to do something.
+    pub fn fault(&self, node: u8, demand: &str) -> Result<String> {
+        let path = self.node(node)?.files.faults();
+        let mut stream = UnixStream::connect(&path).with_context(|| format!("connecting to {}", path.display()))?;
+        writeln!(stream, "{demand}").context("asking the fault points")?;
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).context("the answer of the fault points")?;
+        let answer = answer.trim();
+        ensure!(!answer.is_empty() && !answer.starts_with("error"), "{demand}: {answer}");
+        Ok(answer.to_owned())
+    }
+
+    /// Starts the agent of a node again if it has ended.
+    pub fn revive_agent(&mut self, number: u8) -> Result<()> {
+        let node = self.node_mut(number)?;
+        let ended = match &mut node.agent {
+            Some(agent) => agent.try_wait().context("asking for the agent")?.is_some(),
+            None => true,
+        };
+        if ended {
+            node.agent = None;
+            self.start_agent(number)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for an agent to be ended by a fault point; its exit status.
+    pub fn await_end(&mut self, number: u8) -> Result<std::process::ExitStatus> {
+        let node = self.node_mut(number)?;
+        let agent = node.agent.as_mut().with_context(|| format!("no agent runs on n{number}"))?;
+        let status = wait_for(&format!("the agent of n{number} ends"), Duration::from_secs(30), || {
+            agent.try_wait().context("asking for the agent")?.context("it still runs")
+        })?;
+        node.agent = None;
+        Ok(status)
     }
 
     /// The ends of all agents' logs, for a failure's message.

@@ -123,6 +123,9 @@ pub struct LabSpec {
     pub agent_args: Vec<String>,
     /// Lifetime of certificates, as the issuer takes it.
     pub svid_ttl: String,
+    /// Whether its agents are those with fault points.
+    #[serde(default)]
+    pub faults: bool,
     /// Whether it stays when its maker ends.
     pub keep: bool,
 }
@@ -153,6 +156,7 @@ impl LabSpec {
             services,
             agent_args: Vec::new(),
             svid_ttl: "4h".into(),
+            faults: false,
             keep: false,
         }
     }
