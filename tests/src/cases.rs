@@ -1,5 +1,7 @@
 //! Exchanges: what a client and a server do, call by call.
 
+use std::time::Duration;
+
 use kumiko_lab::pattern::{CAPTURED, Pattern};
 use kumiko_lab::peer::Step;
 
@@ -8,6 +10,12 @@ use kumiko_lab::peer::Step;
 pub struct Case {
     /// Its name.
     pub name: &'static str,
+    /// Who is called.
+    pub aim: Aim,
+    /// What `connect` gives without the mesh, one of them; none: it works.
+    pub connect: &'static [&'static str],
+    /// After how long the client gives up.
+    pub within: Option<Duration>,
     /// What the client does; after a refused connect, nothing.
     pub client: Vec<Step>,
     /// What the server does; none: nobody listens.
@@ -15,6 +23,24 @@ pub struct Case {
     /// Whether an RST overtakes bytes, so that how many arrive is chance (that they are a prefix is not).
     pub prefix: bool,
 }
+
+/// Who a client calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Aim {
+    /// A port of the server pod.
+    Server,
+    /// A port whose SYNs the server pod drops.
+    Hole,
+    /// A port that the server pod rejects with an ICMP error, by nftables' name of it.
+    Rejected(&'static str),
+    /// A pod that is in the documents and nowhere else.
+    Gone,
+    /// An address in the pods' network that nobody has.
+    Nobody,
+}
+
+/// The ICMP errors by which a pod may reject, as nftables names them for both families.
+pub const REJECTIONS: [&str; 4] = ["port-unreachable", "host-unreachable", "admin-prohibited", "no-route"];
 
 const UP: u64 = 70_001;
 const DOWN: u64 = 50_003;
@@ -38,7 +64,15 @@ fn to_end(tag: u64) -> Step {
 /// Every exchange of the matrix.
 pub fn all() -> Vec<Case> {
     use Step::{Close, Reset, SendToError, ShutdownWrite};
-    let case = |name, client, server| Case { name, client, server: Some(server), prefix: false };
+    let case = |name, client, server| Case {
+        name,
+        aim: Aim::Server,
+        connect: &[],
+        within: None,
+        client,
+        server: Some(server),
+        prefix: false,
+    };
     vec![
         case(
             "client_closes_first",
@@ -108,6 +142,37 @@ pub fn all() -> Vec<Case> {
             vec![send(100, 1), Step::Urgent { byte: b'X' }, send(100, 3), to_end(4), Close],
             vec![recv(100, 1), recv(1, 2), recv(100, 3), Close],
         ),
-        Case { name: "refused", client: Vec::new(), server: None, prefix: false },
+    ]
+}
+
+/// Every `connect` that does not come to be.
+pub fn failing() -> Vec<Case> {
+    let case = |name, aim, connect| Case {
+        name,
+        aim,
+        connect,
+        within: None,
+        client: vec![Step::Close],
+        server: None,
+        prefix: false,
+    };
+    let unreachable: &[&str] = &["EHOSTUNREACH", "ENETUNREACH"];
+    vec![
+        case("refused", Aim::Server, &["ECONNREFUSED"]),
+        case("black_hole", Aim::Hole, &["ETIMEDOUT"]),
+        Case {
+            within: Some(Duration::from_millis(300)),
+            ..case("gives_up_before_the_first_retransmission", Aim::Hole, &["EINPROGRESS"])
+        },
+        Case {
+            within: Some(Duration::from_millis(1_500)),
+            ..case("gives_up_after_the_first_retransmission", Aim::Hole, &["EINPROGRESS"])
+        },
+        case("rejected_port_unreachable", Aim::Rejected(REJECTIONS[0]), &["ECONNREFUSED"]),
+        case("rejected_host_unreachable", Aim::Rejected(REJECTIONS[1]), &["EHOSTUNREACH"]),
+        case("rejected_admin_prohibited", Aim::Rejected(REJECTIONS[2]), &["EHOSTUNREACH", "EACCES"]),
+        case("rejected_no_route", Aim::Rejected(REJECTIONS[3]), &["ENETUNREACH"]),
+        case("pod_gone", Aim::Gone, unreachable),
+        case("no_such_pod", Aim::Nobody, unreachable),
     ]
 }

@@ -1,18 +1,27 @@
 //! The same exchange in two labs: one with the mesh, one without.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kumiko_lab::peer::{ConnReport, Peer};
-use kumiko_lab::{Family, Lab, LabSpec, Net, Stage};
+use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage, command};
 
-use crate::cases::Case;
+use crate::cases::{Aim, Case, REJECTIONS};
 
 /// First of the ports that servers and Services of these labs declare.
 pub const FIRST_PORT: u16 = 20_000;
 /// How many.
 pub const PORTS: u16 = 160;
+/// Those at the end that the pods of a [`Side::with_failures`] drop or reject; the first drops.
+const FAILING_PORTS: u16 = 5;
+const _: () = assert!(FAILING_PORTS as usize == 1 + REJECTIONS.len());
+/// Those before them, for exchanges that last.
+const KEPT_PORTS: u16 = 16;
+
+/// Of the agents of a [`Side::with_failures`]: flows that were silent for so long are looked up.
+pub const IDLE_CHECK: Duration = Duration::from_secs(2);
 
 /// From which pod to which, and how it is called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,7 +58,8 @@ impl Path {
         }
     }
 
-    fn by_service(self) -> bool {
+    /// Whether it is called by its Service.
+    pub fn by_service(self) -> bool {
         matches!(self, Self::ServiceCrossNode | Self::ServiceSameNode)
     }
 }
@@ -66,6 +76,7 @@ pub struct Side {
     /// In server-2.
     pub far: Peer,
     next_port: AtomicU16,
+    next_kept: AtomicU16,
 }
 
 impl Side {
@@ -78,21 +89,79 @@ impl Side {
         )
     }
 
+    /// The same, with pods and ports at which connections fail, and two SYNs everywhere before a client gives up.
+    pub fn with_failures(name: &str, net: Net, mesh: Option<Stage>) -> Result<Self> {
+        let name = format!("{name}-{}", std::process::id());
+        let mut spec = LabSpec::standard(&name, 2, net, mesh.unwrap_or(Stage::Off));
+        for node in 1..=2 {
+            let gone = format!("gone-{node}");
+            spec = spec.with_pod(PodSpec { gone: true, ..PodSpec::new(&gone, "demo", node) });
+            let service = ServiceSpec { name: gone.clone(), namespace: "demo".into(), pods: vec![gone], ports: vec![] };
+            spec.services.push(service);
+        }
+        spec = spec.with_ports(FIRST_PORT, PORTS);
+        spec.agent_args = vec!["--idle-check".into(), IDLE_CHECK.as_secs().to_string()];
+        let side = Self::of(&spec, mesh.is_some())?;
+        for pod in side.lab.pods.iter().filter(|pod| pod.netns.exists()) {
+            pod.netns.sysctl("net.ipv4.tcp_syn_retries", "1")?;
+        }
+        if mesh.is_some() {
+            for node in 1..=2 {
+                side.lab.agent_netns(node)?.sysctl("net.ipv4.tcp_syn_retries", "1")?;
+            }
+        }
+        for server in ["server-1", "server-2"] {
+            side.lab.pod(server)?.netns.within(|| command::run_with_input("nft", &["-f", "-"], &failing_ports()))?;
+        }
+        Ok(side)
+    }
+
     /// Builds a lab from a spec that has the standard pods.
     pub fn of(spec: &LabSpec, mesh: bool) -> Result<Self> {
         let lab = if mesh { Lab::up(spec)? } else { Lab::build(spec)? };
         let (client, near, far) = (lab.peer("client-1")?, lab.peer("server-1")?, lab.peer("server-2")?);
-        Ok(Self { lab, client, near, far, next_port: AtomicU16::new(0) })
+        Ok(Self { lab, client, near, far, next_port: AtomicU16::new(0), next_kept: AtomicU16::new(0) })
     }
 
     /// A port that no other exchange of this lab uses now.
     pub fn port(&self) -> u16 {
-        FIRST_PORT + self.next_port.fetch_add(1, Ordering::Relaxed) % PORTS
+        FIRST_PORT + self.next_port.fetch_add(1, Ordering::Relaxed) % (PORTS - FAILING_PORTS - KEPT_PORTS)
+    }
+
+    /// A port for an exchange that outlives many others: [`Self::port`] does not give it.
+    pub fn kept_port(&self) -> u16 {
+        let first = FIRST_PORT + PORTS - FAILING_PORTS - KEPT_PORTS;
+        first + self.next_kept.fetch_add(1, Ordering::Relaxed) % KEPT_PORTS
     }
 
     /// The peer in a path's server pod.
     pub fn server(&self, path: Path) -> &Peer {
         if path.server() == "server-1" { &self.near } else { &self.far }
+    }
+
+    /// Where a client of a case goes on a path: `port`, unless the case has one of its own.
+    fn target(&self, case: &Case, path: Path, family: Family, port: u16) -> Result<SocketAddr> {
+        let first = FIRST_PORT + PORTS - FAILING_PORTS;
+        let of_pod = self.address(path, family);
+        Ok(match case.aim {
+            Aim::Server => SocketAddr::new(of_pod?, port),
+            Aim::Hole => SocketAddr::new(of_pod?, first),
+            Aim::Rejected(with) => {
+                let found = (first + 1..).zip(REJECTIONS).find(|(_, one)| *one == with);
+                SocketAddr::new(of_pod?, found.context("no such rejection")?.0)
+            }
+            Aim::Gone => {
+                let name = path.server().replace("server", "gone");
+                let by_pod = || Ok(self.lab.pod(&name)?.ip(family));
+                let ip = if path.by_service() { self.lab.service_ip(&name, family) } else { by_pod() };
+                SocketAddr::new(ip?, port)
+            }
+            // The last of the server's network.
+            Aim::Nobody => match self.lab.pod(path.server())?.ip(family) {
+                IpAddr::V4(ip) => SocketAddr::new((ip | Ipv4Addr::new(0, 0, 0, 250)).into(), port),
+                IpAddr::V6(ip) => SocketAddr::new((ip | Ipv6Addr::from_bits(0xfa00)).into(), port),
+            },
+        })
     }
 
     /// Address that a client uses on a path.
@@ -112,10 +181,14 @@ impl Side {
         family: Family,
         port: u16,
     ) -> Result<(ConnReport, Option<ConnReport>)> {
-        let to = SocketAddr::new(self.address(path, family)?, port);
+        let to = self.target(case, path, family, port)?;
         let server = self.server(path);
         let Some(script) = &case.server else {
-            return Ok((self.client.connect(to, 1, case.client.clone())?.report()?, None));
+            let connecting = match case.within {
+                Some(within) => self.client.connect_within(to, within, case.client.clone()),
+                None => self.client.connect(to, 1, case.client.clone()),
+            };
+            return Ok((connecting?.report()?, None));
         };
         server.listen(SocketAddr::new(self.lab.pod(path.server())?.ip(family), port))?;
         let serving = server.serve(port, 1, script.clone())?;
@@ -128,6 +201,16 @@ impl Side {
         server.unlisten(port)?;
         Ok((client, Some(report)))
     }
+}
+
+/// Rules by which a pod drops or rejects what comes to its failing ports.
+fn failing_ports() -> String {
+    let first = FIRST_PORT + PORTS - FAILING_PORTS;
+    let mut rules = format!("    tcp dport {first} drop\n");
+    for (port, with) in (first + 1..).zip(REJECTIONS) {
+        rules += &format!("    tcp dport {port} reject with icmpx type {with}\n");
+    }
+    format!("table inet failing {{\n  chain input {{\n    type filter hook input priority 0;\n{rules}  }}\n}}\n")
 }
 
 /// Compares what an exchange gave with the mesh and without.
@@ -157,7 +240,10 @@ fn one_end(end: &str, case: &Case, direct: Option<&ConnReport>, mesh: Option<&Co
         }
         return;
     };
-    if direct.connect != mesh.connect {
+    // What a network answers for a pod that is gone is the network's; the mesh knows which pod it was.
+    let alike = |error: &Option<String>| error.as_deref().is_some_and(|error| case.connect.contains(&error));
+    let both = case.aim == Aim::Gone && alike(&direct.connect) && alike(&mesh.connect);
+    if direct.connect != mesh.connect && !both {
         wrong.push(format!("{end}'s connect: {:?} without the mesh, {:?} with it", direct.connect, mesh.connect));
     }
     if direct.steps.len() != mesh.steps.len() {
@@ -185,9 +271,8 @@ pub fn check(direct: &Side, mesh: &Side, case: &Case, path: Path, family: Family
 
 /// The twin itself must be what the case means, or comparing proves nothing.
 fn sane(case: &Case, (client, server): &(ConnReport, Option<ConnReport>)) -> Result<()> {
-    let refused = case.server.is_none();
-    let expected = refused.then(|| "ECONNREFUSED".to_owned());
-    if client.connect != expected {
+    let expected = client.connect.as_deref().map_or(case.connect.is_empty(), |error| case.connect.contains(&error));
+    if !expected {
         bail!("without the mesh, connect gave {:?}", client.connect);
     }
     let broken = [Some(client), server.as_ref()].into_iter().flatten().any(|end| end.steps.iter().any(|s| !s.intact));

@@ -160,10 +160,10 @@ pub fn outbound(q: Outbound) -> Decision {
         Peer::Tunnel => Decision::refuse(Reason::TunnelPortRefused),
         Peer::Disputed if strict => Decision::refuse(Reason::DisputedAddress),
         Peer::Disputed => Decision::allow(Action::Direct, Reason::DisputedAddress, flow::flags::PLAINTEXT),
-        Peer::Service | Peer::Remote => Decision::allow(Action::Capture, Reason::Allowed, 0),
+        // A pod of this node without hooks: the agent knows whether they are on now, or says EHOSTUNREACH.
+        Peer::Service | Peer::Remote | Peer::LocalDetached => Decision::allow(Action::Capture, Reason::Allowed, 0),
         Peer::Local if q.fast => Decision::allow(Action::Fast, Reason::Allowed, both),
         Peer::Local => Decision::allow(Action::Direct, Reason::Allowed, both),
-        Peer::LocalDetached => Decision::refuse(Reason::EndpointNotAttached),
     }
 }
 

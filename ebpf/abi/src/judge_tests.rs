@@ -32,7 +32,7 @@ fn outbound_by_stage_and_peer() {
         (Peer::OpenService, (Direct, PLAINTEXT), (Direct, PLAINTEXT)),
         (Peer::Remote, (Capture, 0), (Capture, 0)),
         (Peer::Local, (Fast, BOTH), (Fast, BOTH)),
-        (Peer::LocalDetached, (Refuse, 0), (Refuse, 0)),
+        (Peer::LocalDetached, (Capture, 0), (Capture, 0)),
         (Peer::Outer, (Direct, PLAINTEXT), (Refuse, 0)),
     ];
     for (peer, permissive, strict) in rows {

@@ -260,6 +260,13 @@ impl Lab {
         found.with_context(|| format!("the lab has no node n{number}"))
     }
 
+    /// The agent's own namespace on a node, while it is there.
+    pub fn agent_netns(&self, number: u8) -> Result<Netns> {
+        let name = agents::agent_netns_name(&self.state.id, number);
+        let path = self.node(number)?.files.run_dir.join("netns").join(name);
+        Ok(Netns::named(path.to_string_lossy()))
+    }
+
     /// A pod by its name.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
         self.pods.iter().find(|pod| pod.name == name).with_context(|| format!("the lab has no pod {name}"))

@@ -74,6 +74,9 @@ pub struct PodSpec {
     pub ports: Vec<u16>,
     /// Whether a Workload document is written for it; without one the mesh does not know it.
     pub workload: bool,
+    /// Whether it is gone: it is in the documents and behind Services, but has no namespace and no veth.
+    #[serde(default)]
+    pub gone: bool,
 }
 
 impl PodSpec {
@@ -87,6 +90,7 @@ impl PodSpec {
             node,
             ports: vec![8080],
             workload: true,
+            gone: false,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::agents::binary;
 use crate::netns::Netns;
 
 /// The longest that a request may take.
-const REPLY_LIMIT: Duration = Duration::from_secs(300);
+const REPLY_LIMIT: Duration = Duration::from_secs(900);
 
 type Waiting = Arc<Mutex<HashMap<u64, Sender<Reply>>>>;
 
@@ -98,7 +98,13 @@ impl Peer {
 
     /// Runs a script on `count` connections at once.
     pub fn connect(&self, to: SocketAddr, count: usize, script: Vec<Step>) -> Result<Pending> {
-        self.begin(Action::Connect { to, from: None, count, script })
+        self.begin(Action::Connect { to, from: None, within_ms: None, count, script })
+    }
+
+    /// Runs a script on a connection that gives up when `connect` takes longer than `within`.
+    pub fn connect_within(&self, to: SocketAddr, within: Duration, script: Vec<Step>) -> Result<Pending> {
+        let within_ms = Some(u64::try_from(within.as_millis())?);
+        self.begin(Action::Connect { to, from: None, within_ms, count: 1, script })
     }
 
     /// Opens a gate.

@@ -13,7 +13,7 @@ use super::protocol::{Action, ConnReport, Reply, Request, Step};
 use super::script::{Around, CALL_LIMIT, error_name, run};
 
 /// How long a gate or a meeting may last: longer than any test keeps one closed.
-const WAIT_LIMIT: Duration = Duration::from_secs(120);
+const WAIT_LIMIT: Duration = Duration::from_secs(900);
 /// A thousand connections are a thousand threads.
 const STACK: usize = 256 * 1024;
 
@@ -129,8 +129,9 @@ impl Peer {
             Action::Serve { port, count, script } => {
                 self.accept(port, count, &script).map(|reports| reply.reports = reports)
             }
-            Action::Connect { to, from, count, script } => {
-                reply.reports = self.connect(to, from, count, &script);
+            Action::Connect { to, from, within_ms, count, script } => {
+                let within = within_ms.map_or(CALL_LIMIT, Duration::from_millis);
+                reply.reports = self.connect(to, from, within, count, &script);
                 Ok(())
             }
         };
@@ -186,13 +187,20 @@ impl Peer {
         })
     }
 
-    fn connect(&self, to: SocketAddr, from: Option<SocketAddr>, count: usize, script: &[Step]) -> Vec<ConnReport> {
+    fn connect(
+        &self,
+        to: SocketAddr,
+        from: Option<SocketAddr>,
+        within: Duration,
+        count: usize,
+        script: &[Step],
+    ) -> Vec<ConnReport> {
         let meeting = Meeting::new(count);
         let around = Around { gates: &self.gates, meeting: &meeting };
         std::thread::scope(|scope| {
             let one = || {
                 let began = Instant::now();
-                let connected = connect(to, from);
+                let connected = connect(to, from, within);
                 let connect_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
                 match connected {
                     Ok(stream) => {
@@ -223,7 +231,7 @@ fn spawn<'scope, T: Send + 'scope>(
     std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)
 }
 
-fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
+fn connect(to: SocketAddr, from: Option<SocketAddr>, within: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     if let Some(from) = from {
@@ -231,7 +239,7 @@ fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
         socket.bind(&from.into())?;
     }
     // SO_SNDTIMEO bounds connect: without it a lost SYN would hold a test for two minutes.
-    socket.set_write_timeout(Some(CALL_LIMIT))?;
+    socket.set_write_timeout(Some(within))?;
     socket.connect(&to.into())?;
     Ok(TcpStream::from(socket))
 }

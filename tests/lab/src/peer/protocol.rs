@@ -46,6 +46,9 @@ pub enum Action {
         to: SocketAddr,
         /// Address and port to bind first.
         from: Option<SocketAddr>,
+        /// Milliseconds after which `connect` is given up; the limit of every call without it.
+        #[serde(default)]
+        within_ms: Option<u64>,
         /// Connections.
         count: usize,
         /// The script.

@@ -1,6 +1,8 @@
 //! Every way in which a TCP connection can begin and end, with the mesh and without: same errno at the same call, same
 //! end at each side, same bytes, same addresses. A capture between the nodes watches all of it.
 
+mod idle;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -19,12 +21,14 @@ fn main() -> ExitCode {
     harness::main(&names, run)
 }
 
+type Sides = Vec<(Net, Arc<Side>, Arc<Side>)>;
+
 fn run(args: &Arguments) -> Result<bool> {
     let mesh = (!harness::without_mesh()).then_some(Stage::Strict);
-    let mut sides = Vec::new();
+    let mut sides = Sides::new();
     for net in NETS {
-        let direct = Arc::new(Side::new(&format!("direct-{net}"), net, None)?);
-        sides.push((net, direct, Arc::new(Side::new(&format!("mesh-{net}"), net, mesh)?)));
+        let direct = Arc::new(Side::with_failures(&format!("direct-{net}"), net, None)?);
+        sides.push((net, direct, Arc::new(Side::with_failures(&format!("mesh-{net}"), net, mesh)?)));
     }
     let mut captures = Vec::new();
     for (net, _, side) in &sides {
@@ -40,9 +44,12 @@ fn run(args: &Arguments) -> Result<bool> {
             trials.push(harness::trial(name, move || twins::check(&direct, &mesh, &case, path, family)));
         }
     }
-    let mut well = harness::run_trials(args, trials);
-
     let whole = args.filter.is_none();
+    // They are silent while everything else runs.
+    let idle = if whole { idle::begin(&sides)? } else { Vec::new() };
+    let mut well = harness::run_trials(args, trials);
+    well &= harness::run_afterwards(idle.into_iter().map(idle::Idle::trial).collect());
+
     let on_wire = captures.into_iter().map(|(net, capture)| {
         harness::trial(format!("{net}::nothing_of_it_in_the_clear_between_the_nodes"), move || {
             let report = capture.finish()?;
@@ -67,7 +74,8 @@ fn matrix() -> Vec<(Path, Family, cases::Case)> {
     let mut all = Vec::new();
     for path in Path::ALL {
         for family in [Family::V4, Family::V6] {
-            all.extend(cases::all().into_iter().map(|case| (path, family, case)));
+            let cases = cases::all().into_iter().chain(cases::failing());
+            all.extend(cases.map(|case| (path, family, case)));
         }
     }
     all
