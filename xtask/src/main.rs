@@ -47,11 +47,7 @@ enum Chore {
     /// Load and attach every program on Debian's other kernels, in qemu.
     Vm(vm::VmArgs),
     /// Run the fuzz targets.
-    Fuzz {
-        /// Seconds for each target.
-        #[arg(default_value_t = 60)]
-        seconds: u64,
-    },
+    Fuzz(fuzz::FuzzArgs),
     /// Formatting, clippy with warnings denied, and this repository's own rules.
     Lint,
 }
@@ -76,7 +72,7 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Demo(args) => demo::run(&args),
         Chore::Bench(args) => bench::run(&args),
         Chore::Vm(args) => vm::run(&args),
-        Chore::Fuzz { seconds } => fuzz::run(seconds),
+        Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Lint => lint::run(),
     }
 }
