@@ -6,7 +6,7 @@ mod change;
 mod numbers;
 
 pub use change::{Op, diff};
-pub use numbers::{Handles, MAX_HANDLE, Numbers, Shortage};
+pub use numbers::{Handles, HandlesError, MAX_HANDLE, Numbers, Shortage};
 
 use std::collections::{BTreeMap, BTreeSet};
 

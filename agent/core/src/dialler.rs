@@ -156,7 +156,11 @@ impl Dialler {
             }
             // It crossed the end of its flow.
             Frame::Reset { flow, .. } | Frame::Urgent { flow } if self.is_over(*flow) => return step(Event::Nothing),
-            Frame::Opened { flow } | Frame::Refused { flow, .. } | Frame::Fin { flow } | Frame::Reset { flow, .. }
+            Frame::Opened { flow }
+            | Frame::Refused { flow, .. }
+            | Frame::Fin { flow }
+            | Frame::Reset { flow, .. }
+            | Frame::Urgent { flow }
                 if *flow != self.flow =>
             {
                 return Err(Violation::Number { frame: frame_name(frame), got: *flow, expected: self.flow });

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::Principal;
 use crate::model::{ServiceRef, World};
 
 /// Highest workload handle: `WORKLOADS` has 65,536 elements and 0 means none.
 pub const MAX_HANDLE: u32 = 65_535;
+/// Highest number of a node: the maps have 16 bits for it.
+const MAX_NODE: u32 = 65_535;
 
 /// Numbers of names, from 1. A name that goes keeps its number until [`Numbers::release`] finds that nothing refers to
 /// it; a name that comes back meanwhile gets it back.
@@ -92,10 +95,11 @@ impl Numbers {
         }
     }
 
-    /// Keeps numbers that are referred to but not known here (their file was lost) from being given out.
-    pub fn reserve(&mut self, referenced: &HashSet<u32>) {
+    /// Keeps numbers up to `max` that are referred to but not known here (their file was lost) from being given out.
+    pub fn reserve(&mut self, referenced: &HashSet<u32>, max: u32) {
         let known: HashSet<u32> = self.live.values().chain(self.retired.keys()).copied().collect();
-        let mut unknown: Vec<u32> = referenced.difference(&known).copied().filter(|number| *number != 0).collect();
+        let possible = |number: &u32| (1..=max).contains(number);
+        let mut unknown: Vec<u32> = referenced.difference(&known).copied().filter(possible).collect();
         unknown.sort_unstable();
         for number in unknown {
             self.free.extend(self.last.saturating_add(1)..number);
@@ -104,6 +108,24 @@ impl Numbers {
             self.last = self.last.max(number);
         }
     }
+
+    /// Whether every number is one that was given, at most `max`, and has one place.
+    fn is_sound(&self, max: u32) -> bool {
+        let mut seen = HashSet::new();
+        let mut numbers = self.live.values().chain(self.retired.keys()).chain(&self.free);
+        self.last <= max && numbers.all(|number| (1..=self.last).contains(number) && seen.insert(*number))
+    }
+}
+
+/// Why kept numbers cannot be taken over.
+#[derive(Debug, Error)]
+pub enum HandlesError {
+    /// Not such a file.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// A number stands twice, or is none that a map has.
+    #[error("the numbers of {0} contradict one another")]
+    Unsound(&'static str),
 }
 
 /// All numbers of a node; written beside the pinned maps, since flow entries there carry them.
@@ -129,6 +151,24 @@ pub struct Shortage {
 }
 
 impl Handles {
+    /// Reads what an agent wrote before. Two names with one number would be taken for each other by the kernel.
+    ///
+    /// # Errors
+    /// Damaged: to be treated as lost.
+    pub fn read(bytes: &[u8]) -> Result<Self, HandlesError> {
+        let handles: Self = serde_json::from_slice(bytes)?;
+        let parts = [
+            ("workloads", &handles.workloads, MAX_HANDLE),
+            ("classes", &handles.classes, u32::MAX),
+            ("Services", &handles.services, u32::MAX),
+            ("nodes", &handles.nodes, MAX_NODE),
+        ];
+        match parts.iter().find(|(_, numbers, max)| !numbers.is_sound(*max)) {
+            Some((what, ..)) => Err(HandlesError::Unsound(what)),
+            None => Ok(handles),
+        }
+    }
+
     /// Numbers everything in a model; what is gone is retired.
     pub fn assign(&mut self, world: &World, node: &str) -> Shortage {
         // Local ones first: without a handle they could not be attached.
@@ -145,7 +185,7 @@ impl Handles {
         let services = self.services.assign(services.iter().map(String::as_str), u32::MAX);
         let nodes: BTreeSet<&str> =
             world.nodes().map(|node| node.name.as_str()).chain(world.workloads().map(|w| w.node.as_str())).collect();
-        self.nodes.assign(nodes.into_iter(), u32::from(u16::MAX));
+        self.nodes.assign(nodes.into_iter(), MAX_NODE);
         Shortage { workloads, services }
     }
 

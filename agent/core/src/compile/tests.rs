@@ -127,7 +127,7 @@ fn a_name_that_comes_back_has_its_number_again() {
 #[test]
 fn numbers_of_a_lost_file_are_not_given_again() {
     let mut numbers = Numbers::default();
-    numbers.reserve(&HashSet::from([0, 2, 5]));
+    numbers.reserve(&HashSet::from([0, 2, 5, 70_000]), MAX_HANDLE);
     assert_eq!(numbers.assign(["a", "b", "c"].into_iter(), 6), 0);
     let given: Vec<u32> = ["a", "b", "c"].iter().filter_map(|name| numbers.get(name)).collect();
     assert_eq!(given, [6, 1, 3]);

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use kumiko_abi::flow::flags;
 use kumiko_abi::map::service_flags;
 use kumiko_abi::{FlowKey, FlowState, Stage};
-use kumiko_core::compile::{self, Attached, AttachedEndpoint, Desired, Handles, Op, compile, diff};
+use kumiko_core::compile::{self, Attached, AttachedEndpoint, Desired, Handles, MAX_HANDLE, Op, compile, diff};
 use kumiko_core::model::{ServiceRef, Workload, World};
 use kumiko_core::stage::{Crossings, Phase, legacy};
 use kumiko_fault::Point;
@@ -69,7 +69,7 @@ impl<E: Edge> Engine<E> {
         let mut referenced = HashSet::new();
         edge.scan(&mut |_, flow| referenced.extend([flow.src, flow.dst]))?;
         referenced.extend(edge.written(&handles)?.endpoints.values().map(|endpoint| endpoint.handle));
-        handles.workloads.reserve(&referenced);
+        handles.workloads.reserve(&referenced, MAX_HANDLE);
         let written = edge.written(&handles)?;
         let leaving = found(&mut edge, &handles, &written)?;
         let (gone, _) = broadcast::channel(GONE_WAITING);

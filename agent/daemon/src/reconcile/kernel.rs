@@ -54,7 +54,7 @@ impl Edge for KernelEdge {
         match fs::read(&self.handles) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.file(error)),
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(bytes) => match Handles::read(&bytes) {
                 Ok(handles) => Ok(Some(handles)),
                 Err(error) => {
                     warn!(file = %self.handles.display(), %error, "numbers of the last agent cannot be read: begun anew");
