@@ -3,11 +3,20 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
+    clippy::panic,
+    clippy::cast_possible_truncation,
     reason = "a panic is how a fuzz target speaks"
 )]
 
+mod ends;
+mod kept;
+mod open;
 mod schedule;
+mod spec;
 
+pub use ends::machines;
+pub use kept::handles;
+pub use open::open;
 pub use schedule::schedule;
 
 use crate::frame::{Frame, MAX_FRAME};
@@ -36,6 +45,9 @@ pub fn manifest(bytes: &[u8]) {
 mod tests {
     use std::path::Path;
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     /// Runs `target` over every file of its corpus.
     fn replay(name: &str, target: fn(&[u8])) {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
@@ -47,17 +59,34 @@ mod tests {
     }
 
     #[test]
-    fn corpus_of_frame() {
+    fn corpora() {
         replay("frame", super::frame);
-    }
-
-    #[test]
-    fn corpus_of_manifest() {
+        replay("handles", super::handles);
+        replay("machines", super::machines);
         replay("manifest", super::manifest);
+        replay("open", super::open);
+        replay("schedule", super::schedule);
     }
 
-    #[test]
-    fn corpus_of_schedule() {
-        replay("schedule", super::schedule);
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn any_schedule(acts in vec(any::<u8>(), 0..400)) {
+            super::schedule(&acts);
+        }
+
+        #[test]
+        fn any_frames_at_any_machine(script in vec(any::<u8>(), 0..200)) {
+            super::machines(&script);
+        }
+
+        #[test]
+        fn any_fields(known: bool, fields in vec((0_u8..255, vec(any::<u8>(), 0..20)), 0..12)) {
+            // Half of the time all that an OPEN needs is there already.
+            let needed = (0_u8..5).filter(|_| known).map(|kind| (kind, vec![kind; 4]));
+            let script = needed.chain(fields).flat_map(|(how, value)| [vec![how, value.len() as u8], value].concat());
+            super::open(&script.collect::<Vec<u8>>());
+        }
     }
 }

@@ -1,227 +1,441 @@
-//! Both machines against each other, in any schedule, with a model of what each application sent.
+//! Both machines against each other, tunnel after tunnel, in any schedule: records on their way for as long as it likes,
+//! lost or swapped (which TLS notices), either end gone at any moment. With a model of what each application did and saw.
 
 use std::collections::VecDeque;
 
-use kumiko_abi::{FlowId, Reason};
+use kumiko_abi::Reason;
 
-use crate::acceptor::{Acceptor, Event as AcceptorEvent};
-use crate::dialler::{Dialler, Event};
-use crate::frame::{Frame, Open, Refused};
-use crate::halves::{Bytes, End};
+use super::ends::{Checked, open};
+use super::spec::Makes;
+use crate::frame::Frame;
 
-/// Runs the schedule that `acts` spell, one byte an act, ends what is open, and checks that both ends agree.
+/// Runs the schedule that `acts` spell, one byte an act, ends what is open, and checks what became of every flow.
 pub fn schedule(acts: &[u8]) {
-    let mut world = World::default();
+    let mut world = World::new();
     for &act in acts.iter().take(4096) {
         world.act(Act::of(act));
     }
     world.settle();
-    assert!(world.acceptor.is_idle());
-    assert!(world.dialler.is_idle() || world.dialler_closed && world.acceptor.is_draining());
-    for flow in &world.flows {
-        assert!(!(flow.not_processed && flow.asked), "not processed, but taken up: {flow:?}");
-        for side in 0..2 {
-            assert!(flow.delivered[side] <= flow.sent[side]);
-            assert!(!flow.finished[side] || flow.reset || flow.delivered[side] == flow.sent[side], "{flow:?}");
-        }
-    }
-    // After all of it a flow still works, unless the acceptor drains.
-    if !world.acceptor.is_draining() {
-        use Act::{Accept, DeliverToAcceptor, DeliverToDialler, DiallerBytes};
-        for act in [Act::Open, DeliverToAcceptor, Accept, DeliverToDialler, DiallerBytes, DeliverToAcceptor] {
+    // After all of it flows still work: those that were not taken up, on whatever tunnel, and a new one.
+    for _ in 0..=world.again.len() {
+        world.act(Act::Open);
+        for act in [Act::Deliver(ACCEPTOR), Act::Opened, Act::Deliver(DIALLER), Act::Bytes(DIALLER)] {
             world.act(act);
         }
-        assert_eq!(world.flows.last().unwrap().delivered, [1, 0]);
+        world.act(Act::Deliver(ACCEPTOR));
+        let flow = &world.flows[world.carried[world.carried.len() - 1]];
+        assert!(flow.opened && flow.sides[ACCEPTOR].got == 1, "{flow:?}");
+        world.settle();
     }
 }
 
+const DIALLER: usize = 0;
+const ACCEPTOR: usize = 1;
+
+/// What happens next; a number says at which end.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Open,
     Cancel,
-    DiallerBytes,
-    DiallerFin,
-    DiallerReset,
-    Accept,
+    Opened,
     Refuse,
-    AcceptorBytes,
-    AcceptorFin,
-    AcceptorReset,
     Drain,
-    DeliverToAcceptor,
-    DeliverToDialler,
+    Bytes(usize),
+    Urgent(usize),
+    Fin(usize),
+    Reset(usize),
+    /// The oldest record on its way to this end comes.
+    Deliver(usize),
+    /// It is lost, and what is behind it goes on.
+    Lose(usize),
+    /// It comes after the one behind it.
+    Swap(usize),
+    /// All that is on its way to this end is lost, and the connection with it.
+    Cut(usize),
+    /// This end closes the tunnel.
+    Close(usize),
 }
 
 impl Act {
-    /// One of them for any byte; deliveries and bytes more often than the rest.
+    /// Letters, lower case for the dialler: a corpus can be read. Any other byte is one of them, too.
     fn of(byte: u8) -> Self {
-        match byte & 31 {
-            0..=2 => Self::Open,
-            3 => Self::Cancel,
-            4..=6 => Self::DiallerBytes,
-            7 | 8 => Self::DiallerFin,
-            9 => Self::DiallerReset,
-            10..=12 => Self::Accept,
-            13 => Self::Refuse,
-            14..=16 => Self::AcceptorBytes,
-            17 | 18 => Self::AcceptorFin,
-            19 => Self::AcceptorReset,
-            // Rare: after it nothing more is opened.
-            20 if byte == 20 => Self::Drain,
-            20..=25 => Self::DeliverToAcceptor,
-            _ => Self::DeliverToDialler,
+        const OFTEN: &[u8] = b"ooocbbbbuffrOOONBBBBUFFR>>>>>>>>>>>><<<<<<<<<<<<obOBfF>><<rRcND";
+        match byte {
+            b'o' => Self::Open,
+            b'c' => Self::Cancel,
+            b'O' => Self::Opened,
+            b'N' => Self::Refuse,
+            b'D' => Self::Drain,
+            b'b' => Self::Bytes(DIALLER),
+            b'B' => Self::Bytes(ACCEPTOR),
+            b'u' => Self::Urgent(DIALLER),
+            b'U' => Self::Urgent(ACCEPTOR),
+            b'f' => Self::Fin(DIALLER),
+            b'F' => Self::Fin(ACCEPTOR),
+            b'r' => Self::Reset(DIALLER),
+            b'R' => Self::Reset(ACCEPTOR),
+            b'<' => Self::Deliver(DIALLER),
+            b'>' => Self::Deliver(ACCEPTOR),
+            b'l' => Self::Lose(DIALLER),
+            b'L' => Self::Lose(ACCEPTOR),
+            b's' => Self::Swap(DIALLER),
+            b'S' => Self::Swap(ACCEPTOR),
+            b'k' => Self::Cut(DIALLER),
+            b'K' => Self::Cut(ACCEPTOR),
+            b'x' => Self::Close(DIALLER),
+            b'X' => Self::Close(ACCEPTOR),
+            other => Self::of(OFTEN[usize::from(other) % OFTEN.len()]),
         }
     }
 }
 
+/// A record on its way. TLS numbers records, so that none can be left out or come twice.
 #[derive(Debug)]
-enum Wire {
-    Frame(Frame),
-    /// Bytes of a flow.
-    Bytes(u32),
+struct Record {
+    number: u64,
+    what: What,
 }
 
-#[derive(Default)]
-struct World {
-    dialler: Dialler,
-    acceptor: Acceptor,
-    to_acceptor: VecDeque<Wire>,
-    to_dialler: VecDeque<Wire>,
-    /// Per flow: bytes sent and delivered, towards acceptor and towards dialler; asked, answered with FIN only.
-    flows: Vec<Flow>,
-    dialler_closed: bool,
+#[derive(Debug)]
+enum What {
+    Frame(Frame),
+    /// The byte of a flow at this place.
+    Byte(u32, u32),
+    /// URGENT, before the byte at this place.
+    Urgent(u32, u32),
+}
+
+/// What is on its way to one end.
+#[derive(Default, Debug)]
+struct Wire {
+    records: VecDeque<Record>,
+    sent: u64,
+    came: u64,
+    /// The connection ends behind the last record.
+    ends: bool,
+}
+
+/// What one application did and saw of its flow.
+#[derive(Default, Debug, Clone)]
+struct Side {
+    sent: u32,
+    got: u32,
+    /// It ended its stream.
+    fin: bool,
+    /// It saw the other's stream end.
+    end: bool,
+    /// Its end of the tunnel said RESET.
+    reset: bool,
+    /// It was reset by the other.
+    hit: bool,
+    /// The tunnel ended under it.
+    lost: bool,
 }
 
 #[derive(Default, Debug, Clone)]
 struct Flow {
-    sent: [u32; 2],
-    delivered: [u32; 2],
-    asked: bool,
-    not_processed: bool,
-    reset: bool,
-    finished: [bool; 2],
+    /// How often an acceptor took it up.
+    taken: u32,
+    /// The acceptor said OPENED, REFUSED.
+    said_opened: bool,
+    said_refused: bool,
+    /// What the dialler heard.
+    opened: bool,
+    refused: bool,
+    cancelled: bool,
+    sides: [Side; 2],
 }
 
-fn open() -> Box<Open> {
-    Box::new(Open {
-        flow_id: FlowId([0; 16]),
-        client: "10.0.0.1:1".parse().unwrap(),
-        destination: "10.0.0.2:2".parse().unwrap(),
-        destination_uid: "d".into(),
-        source_uid: "s".into(),
-        label_digest: Vec::new(),
-        service: None,
-    })
+struct World {
+    ends: [Checked; 2],
+    /// By the end that they lead to.
+    wires: [Wire; 2],
+    flows: Vec<Flow>,
+    /// Flows of this tunnel, by number less one.
+    carried: Vec<usize>,
+    /// Flows that no acceptor took up: to be opened again.
+    again: VecDeque<usize>,
 }
 
 impl World {
+    fn new() -> Self {
+        let (ends, wires) = ([Checked::dialler(), Checked::acceptor()], [Wire::default(), Wire::default()]);
+        Self { ends, wires, flows: Vec::new(), carried: Vec::new(), again: VecDeque::new() }
+    }
+
     fn flow(&mut self, number: u32) -> &mut Flow {
-        &mut self.flows[number as usize - 1]
+        &mut self.flows[self.carried[number as usize - 1]]
     }
 
     fn act(&mut self, act: Act) {
-        let from_dialler = match act {
-            Act::Open => self.dialler.open().map(|flow| {
-                self.flows.push(Flow::default());
-                assert_eq!(self.flows.len(), flow as usize);
-                Frame::Open { flow, open: open() }
-            }),
-            Act::Cancel => self.dialler.cancel(Reason::ClientGone),
-            Act::DiallerFin => self.dialler.finish(),
-            Act::DiallerReset => self.dialler.reset(Reason::ClientReset),
-            _ => None,
-        };
-        let from_acceptor = match act {
-            Act::Accept => self.acceptor.opened(),
-            Act::Refuse => self.acceptor.refuse(Refused::by_destination(Reason::ConnectRefused, 111)),
-            Act::AcceptorFin => self.acceptor.finish(),
-            Act::AcceptorReset => self.acceptor.reset(Reason::ServerReset),
-            Act::Drain => self.acceptor.drain(),
-            _ => None,
-        };
-        for (frame, queue) in [(from_dialler, &mut self.to_acceptor), (from_acceptor, &mut self.to_dialler)] {
-            if let Some(Frame::Reset { flow, .. }) = frame {
-                self.flows[flow as usize - 1].reset = true;
-            }
-            queue.extend(frame.map(Wire::Frame));
-        }
         match act {
-            Act::DiallerBytes if self.dialler.halves().is_some_and(|h| h.sent == End::Open) => {
-                let flow = self.dialler.flow();
-                self.flow(flow).sent[0] += 1;
-                self.to_acceptor.push_back(Wire::Bytes(flow));
+            Act::Open => self.open(),
+            Act::Cancel => {
+                let frame = self.ends[DIALLER].cancel();
+                if let Some(Frame::Reset { flow, .. }) = frame {
+                    self.flow(flow).cancelled = true;
+                }
+                self.say(DIALLER, frame);
             }
-            Act::AcceptorBytes if self.acceptor.halves().is_some_and(|h| h.sent == End::Open) => {
-                let flow = self.acceptor.flow();
-                self.flow(flow).sent[1] += 1;
-                self.to_dialler.push_back(Wire::Bytes(flow));
+            Act::Opened => {
+                let frame = self.ends[ACCEPTOR].opened();
+                self.say(ACCEPTOR, frame);
             }
-            Act::DeliverToAcceptor => self.deliver_to_acceptor(),
-            Act::DeliverToDialler => self.deliver_to_dialler(),
+            Act::Refuse => {
+                let frame = self.ends[ACCEPTOR].refuse();
+                self.say(ACCEPTOR, frame);
+            }
+            Act::Drain => {
+                let frame = self.ends[ACCEPTOR].drain();
+                self.say(ACCEPTOR, frame);
+            }
+            Act::Fin(end) => {
+                let frame = self.ends[end].finish();
+                self.say(end, frame);
+            }
+            Act::Reset(end) => {
+                let frame = self.ends[end].reset([Reason::ClientReset, Reason::ServerReset][end]);
+                self.say(end, frame);
+            }
+            Act::Bytes(end) | Act::Urgent(end) if self.ends[end].spec.may_send() => {
+                let flow = self.ends[end].spec.flow;
+                let side = &mut self.flow(flow).sides[end];
+                let place = side.sent;
+                if matches!(act, Act::Urgent(_)) {
+                    return self.send(end, What::Urgent(flow, place));
+                }
+                side.sent += 1;
+                self.send(end, What::Byte(flow, place));
+            }
+            Act::Bytes(_) | Act::Urgent(_) => {}
+            Act::Deliver(end) => self.deliver(end),
+            Act::Lose(end) => drop(self.wires[end].records.pop_front()),
+            Act::Swap(end) if self.wires[end].records.len() > 1 => self.wires[end].records.swap(0, 1),
+            Act::Swap(_) => {}
+            Act::Cut(end) => {
+                self.wires[end].records.clear();
+                self.wires[end].ends = true;
+            }
+            Act::Close(end) => self.close(end),
+        }
+    }
+
+    /// Opens a flow, on another tunnel if this one takes no more.
+    fn open(&mut self) {
+        let spec = &self.ends[DIALLER].spec;
+        if spec.closed || spec.draining && spec.idle() {
+            self.settle();
+            self.close(DIALLER);
+            self.settle();
+            self.ends = [Checked::dialler(), Checked::acceptor()];
+            self.wires = [Wire::default(), Wire::default()];
+            self.carried.clear();
+        }
+        let Some(number) = self.ends[DIALLER].open() else { return };
+        // Nothing of the last flow can come any more, but a RESET that crossed its end.
+        let late = |record: &Record| matches!(record.what, What::Frame(Frame::Reset { .. } | Frame::Drain { .. }));
+        assert!(self.wires[DIALLER].records.iter().all(late), "reused in doubt: {:?}", self.wires[DIALLER]);
+        let flow = self.again.pop_front().unwrap_or_else(|| {
+            self.flows.push(Flow::default());
+            self.flows.len() - 1
+        });
+        self.carried.push(flow);
+        assert_eq!(self.carried.len(), number as usize);
+        let open = open(flow as u16);
+        self.send(DIALLER, What::Frame(Frame::Open { flow: number, open }));
+    }
+
+    /// Notes what a frame says about its flow, and sends it.
+    fn say(&mut self, end: usize, frame: Option<Frame>) {
+        let Some(frame) = frame else { return };
+        match &frame {
+            Frame::Opened { flow } => {
+                let flow = self.flow(*flow);
+                assert!(flow.taken == 1 && !flow.said_opened && !flow.said_refused, "{flow:?}");
+                flow.said_opened = true;
+            }
+            Frame::Refused { flow, refused } => {
+                let flow = self.flow(*flow);
+                let taken_up = refused.reason() != Reason::NotProcessed;
+                assert!(!flow.said_opened && !flow.said_refused && (flow.taken == 1) == taken_up, "{flow:?}");
+                flow.said_refused = taken_up;
+            }
+            Frame::Fin { flow } => self.flow(*flow).sides[end].fin = true,
+            Frame::Reset { flow, .. } => self.flow(*flow).sides[end].reset = true,
             _ => {}
         }
+        self.send(end, What::Frame(frame));
     }
 
-    fn deliver_to_acceptor(&mut self) {
-        match self.to_acceptor.pop_front() {
-            None => {}
-            Some(Wire::Bytes(flow)) => {
-                assert_eq!(flow, self.acceptor.flow());
-                if self.acceptor.bytes().unwrap() == Bytes::Deliver {
-                    self.flow(flow).delivered[0] += 1;
-                }
+    fn send(&mut self, end: usize, what: What) {
+        let wire = &mut self.wires[1 - end];
+        let number = wire.sent;
+        wire.sent += 1;
+        if !wire.ends {
+            wire.records.push_back(Record { number, what });
+        }
+    }
+
+    fn close(&mut self, end: usize) {
+        let spec = &self.ends[end].spec;
+        if spec.closed {
+            return;
+        }
+        let (number, busy) = (spec.flow, !spec.idle());
+        if busy {
+            self.flow(number).sides[end].lost = true;
+        }
+        self.ends[end].close();
+        self.wires[1 - end].ends = true;
+    }
+
+    fn deliver(&mut self, end: usize) {
+        let wire = &mut self.wires[end];
+        let Some(record) = wire.records.pop_front() else {
+            if wire.ends {
+                self.close(end);
             }
-            Some(Wire::Frame(frame)) => {
-                let step = self.acceptor.received(frame).unwrap();
-                let flow = self.acceptor.flow();
-                match step.event {
-                    AcceptorEvent::Asked(_) => self.flow(flow).asked = true,
-                    AcceptorEvent::Finished => self.flow(flow).finished[0] = true,
-                    _ => {}
+            return;
+        };
+        if self.ends[end].spec.closed {
+            return;
+        }
+        // TLS: a record that is not the next one cannot be opened.
+        if record.number != wire.came {
+            return self.close(end);
+        }
+        wire.came += 1;
+        match record.what {
+            What::Frame(frame) => self.hear(end, &frame, None),
+            What::Urgent(flow, place) => self.hear(end, &Frame::Urgent { flow }, Some(place)),
+            What::Byte(flow, place) => {
+                let deliver = self.ends[end].bytes().unwrap_or_else(|| panic!("bytes of an honest peer refused"));
+                assert_eq!(flow, self.ends[end].spec.flow);
+                let side = &mut self.flow(flow).sides[end];
+                assert_eq!(deliver, !side.reset, "{side:?}");
+                if deliver {
+                    assert_eq!(side.got, place);
+                    side.got += 1;
                 }
-                self.to_dialler.extend(step.answer.map(Wire::Frame));
             }
         }
     }
 
-    fn deliver_to_dialler(&mut self) {
-        match self.to_dialler.pop_front() {
-            None => {}
-            Some(Wire::Bytes(flow)) => {
-                assert_eq!(flow, self.dialler.flow());
-                if self.dialler.bytes().unwrap() == Bytes::Deliver {
-                    self.flow(flow).delivered[1] += 1;
-                }
+    fn hear(&mut self, end: usize, frame: &Frame, place: Option<u32>) {
+        let verdict = self.ends[end].received(frame);
+        let (makes, answer) = verdict.unwrap_or_else(|| panic!("{frame:?} of an honest peer refused"));
+        if let Frame::Drain { .. } = frame {
+            assert!(matches!(makes, Makes::Draining | Makes::NotProcessed));
+            if makes == Makes::NotProcessed {
+                // This tunnel is in doubt: the answer to its last OPEN may come, or not.
+                let number = self.ends[end].spec.flow;
+                self.not_processed(number);
+                self.wires[ACCEPTOR].ends = true;
             }
-            Some(Wire::Frame(frame)) => {
-                if self.dialler_closed {
-                    return;
-                }
-                let step = self.dialler.received(&frame).unwrap();
-                let flow = self.dialler.flow();
-                match step.event {
-                    Event::NotProcessed => {
-                        self.flow(flow).not_processed = true;
-                        self.dialler_closed = !self.dialler.is_idle();
-                    }
-                    Event::Finished => self.flow(flow).finished[1] = true,
-                    _ => {}
-                }
-                self.to_acceptor.extend(step.answer.map(Wire::Frame));
+            return;
+        }
+        let number = match *frame {
+            Frame::Open { flow, .. }
+            | Frame::Opened { flow }
+            | Frame::Refused { flow, .. }
+            | Frame::Fin { flow }
+            | Frame::Reset { flow, .. }
+            | Frame::Urgent { flow } => flow,
+            Frame::Drain { .. } | Frame::Ignored(_) => return,
+        };
+        let drains = self.ends[end].spec.draining;
+        let flow = self.flow(number);
+        let other = flow.sides[1 - end].clone();
+        let side = &mut flow.sides[end];
+        match makes {
+            Makes::Nothing | Makes::Draining => {}
+            Makes::Asked => {
+                flow.taken += 1;
+                assert!(flow.taken == 1 && !drains, "{flow:?}");
             }
+            Makes::Cancelled => assert!(flow.cancelled && !flow.said_opened, "{flow:?}"),
+            Makes::Opened => {
+                assert!(flow.said_opened && !flow.said_refused && !flow.cancelled && !flow.refused, "{flow:?}");
+                flow.opened = true;
+            }
+            Makes::Refused(_) => {
+                assert!(flow.said_refused && !flow.said_opened && !flow.cancelled && flow.taken == 1, "{flow:?}");
+                flow.refused = true;
+            }
+            Makes::NotProcessed => self.not_processed(number),
+            Makes::Finished => {
+                assert!(other.fin && !side.end && !side.hit, "{flow:?}");
+                // Unless this side has thrown bytes away itself.
+                assert!(side.reset || side.got == other.sent, "an end before its bytes: {flow:?}");
+                side.end = true;
+            }
+            Makes::Reset(_) => {
+                assert!(other.reset && !side.hit, "{flow:?}");
+                side.hit = true;
+            }
+            Makes::Urgent => assert!(side.reset || place == Some(side.got), "{flow:?}"),
+        }
+        self.say(end, answer);
+    }
+
+    fn not_processed(&mut self, number: u32) {
+        let index = self.carried[number as usize - 1];
+        let flow = &mut self.flows[index];
+        assert!(flow.taken == 0 && !flow.opened && !flow.refused, "not processed, but taken up: {flow:?}");
+        // Who has given up does not try again.
+        if !flow.cancelled {
+            *flow = Flow::default();
+            self.again.push_back(index);
         }
     }
 
-    /// Ends what is open and delivers what is on its way.
+    /// Ends what is open, delivers what is on its way, and looks at the flows of this tunnel.
     fn settle(&mut self) {
-        for _ in 0..4 {
-            for end in [Act::DiallerFin, Act::AcceptorFin, Act::Refuse] {
-                self.act(end);
+        for round in 0..4 {
+            self.act(Act::Fin(DIALLER));
+            self.act(Act::Fin(ACCEPTOR));
+            self.act(if round % 2 == 0 { Act::Opened } else { Act::Refuse });
+            while self.wires.iter().any(|wire| !wire.records.is_empty()) {
+                self.deliver(ACCEPTOR);
+                self.deliver(DIALLER);
             }
-            while !self.to_acceptor.is_empty() || !self.to_dialler.is_empty() {
-                self.deliver_to_acceptor();
-                self.deliver_to_dialler();
+            // What was lost with nothing behind it ends the connection too: it is not acknowledged in time.
+            for wire in &mut self.wires {
+                wire.ends |= wire.came != wire.sent;
+            }
+            self.deliver(ACCEPTOR);
+            self.deliver(DIALLER);
+        }
+        let whole = self.ends.iter().all(|end| !end.spec.closed) && self.wires.iter().all(|w| w.sent == w.came);
+        if whole {
+            assert!(self.ends.iter().all(|end| end.spec.idle()));
+        }
+        for index in self.carried.clone() {
+            if !self.again.contains(&index) {
+                self.flows[index].check(whole);
             }
         }
+    }
+}
+
+impl Flow {
+    /// What holds of every flow that is over. `whole`: nothing of its tunnel was lost.
+    fn check(&self, whole: bool) {
+        assert!(self.taken <= 1);
+        for (end, side) in self.sides.iter().enumerate() {
+            let other = &self.sides[1 - end];
+            let cut = |side: &Side| side.reset || side.hit || side.lost;
+            assert!(side.got <= other.sent, "{self:?}");
+            // Bytes and their end come, or both sides know that the flow was cut off.
+            if other.fin && !side.end {
+                assert!(cut(side) || !whole, "{self:?}");
+            }
+            assert!(!side.end || cut(side) || side.got == other.sent, "{self:?}");
+            // Who resets is heard, unless the other was through with the flow, or never began.
+            let through = side.end && side.fin || self.said_refused || self.taken == 0;
+            assert!(!(whole && other.reset) || side.reset || side.hit || through, "{self:?}");
+        }
+        let answered = self.opened || self.refused || self.cancelled || self.sides[DIALLER].lost;
+        assert!(answered || !whole, "{self:?}");
     }
 }
