@@ -8,12 +8,14 @@
     reason = "a panic is how a fuzz target speaks"
 )]
 
+mod answers;
 mod ends;
 mod kept;
 mod open;
 mod schedule;
 mod spec;
 
+pub use answers::answers;
 pub use ends::machines;
 pub use kept::handles;
 pub use open::open;
@@ -60,6 +62,7 @@ mod tests {
 
     #[test]
     fn corpora() {
+        replay("answers", super::answers);
         replay("frame", super::frame);
         replay("handles", super::handles);
         replay("machines", super::machines);

@@ -1,6 +1,7 @@
 //! The admin API: HTTP/1.1 and JSON on a Unix socket of root's (or the agent's user's) own. Types and paths:
 //! [`kumiko_core::api`].
 
+pub(crate) mod asked;
 mod follow;
 mod serve;
 mod socket;

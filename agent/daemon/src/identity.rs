@@ -4,7 +4,7 @@
 //! as the model has its workload, and dropped with its last one.
 
 mod manager;
-mod request;
+pub(crate) mod request;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -5,7 +5,10 @@
 
 mod authority;
 mod client;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod serve;
+mod sign;
 mod state;
 mod token;
 mod wire;

@@ -2,6 +2,8 @@
 
 pub mod admin;
 pub mod clock;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod identity;
 pub mod issuer;
 pub mod options;

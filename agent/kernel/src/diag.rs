@@ -171,6 +171,14 @@ fn request(family: u8, states: StateFlags, socket_id: SocketId) -> InetRequest {
     InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id }
 }
 
+/// Reads one answer as an answer of sock_diag.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(answer: &Answer) {
+    if let Some((socket, _)) = parse(answer) {
+        assert!(same(socket.local, socket.local));
+    }
+}
+
 /// Reads the head of `struct inet_diag_msg` (`linux/inet_diag.h`): family, state, timer, retransmissions; then ports
 /// and addresses in network order, interface, cookie.
 fn parse(answer: &Answer) -> Option<(TcpSocket, [u8; 8])> {

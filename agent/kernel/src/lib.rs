@@ -6,6 +6,8 @@ pub mod alive;
 pub mod bpf;
 pub mod cgroup;
 pub mod diag;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod inject;
 pub mod link;
 mod netlink;

@@ -35,7 +35,7 @@ pub fn shaped(host: &Netns) -> io::Result<HashSet<u32>> {
 }
 
 /// Index of the interface of RTM_NEWQDISC's payload, if its discipline shapes.
-fn shaping(payload: &[u8]) -> Option<u32> {
+pub(crate) fn shaping(payload: &[u8]) -> Option<u32> {
     let (header, attributes) = payload.split_first_chunk::<TCMSG_LEN>()?;
     let [_, _, _, _, i0, i1, i2, i3, ..] = *header;
     let kind = NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == TCA_KIND)?;

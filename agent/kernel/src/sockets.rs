@@ -3,7 +3,7 @@
 //! Each function makes its socket in the namespace that the calling thread is in: [`crate::netns::Netns::within`] or
 //! [`crate::netns::Netns::enter`] come first.
 
-mod info;
+pub(crate) mod info;
 mod plain;
 mod tunnel;
 

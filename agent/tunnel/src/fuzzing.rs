@@ -6,10 +6,14 @@
     reason = "a panic is how a fuzz target speaks"
 )]
 
+use std::time::Duration;
+
 use rustls::ConnectionTrafficSecrets;
 use rustls::crypto::cipher::{AeadKey, Iv};
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::aead::Key;
+use crate::identity::{self, Bundle};
 use crate::inbound::Inbound;
 use crate::messages::Messages;
 use crate::outbound::Outbound;
@@ -119,6 +123,18 @@ pub fn peer(script: &[u8]) {
     assert!(sent.starts_with(&plain), "{} of {}", plain.len(), sent.len());
 }
 
+/// A peer's certificate: read without harm, and believed only as the one that the root has signed.
+pub fn certificate(bytes: &[u8]) {
+    static ROOT: &[u8] = include_bytes!("fuzzing/root.der");
+    let bundle = Bundle::new("td", vec![CertificateDer::from(ROOT)]);
+    // Well within the validity of both.
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(2_000_000_000));
+    let facts = identity::read_peer(Some(&[CertificateDer::from(bytes)]));
+    let Some(principal) = identity::fuzz(&bundle, bytes, now) else { return };
+    assert_eq!(principal.to_string(), "spiffe://td/ns/x/sa/a");
+    assert_eq!(facts.map(|facts| facts.principal).unwrap(), principal);
+}
+
 /// Handshake records after the handshake.
 pub fn messages(bytes: &[u8]) {
     let mut messages = Messages::default();
@@ -153,6 +169,18 @@ mod tests {
         replay("records", super::records);
         replay("peer", super::peer);
         replay("messages", super::messages);
+        replay("certificate", super::certificate);
+    }
+
+    #[test]
+    fn the_good_certificate_is_believed() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/certificate");
+        let bundle = super::Bundle::new("td", vec![include_bytes!("fuzzing/root.der").as_slice().into()]);
+        let now = super::UnixTime::since_unix_epoch(super::Duration::from_secs(2_000_000_000));
+        let believed =
+            |name: &str| super::identity::fuzz(&bundle, &std::fs::read(dir.join(name)).unwrap(), now).is_some();
+        let names = ["good", "other", "two", "dns", "root", "cut", "trailing"];
+        assert_eq!(names.map(believed), [true, false, false, false, false, false, false]);
     }
 
     /// A record of a script.

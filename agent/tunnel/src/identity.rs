@@ -18,6 +18,8 @@ use rustls::{ClientConfig, ServerConfig};
 
 pub use svid::{Bundle, IdentityError, Svid};
 pub use verify::PeerError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use verify::fuzz;
 pub(crate) use verify::read_peer;
 
 /// ALPN protocol of the native tunnel.

@@ -13,8 +13,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use kumiko_core::api::{ApiError, OMITTED_HEADER, path, query};
-use kumiko_core::flow_record::FlowFilter;
+use kumiko_core::api::{ApiError, OMITTED_HEADER, path};
 use nix::unistd::Uid;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,8 +22,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use super::asked::FlowsQuery;
 use super::follow::follow;
-use super::{AdminSocket, AdminState, DEFAULT_LIMIT, MAX_LIMIT};
+use super::{AdminSocket, AdminState};
 use crate::telemetry::render;
 
 /// Most connections at once; more wait in the listener's backlog.
@@ -248,43 +248,6 @@ impl Connection {
         let mut answer = Response::new(body.boxed());
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         Ok(answer)
-    }
-}
-
-/// What was asked about flows.
-#[derive(Debug)]
-struct FlowsQuery {
-    filter: FlowFilter,
-    follow: bool,
-    limit: usize,
-}
-
-impl FlowsQuery {
-    fn parse(text: &str) -> Result<Self, String> {
-        let (mut filter, mut follow, mut limit) = (FlowFilter::default(), false, None);
-        for (name, value) in query::pairs(text) {
-            match name.as_str() {
-                "follow" => {
-                    follow = match value.as_str() {
-                        "true" | "1" | "" => true,
-                        "false" | "0" => false,
-                        _ => return Err(format!("follow is true or false, not {value:?}")),
-                    };
-                }
-                "limit" => {
-                    let number = value.parse::<usize>().ok().filter(|number| *number <= MAX_LIMIT);
-                    let error = || format!("limit is a number up to {MAX_LIMIT}, not {value:?}");
-                    limit = Some(number.ok_or_else(error)?);
-                }
-                _ => {
-                    if !filter.set(&name, &value).map_err(|error| format!("{name}: {error}"))? {
-                        return Err(format!("no {name:?} here: there are from, to, verdict, limit and follow"));
-                    }
-                }
-            }
-        }
-        let limit = limit.unwrap_or(if follow { 0 } else { DEFAULT_LIMIT });
-        Ok(Self { filter, follow, limit })
     }
 }
 

@@ -11,11 +11,11 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use thiserror::Error;
 use zeroize::Zeroize as _;
 
-use crate::issuer::{ClientError, IssuerClient};
+use crate::issuer::{ClientError, IssuerClient, SignResponse};
 
 /// Why there is no certificate.
 #[derive(Debug, Error)]
-pub(super) enum RequestError {
+pub(crate) enum RequestError {
     /// The key or the request could not be made.
     #[error("cannot make a certificate request: {0}")]
     Make(#[from] rcgen::Error),
@@ -31,7 +31,7 @@ pub(super) enum RequestError {
 }
 
 /// What came of a request.
-pub(super) struct Granted {
+pub(crate) struct Granted {
     pub svid: Arc<Svid>,
     pub roots: Vec<CertificateDer<'static>>,
 }
@@ -44,19 +44,29 @@ pub(super) async fn request(client: &IssuerClient, principal: &Principal) -> Res
     let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     key.zeroize();
     let answer = client.sign(made?).await?;
+    granted(&answer, private, principal, SystemTime::now())
+}
+
+/// Checks an answer: a certificate of this key for this principal, and roots.
+pub(crate) fn granted(
+    answer: &SignResponse,
+    private: PrivateKeyDer<'static>,
+    principal: &Principal,
+    now: SystemTime,
+) -> Result<Granted, RequestError> {
     let chain = certificates(&answer.chain)?;
     let svid = Svid::new(chain, private)?;
     if svid.principal() != principal {
         return Err(RequestError::Other(format!("it is for {}, not for {principal}", svid.principal())));
     }
-    if svid.not_after() <= SystemTime::now() {
+    if svid.not_after() <= now {
         return Err(RequestError::Other("it is expired already: compare the clocks of issuer and node".to_owned()));
     }
     Ok(Granted { svid: Arc::new(svid), roots: roots(&answer.bundle)? })
 }
 
 /// Roots of a bundle, PEM each.
-pub(super) fn roots(bundle: &[String]) -> Result<Vec<CertificateDer<'static>>, RequestError> {
+pub(crate) fn roots(bundle: &[String]) -> Result<Vec<CertificateDer<'static>>, RequestError> {
     let mut roots = Vec::new();
     for pem in bundle {
         roots.extend(certificates(pem)?);

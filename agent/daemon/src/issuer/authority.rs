@@ -84,6 +84,14 @@ pub struct Request {
     key: rcgen::PublicKey,
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Request {
+    /// The key that asks.
+    pub(super) fn key(&self) -> &rcgen::PublicKey {
+        &self.key
+    }
+}
+
 impl Authority {
     /// Takes a root that was made before. The error says what is wrong with it.
     pub(super) fn new(key_pem: &str, root_pem: &str, trust_domain: &str) -> Result<Self, String> {

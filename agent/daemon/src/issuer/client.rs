@@ -220,15 +220,20 @@ impl IssuerClient {
                 exchange.await?
             }
         };
-        if status != StatusCode::OK {
-            let message = serde_json::from_slice::<ErrorResponse>(&body).map_or_else(
-                |_| String::from_utf8_lossy(body.get(..body.len().min(200)).unwrap_or_default()).into_owned(),
-                |answer| answer.error,
-            );
-            return Err(ClientError::Refused { status: status.as_u16(), message });
-        }
-        serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
+        read_answer(status, &body)
     }
+}
+
+/// Reads what came back.
+pub(crate) fn read_answer<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, ClientError> {
+    if status != StatusCode::OK {
+        let message = serde_json::from_slice::<ErrorResponse>(body).map_or_else(
+            |_| String::from_utf8_lossy(body.get(..body.len().min(200)).unwrap_or_default()).into_owned(),
+            |answer| answer.error,
+        );
+        return Err(ClientError::Refused { status: status.as_u16(), message });
+    }
+    serde_json::from_slice(body).map_err(|error| ClientError::Answer(error.to_string()))
 }
 
 /// TLS that trusts these roots and no other.

@@ -21,9 +21,9 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::authority::SERVER_LIFE;
+use super::sign::{Refusal, Signer};
 use super::{
-    Authority, BundleResponse, ErrorResponse, IssuerError, NodeWorkloads, SignError, SignRequest, SignResponse,
-    StateDir, TokenError, TokenKey, path,
+    Authority, BundleResponse, ErrorResponse, IssuerError, NodeWorkloads, SignError, SignResponse, StateDir, path,
 };
 
 /// Most bytes of a request's body.
@@ -41,36 +41,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The issuer.
 #[derive(Debug)]
 pub struct Issuer {
-    authority: Authority,
-    tokens: TokenKey,
+    signer: Signer,
     state: StateDir,
     /// Roots beside its own, as they were last read.
     extra: ArcSwap<Vec<String>>,
-    svid_ttl: Duration,
-    workloads: Arc<dyn NodeWorkloads>,
-}
-
-/// A refusal with its HTTP status.
-struct Refusal(StatusCode, String);
-
-impl From<TokenError> for Refusal {
-    fn from(error: TokenError) -> Self {
-        let status = match error {
-            TokenError::OtherNode { .. } => StatusCode::FORBIDDEN,
-            _ => StatusCode::UNAUTHORIZED,
-        };
-        Self(status, error.to_string())
-    }
-}
-
-impl From<SignError> for Refusal {
-    fn from(error: SignError) -> Self {
-        let status = match error {
-            SignError::Sign(_) | SignError::Random => StatusCode::INTERNAL_SERVER_ERROR,
-            _ => StatusCode::BAD_REQUEST,
-        };
-        Self(status, error.to_string())
-    }
 }
 
 impl Issuer {
@@ -85,7 +59,7 @@ impl Issuer {
         let tokens = state.token_key()?;
         // Said now, not at the first request.
         let extra = ArcSwap::from_pointee(state.extra_roots()?);
-        Ok(Self { authority, tokens, state, extra, svid_ttl, workloads })
+        Ok(Self { signer: Signer { authority, tokens, svid_ttl, workloads }, state, extra })
     }
 
     /// Listens. Apart from [`Issuer::serve`], so that a caller knows the port.
@@ -99,7 +73,7 @@ impl Issuer {
         listener: TcpListener,
         stop: impl Future<Output = ()>,
     ) -> Result<(), IssuerError> {
-        let own = Arc::new(OwnCertificate::new(&self.authority)?);
+        let own = Arc::new(OwnCertificate::new(&self.signer.authority)?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -118,7 +92,7 @@ impl Issuer {
         loop {
             let permit = tokio::select! {
                 () = &mut stop => return Ok(()),
-                _ = renew.tick() => { own.renew(&self.authority)?; continue }
+                _ = renew.tick() => { own.renew(&self.signer.authority)?; continue }
                 permit = permits.clone().acquire_owned() => permit,
             };
             let accepted = tokio::select! {
@@ -203,21 +177,8 @@ impl Issuer {
                 Refusal(StatusCode::BAD_REQUEST, format!("the request broke off: {error}"))
             }
         })?;
-        let request: SignRequest = serde_json::from_slice(&body.to_bytes())
-            .map_err(|error| Refusal(StatusCode::BAD_REQUEST, format!("the request cannot be read: {error}")))?;
-        let now = SystemTime::now();
-        // Nothing of the request is parsed before the caller is known to be a node.
-        self.tokens.check(&request.token, &request.node, now)?;
-        let asked = self.authority.check(&request.csr)?;
-        if !self.workloads.has(&request.node, &asked.principal) {
-            let error = format!(
-                "no workload of {} is on node {}: this issuer's source must hold the Workload",
-                asked.principal, request.node
-            );
-            return Err(Refusal(StatusCode::FORBIDDEN, error));
-        }
+        let (request, asked, signed) = self.signer.answer(&body.to_bytes(), SystemTime::now())?;
         let bundle = self.bundle();
-        let signed = self.authority.sign(&asked, now, self.svid_ttl)?;
         info!(%peer, node = request.node, principal = %asked.principal, serial = signed.serial, "signed");
         Ok(SignResponse {
             chain: signed.pem,
@@ -234,7 +195,7 @@ impl Issuer {
             Ok(extra) => self.extra.store(Arc::new(extra)),
             Err(error) => warn!(%error, "extra roots cannot be read; the last ones stay"),
         }
-        let mut bundle = vec![self.authority.root_pem().to_owned()];
+        let mut bundle = vec![self.signer.authority.root_pem().to_owned()];
         for root in self.extra.load().iter() {
             if !bundle.contains(root) {
                 bundle.push(root.clone());

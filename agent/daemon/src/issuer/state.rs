@@ -102,13 +102,7 @@ impl StateDir {
         let mut roots = Vec::new();
         for path in paths {
             let Some(bytes) = read(&path)? else { continue };
-            for der in CertificateDer::pem_slice_iter(&bytes) {
-                let der = der.map_err(|error| IssuerError::Content {
-                    path: path.clone(),
-                    problem: format!("is not a PEM certificate: {error}"),
-                })?;
-                roots.push(authority::pem(&der));
-            }
+            roots.extend(roots_of(&bytes).map_err(|problem| IssuerError::Content { path: path.clone(), problem })?);
         }
         Ok(roots)
     }
@@ -146,6 +140,12 @@ impl StateDir {
         }
         Ok(Some(content))
     }
+}
+
+/// Certificates of a file, PEM each; the error says what is wrong with it.
+pub(super) fn roots_of(file: &[u8]) -> Result<Vec<String>, String> {
+    let roots = CertificateDer::pem_slice_iter(file).map(|der| der.map(|der| authority::pem(&der)));
+    roots.collect::<Result<_, _>>().map_err(|error| format!("is not a PEM certificate: {error}"))
 }
 
 fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, IssuerError> {

@@ -99,6 +99,15 @@ impl TcpInfo {
     }
 }
 
+/// Reads any bytes as the kernel's answer.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let mut answer = [0; LEN];
+    answer.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    let info = TcpInfo::parse(&answer);
+    assert!(info.unanswered() <= info.last_ack_received);
+}
+
 /// Asks for it.
 pub fn tcp_info(socket: &impl AsFd) -> io::Result<TcpInfo> {
     let mut bytes = [0_u8; LEN];

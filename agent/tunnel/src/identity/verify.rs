@@ -107,6 +107,19 @@ impl Verifier {
     }
 }
 
+/// Whose certificate this is, if both directions' verifier takes it; they have to agree.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bundle: &Bundle, certificate: &[u8], now: UnixTime) -> Option<Principal> {
+    let verifier = Verifier::new(bundle).ok()?;
+    let certificate = CertificateDer::from(certificate);
+    let client = verifier.verify_client_cert(&certificate, &[], now).is_ok();
+    let principal = verifier.principal(&certificate).ok();
+    let name = principal.as_ref().and_then(|p| ServerName::try_from(p.server_name()).ok());
+    let server = name.is_some_and(|name| verifier.verify_server_cert(&certificate, &[], &name, &[], now).is_ok());
+    // A certificate for one use alone is no SVID of this mesh, and might pass one of them.
+    principal.filter(|_| client || server)
+}
+
 fn refuse(error: PeerError) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
