@@ -8,6 +8,7 @@ pub mod identity;
 pub mod issuer;
 pub mod options;
 pub mod program;
+pub mod quiet;
 pub mod reconcile;
 pub mod run;
 pub mod shard;

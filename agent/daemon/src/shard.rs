@@ -11,6 +11,7 @@ mod registry;
 mod report;
 mod serve;
 mod tunnels;
+mod turns;
 
 use std::cell::RefCell;
 use std::io;
@@ -27,7 +28,7 @@ use kumiko_kernel::inject::{IcmpInjector, Injector};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::readable::Readable;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tracing::{debug, warn};
 
@@ -36,20 +37,15 @@ use crate::identity::Identities;
 use crate::reconcile::SharedState;
 use crate::telemetry::FlowSink;
 
-pub use refusals::Refusals;
+pub use refusals::{Event, Refusals};
 pub use registry::Registry;
 pub use tunnels::{TunnelList, TunnelRow};
 
 use failure::Failure;
 use pairing::Pairings;
 use tunnels::Tunnels;
+use turns::Turns;
 
-/// Handshakes that one shard does at once as acceptor: a slow peer holds one for five seconds at most.
-pub const MAX_HANDSHAKES: usize = 256;
-/// Connections on a shard's tunnel port that may wait for a handshake; more are closed and counted.
-pub const MAX_WAITING: usize = 2048;
-/// Of these, connections from addresses that no Node object names (yet).
-const MAX_STRANGERS: usize = 16;
 /// Connections taken from a listener before other work gets its turn.
 const ACCEPT_BATCH: usize = 64;
 
@@ -106,9 +102,7 @@ struct Shard {
     injector: Injector,
     icmp: IcmpInjector,
     pairings: Pairings,
-    handshakes: Semaphore,
-    waiting: Semaphore,
-    strangers: Semaphore,
+    turns: Turns,
     tunnels: Tunnels,
     picks: RefCell<u64>,
 }
@@ -119,6 +113,7 @@ pub fn run(common: Common, parts: Parts, end: watch::Receiver<bool>) -> anyhow::
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
         let Parts { index, syns, listeners, injector, icmp, host } = parts;
+        let turns = Turns::new(common.tunnels.arriving());
         let shard = Rc::new(Shard {
             tunnels: Tunnels::new(host, u16::try_from(index).unwrap_or(0)),
             common,
@@ -126,9 +121,7 @@ pub fn run(common: Common, parts: Parts, end: watch::Receiver<bool>) -> anyhow::
             injector,
             icmp,
             pairings: Pairings::default(),
-            handshakes: Semaphore::new(MAX_HANDSHAKES),
-            waiting: Semaphore::new(MAX_WAITING),
-            strangers: Semaphore::new(MAX_STRANGERS),
+            turns,
             picks: RefCell::new(clock::unix_ns() ^ u64::from(index)),
         });
         for listener in listeners {

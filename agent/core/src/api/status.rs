@@ -146,6 +146,8 @@ pub struct TunnelCounts {
     pub busy: u32,
     /// Wait in a pool.
     pub idle: u32,
+    /// Connections on the tunnel port whose handshake is not done.
+    pub arriving: u32,
     /// Handshakes that went well since the start.
     pub handshakes: u64,
     /// Handshakes that failed since the start.

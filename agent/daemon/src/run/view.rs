@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -175,6 +176,7 @@ impl AdminState for View {
             tunnels: TunnelCounts {
                 busy: narrow(busy),
                 idle: narrow(rows.len() - busy),
+                arriving: u32::try_from(self.common.tunnels.arriving().load(Ordering::Relaxed)).unwrap_or(u32::MAX),
                 handshakes: self.common.tunnels.made(),
                 handshake_failures: self.common.tunnels.failed(),
             },

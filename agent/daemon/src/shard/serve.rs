@@ -16,12 +16,11 @@ use tracing::{debug, info};
 
 use super::deliver::Delivery;
 use super::failure::{Failure, at};
+use super::refusals::Event;
 use super::registry::Stop;
 use super::{Shard, carry, report};
 use crate::telemetry::FlowOpened;
 
-/// How long a connection waits for its handshake to begin: less than the dialler gives the whole of it.
-const TURN_WITHIN: Duration = Duration::from_secs(3);
 /// How long an OPEN waits for the model to learn about its source.
 const MODEL_WITHIN: Duration = Duration::from_millis(500);
 
@@ -30,13 +29,11 @@ pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr)
     let mut tunnel = match handshake(&shard, stream, peer.ip()).await {
         Ok(tunnel) => tunnel,
         Err(error) => {
-            shard.common.refusals.count(error.reason());
+            let (reason, refusals) = (error.reason(), &shard.common.refusals);
+            refusals.count(reason);
             shard.common.tunnels.fail();
-            if matches!(error, HandshakeError::Busy) {
-                // As many as whoever knocks likes.
-                debug!(%peer, %error, "tunnel refused");
-            } else {
-                info!(%peer, reason = error.reason().name(), %error, "tunnel refused");
+            if let Some(more) = refusals.may_write(Event::TunnelRefused, reason) {
+                info!(%peer, reason = reason.name(), more, %error, "tunnel refused");
             }
             return;
         }
@@ -64,8 +61,11 @@ pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr)
 /// Says why a tunnel ended, and counts it if the peer was refused.
 pub(super) fn ended(shard: &Shard, peer: IpAddr, error: &TunnelError) {
     if error.is_peers_fault() {
-        shard.common.refusals.count(error.reason());
-        info!(%peer, reason = error.reason().name(), %error, "tunnel ended");
+        let (reason, refusals) = (error.reason(), &shard.common.refusals);
+        refusals.count(reason);
+        if let Some(more) = refusals.may_write(Event::TunnelEnded, reason) {
+            info!(%peer, reason = reason.name(), more, %error, "tunnel ended");
+        }
     } else {
         debug!(%peer, %error, "tunnel ended");
     }
@@ -74,23 +74,16 @@ pub(super) fn ended(shard: &Shard, peer: IpAddr, error: &TunnelError) {
 /// The handshake, when it is this connection's turn. A burst of cold dials waits instead of being refused: its clients
 /// wait too, as they would for a slow network.
 async fn handshake(shard: &Shard, stream: TcpStream, peer: IpAddr) -> Result<Tunnel, HandshakeError> {
-    // Whoever connects and says nothing takes a turn for seconds. Few are left to those that no Node object names: a
-    // pod or a host outside could keep the nodes from each other otherwise.
-    let _stranger = if shard.common.state.load().world.node_at(peer).is_none() {
-        Some(shard.strangers.try_acquire().map_err(|_| HandshakeError::Busy)?)
-    } else {
-        None
-    };
-    let Ok(_waiting) = shard.waiting.try_acquire() else { return Err(HandshakeError::Busy) };
+    // A pod or a host outside could keep the nodes from each other otherwise.
+    let stranger = shard.common.state.load().world.node_at(peer).is_none();
+    let place = shard.turns.enter(peer, stranger).ok_or(HandshakeError::Busy)?;
     let options = TunnelOptions::default();
     // A dialler speaks first, and at once. Who is silent takes no turn from those that speak.
     match tokio::time::timeout(options.handshake_time, stream.peek(&mut [0; 1])).await {
         Err(_) => return Err(HandshakeError::TimedOut(options.handshake_time)),
         Ok(spoke) => spoke.map_err(HandshakeError::Io)?,
     };
-    let Ok(Ok(_turn)) = tokio::time::timeout(TURN_WITHIN, shard.handshakes.acquire()).await else {
-        return Err(HandshakeError::Busy);
-    };
+    let _turn = place.turn().await.ok_or(HandshakeError::Busy)?;
     let server = shard.common.identities.current().server();
     kumiko_tunnel::accept(stream, server, options).await
 }

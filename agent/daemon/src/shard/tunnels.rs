@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tracing::info;
 
 use super::failure::Failure;
+use super::refusals::Event;
 use super::{Common, Shard};
 
 /// Handshakes with one node that a shard does at once as dialler; more wait, as their clients do. By node, so that one
@@ -166,7 +167,10 @@ impl Shard {
         let from = own_address(common, node.ip()).ok_or(Failure::new(Reason::NoSuchNode))?;
         let connect = || sockets::tunnel_connect(from, node);
         let failed = |error: HandshakeError| {
-            info!(%node, %source, %destination, reason = error.reason().name(), %error, "no tunnel");
+            let reason = error.reason();
+            if let Some(more) = common.refusals.may_write(Event::NoTunnel, reason) {
+                info!(%node, %source, %destination, reason = reason.name(), more, %error, "no tunnel");
+            }
             common.tunnels.fail();
             Failure::new(error.reason())
         };
@@ -201,7 +205,12 @@ pub(super) async fn tend(shard: Rc<Shard>) {
     let mut drain = shard.common.drain.clone();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(SWEEP) => shard.tunnels.sweep(),
+            () = tokio::time::sleep(SWEEP) => {
+                shard.tunnels.sweep();
+                for (event, reason, more) in shard.common.refusals.left_out() {
+                    info!(reason = reason.name(), more, "{}, without a line each", event.text());
+                }
+            }
             changed = versions.changed() => {
                 if changed.is_err() {
                     return;
@@ -232,6 +241,7 @@ type Known = HashMap<u64, (Weak<TunnelInfo>, u16)>;
 /// Tunnels of all shards: one lock when a tunnel is made, one when somebody looks.
 #[derive(Debug, Clone, Default)]
 pub struct TunnelList {
+    arriving: Arc<AtomicU64>,
     made: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
     known: Arc<Mutex<Known>>,
@@ -247,6 +257,11 @@ impl TunnelList {
             known.retain(|_, (info, _)| info.strong_count() > 0);
         }
         known.insert(tunnel.info().number, (Arc::downgrade(tunnel.info()), shard));
+    }
+
+    /// Connections on the tunnel port that have no tunnel yet.
+    pub fn arriving(&self) -> Arc<AtomicU64> {
+        self.arriving.clone()
     }
 
     /// Counts a handshake that failed.

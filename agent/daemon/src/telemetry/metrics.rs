@@ -190,6 +190,11 @@ fn families(input: MetricsInput) -> Vec<Family> {
         counter("kumiko_flow_table_errors", "Readings and reapings of the flow table that failed", one(flows.errors)),
         gauge("kumiko_tunnels_busy", "Tunnels that carry a flow", one(tunnels.busy.into())),
         gauge("kumiko_tunnels_idle", "Tunnels that wait in a pool", one(tunnels.idle.into())),
+        gauge(
+            "kumiko_tunnels_arriving",
+            "Connections on the tunnel port whose handshake is not done",
+            one(tunnels.arriving.into()),
+        ),
         counter("kumiko_tunnel_handshakes", "Handshakes that went well", one(tunnels.handshakes)),
         counter("kumiko_tunnel_handshake_failures", "Handshakes that failed", one(tunnels.handshake_failures)),
         gauge("kumiko_source_synced", "1 when the source was read", one(u64::from(source.synced))),
