@@ -6,4 +6,5 @@
 pub mod cases;
 pub mod echo;
 pub mod harness;
+pub mod load;
 pub mod twins;

@@ -118,7 +118,11 @@ impl Side {
 
     /// Builds a lab from a spec that has the standard pods.
     pub fn of(spec: &LabSpec, mesh: bool) -> Result<Self> {
-        let lab = if mesh { Lab::up(spec)? } else { Lab::build(spec)? };
+        Self::standing(if mesh { Lab::up(spec)? } else { Lab::build(spec)? })
+    }
+
+    /// Takes a lab that stands, and has the standard pods.
+    pub fn standing(lab: Lab) -> Result<Self> {
         let (client, near, far) = (lab.peer("client-1")?, lab.peer("server-1")?, lab.peer("server-2")?);
         Ok(Self { lab, client, near, far, next_port: AtomicU16::new(0), next_kept: AtomicU16::new(0) })
     }
