@@ -38,6 +38,8 @@ pub struct AttachedEndpoint {
     pub pod_mac: [u8; 6],
     /// MAC that the pod sends to.
     pub gateway_mac: [u8; 6],
+    /// Bridge or VRF that the interface is a port of; 0: none.
+    pub master: u32,
 }
 
 /// Attached local workloads by UID.
@@ -170,6 +172,7 @@ pub fn endpoint(handle: u32, here: &AttachedEndpoint) -> Endpoint {
         _pad: [0; 3],
         pod_mac: here.pod_mac,
         gateway_mac: here.gateway_mac,
+        master: here.master,
     }
 }
 

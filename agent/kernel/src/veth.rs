@@ -9,6 +9,9 @@ use crate::netlink::Connection;
 use crate::netlink::link::{Link, Which};
 use crate::netns::Netns;
 
+/// A veth, its bridge, the bridge's VRF; more than any link has above it.
+const MASTERS: usize = 4;
+
 /// How a manifest says where a pod is attached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Attachment {
@@ -37,6 +40,8 @@ pub struct PodVeth {
     pub pod_mac: [u8; 6],
     /// MAC of the pod's gateway: of the host's end, or of the bridge that the host's end is a port of.
     pub gateway_mac: [u8; 6],
+    /// Index of the bridge or VRF that the host's end is a port of, the outermost one; 0: there is none.
+    pub master: u32,
     /// The pod's namespace; none when only the host's end was named and no file or process leads to it.
     pub netns: Option<Netns>,
     /// MTU of the pod's end.
@@ -194,17 +199,21 @@ fn finish(
     let no_mac = |link: &Link, place: &str| VethError::NoMac { name: link.name.clone(), place: place.to_owned() };
     let pod_mac = pod.mac.ok_or_else(|| no_mac(pod, place))?;
     let mut gateway_mac = end.mac.ok_or_else(|| no_mac(&end, "the host's namespace"))?;
-    if let Some(master) = end.master {
-        let bridge = outside
-            .link(Which::Index(master))
+    let (mut master, mut above) = (0, end.master);
+    for _ in 0..MASTERS {
+        let Some(index) = above else { break };
+        let link = outside
+            .link(Which::Index(index))
             .map_err(|source| VethError::Netlink { name: format!("the bridge of {}", end.name), source })?;
         // Another kind of master (a VRF, Open vSwitch) does not answer for the gateway.
-        if let Some(mac) = bridge.filter(|b| b.kind.as_deref() == Some("bridge")).and_then(|b| b.mac) {
+        if let Some(mac) = link.as_ref().filter(|b| b.kind.as_deref() == Some("bridge")).and_then(|b| b.mac) {
             gateway_mac = mac;
         }
+        master = index;
+        above = link.and_then(|link| link.master);
     }
     let running = end.running && pod.running;
-    Ok(PodVeth { ifindex: end.index, name: end.name, pod_mac, gateway_mac, netns, mtu: pod.mtu, running })
+    Ok(PodVeth { ifindex: end.index, name: end.name, pod_mac, gateway_mac, master, netns, mtu: pod.mtu, running })
 }
 
 fn veth(link: Option<Link>, name: &str, place: &str) -> Result<Link, VethError> {

@@ -68,6 +68,9 @@ pub struct Endpoint {
     pub pod_mac: [u8; 6],
     /// MAC of the pod's gateway: the veth's host side, or the bridge it is a port of.
     pub gateway_mac: [u8; 6],
+    /// Bridge or VRF (the outermost) of the veth: what the pod sends reaches the host's stack as if this had received it,
+    /// or the veth; 0: there is none.
+    pub master: u32,
 }
 
 /// What the kernel learned and counts about an endpoint; the agent writes zeros once and then only reads.
@@ -313,7 +316,7 @@ impl Stat {
 /// Length of the `STATS` array.
 pub const STATS_LEN: u32 = 64;
 
-const _: () = assert!(size_of::<Endpoint>() == 40);
+const _: () = assert!(size_of::<Endpoint>() == 44);
 const _: () = assert!(size_of::<EndpointUse>() == 32);
 const _: () = assert!(size_of::<Workload>() == 16);
 const _: () = assert!(size_of::<AddrEntry>() == 8);

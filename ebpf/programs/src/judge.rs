@@ -129,3 +129,12 @@ pub(crate) fn unjudged(kind: Kind, endpoint: &Endpoint) -> i32 {
     counters::reason(reason);
     if drops { DROP } else { PASS }
 }
+
+/// A packet of a known flow, or an ICMP error about one, that came from neither of its ends. Counted; dropped where the
+/// stage says so.
+#[inline(always)]
+pub(crate) fn forged(hook: &Hook<'_>) -> i32 {
+    count(Stat::WrongInterface);
+    counters::reason(Reason::WrongInterface);
+    if enforces(stage(hook.endpoint)) { DROP } else { PASS }
+}

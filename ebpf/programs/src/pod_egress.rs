@@ -5,14 +5,14 @@ use core::ptr;
 use kumiko_abi::{
     Config, Flow, FlowState, Reason, Stage, Stat, Verdict,
     flow::flags::{JUDGED_BOTH, LEARNED, LEGACY},
-    judge::{self, Action, Stray, enforces},
+    judge::{self, Action, Stray},
     segment::bits::{ACK, RST, SYN},
 };
 
 use crate::{
     counters::{self, Pair, count},
     ends::{self, Ends, Hook, learns, stage},
-    judge::{Entered, deny, enter, unjudged},
+    judge::{Entered, deny, enter, forged, unjudged},
     maps::{ENDPOINTS, Scratch, forget},
     packet::{Kind, parse},
     pod_ingress::LEARNED_FLOW,
@@ -35,13 +35,7 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
         Kind::NotIp => PASS,
         kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, endpoint),
         Kind::Other => other(&hook, s),
-        Kind::Error => {
-            if captured(s) {
-                count(Stat::EgressCaptured);
-                return DROP;
-            }
-            other(&hook, s)
-        }
+        Kind::Error => error(&hook, s),
         Kind::Tcp => tcp(hook, s),
     }
 }
@@ -54,10 +48,27 @@ fn elsewhere(hook: &Hook<'_>, s: &Scratch) -> bool {
     p.unicast() && !is_pod_mac(p.head.dst_mac, hook) && ends::handle(p.dst) != hook.endpoint.handle
 }
 
-/// Whether an ICMP error of the host's side is about a flow that the agent carries: only the agent's own count.
+/// An ICMP error about a TCP flow. About one that the agent carries, only the agent's own count; about one between two
+/// pods of this node, those of the other pod and of the host between them.
 #[inline(always)]
-fn captured(s: &Scratch) -> bool {
-    table::find(&s.key).is_some_and(|e| matches!(e.state(), FlowState::Pending | FlowState::Captured))
+fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
+    if let Some(entry) = table::find(&s.key) {
+        let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
+        match entry.state() {
+            FlowState::Pending | FlowState::Captured => {
+                count(Stat::EgressCaptured);
+                return DROP;
+            }
+            FlowState::Direct | FlowState::Fast if src != 0 && dst != 0 => {
+                let other = if src == hook.ifindex { dst } else { src };
+                if by_another(hook.skb, other) {
+                    return forged(hook);
+                }
+            }
+            _ => {}
+        }
+    }
+    other(hook, s)
 }
 
 /// Not TCP: counted, unless the sender's own hook did.
@@ -108,7 +119,7 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
                 FlowState::Cut => return out_to_agent(hook.skb, hook.config),
                 // What one pod sends another on the fast path never comes by the host's stack.
                 FlowState::Fast => return forged(&hook),
-                FlowState::Direct if !by_host && by_another_pod(hook.skb, sender) => return forged(&hook),
+                FlowState::Direct if !by_host && by_another(hook.skb, sender) => return forged(&hook),
                 FlowState::Direct => {}
             }
             if by_host {
@@ -150,21 +161,22 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
     }
 }
 
-/// Whether the packet, which a pod behind `sender` should have sent, came from another pod. (From a bridge or a VRF says
-/// nothing: there the interface that a packet came by is theirs.)
+/// Whether the packet, which the pod behind `sender` should have sent, came from elsewhere: from another pod, or from the
+/// wire. What the pod sends is received by its veth, or (when the stack routes it) by the bridge or VRF above that. The
+/// host itself may speak in its name: a firewall that rejects does.
 #[inline(always)]
-fn by_another_pod(skb: Skb, sender: u32) -> bool {
+fn by_another(skb: Skb, sender: u32) -> bool {
     let by = skb.came_by();
-    // SAFETY: only asked whether it is there.
-    by != 0 && by != sender && unsafe { ENDPOINTS.get(by) }.is_some()
-}
-
-/// A packet of a known flow that its end did not send.
-#[inline(always)]
-fn forged(hook: &Hook<'_>) -> i32 {
-    count(Stat::WrongInterface);
-    counters::reason(Reason::WrongInterface);
-    if enforces(stage(hook.endpoint)) { DROP } else { PASS }
+    if by == 0 || by == sender {
+        return false;
+    }
+    // SAFETY: read at once, by value.
+    match unsafe { ENDPOINTS.get(sender) } {
+        Some(of) => by != of.master,
+        // Enrolled no more: what is above its veth is not known.
+        // SAFETY: only asked whether it is there.
+        None => unsafe { ENDPOINTS.get(by) }.is_some(),
+    }
 }
 
 /// A SYN that is not a retransmission of the entry's.

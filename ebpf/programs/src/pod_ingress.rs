@@ -15,7 +15,7 @@ use crate::{
     capture::{self, Parked},
     counters::{self, Pair, coarse_now, count},
     ends::{self, Ends, Hook, learns, stage},
-    judge::{Entered, deny, enter, unjudged},
+    judge::{Entered, deny, enter, forged, unjudged},
     maps::{Scratch, WORKLOADS, forget},
     packet::{Kind, parse},
     redirect::{into_agent, into_pod, learn_macs},
@@ -43,7 +43,7 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
         }
         Kind::Error => {
             learn_macs(s, ifindex);
-            if about_captured(s, ifindex) { into_agent(skb, config) } else { other(&hook, s) }
+            error(&hook, s)
         }
         Kind::Tcp => {
             learn_macs(s, ifindex);
@@ -52,12 +52,21 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     }
 }
 
-/// Whether the ICMP error in hand is about a flow of this pod that the agent carries.
+/// An ICMP error about a TCP flow: about one of this pod that the agent carries, it is for the agent; about one between two
+/// others it is forged, since nothing of theirs comes by this pod.
 #[inline(always)]
-fn about_captured(s: &Scratch, ifindex: u32) -> bool {
-    let Some(entry) = table::find(&s.key) else { return false };
-    matches!(entry.state(), FlowState::Pending | FlowState::Captured | FlowState::Cut)
-        && (get!(entry, src_ifindex) == ifindex || get!(entry, dst_ifindex) == ifindex)
+fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
+    if let Some(entry) = table::find(&s.key) {
+        let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
+        if src != hook.ifindex && dst != hook.ifindex {
+            if src != 0 && dst != 0 {
+                return forged(hook);
+            }
+        } else if matches!(entry.state(), FlowState::Pending | FlowState::Captured | FlowState::Cut) {
+            return into_agent(hook.skb, hook.config);
+        }
+    }
+    other(hook, s)
 }
 
 /// Not TCP: passes and is counted.
@@ -137,9 +146,7 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
         // An entry from before this pod was attached names the host's stack instead.
         let own = sender == 0 && ends::source_is_own(p, hook.endpoint);
         if !own || !table::adopt(entry, from, hook.ifindex, hook.config) {
-            count(Stat::WrongInterface);
-            counters::reason(Reason::WrongInterface);
-            return Known::Done(if enforces(stage(hook.endpoint)) { DROP } else { PASS });
+            return Known::Done(forged(&hook));
         }
     }
     let state = entry.state();

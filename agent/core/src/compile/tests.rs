@@ -57,7 +57,7 @@ fn attached(world: &World) -> Attached {
     some.map(|(number, workload)| {
         let ifindex = u32::try_from(number).unwrap() + 10;
         let phase = Phase::Enforcing(workload.stage);
-        let here = AttachedEndpoint { ifindex, phase, fast: true, pod_mac: [1; 6], gateway_mac: [2; 6] };
+        let here = AttachedEndpoint { ifindex, phase, fast: true, pod_mac: [1; 6], gateway_mac: [2; 6], master: 0 };
         (workload.uid.clone(), here)
     })
     .collect()
@@ -158,6 +158,7 @@ fn what_the_kernel_is_told() {
         fast: true,
         pod_mac: [1; 6],
         gateway_mac: [2; 6],
+        master: 9,
     };
     let attached = Attached::from([("u0".to_owned(), here)]);
     let desired = compile(&world, "n0", &attached, &handles, &BTreeSet::new());
@@ -172,7 +173,7 @@ fn what_the_kernel_is_told() {
     assert_eq!(kind("192.168.0.2").kind, AddrKind::Node as u8);
     assert_eq!(desired.probe_ports, BTreeSet::from([(local, 80)]), "probes are this node's");
     let endpoint = desired.endpoints[&7];
-    assert_eq!((endpoint.handle, endpoint.stage), (local, 3));
+    assert_eq!((endpoint.handle, endpoint.stage, endpoint.master), (local, 3, 9));
     assert_eq!(endpoint.flags, endpoint_flags::LEARN | endpoint_flags::FAST);
     assert_eq!(phase_of(&endpoint), here.phase);
     let service = |port, proto| desired.services[&(to_abi("10.9.0.0".parse().unwrap()), port, proto)];

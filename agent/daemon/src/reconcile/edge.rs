@@ -47,6 +47,8 @@ pub struct Veth {
     pub pod_mac: [u8; 6],
     /// MAC that the pod sends to.
     pub gateway_mac: [u8; 6],
+    /// Bridge or VRF that the host's side is a port of; 0: none.
+    pub master: u32,
     /// Both ends are up.
     pub running: bool,
     /// The pod's namespace, if it could be found.

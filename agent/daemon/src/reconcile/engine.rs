@@ -352,6 +352,7 @@ fn found<E: Edge>(edge: &mut E, handles: &Handles, written: &Desired) -> Result<
             fast: false,
             pod_mac: endpoint.pod_mac,
             gateway_mac: endpoint.gateway_mac,
+            master: endpoint.master,
         };
         found.insert(ifindex, Leaving { uid, handle: endpoint.handle, endpoint: endpoint_here, begun: false });
     }

@@ -150,6 +150,7 @@ impl Edge for KernelEdge {
                 name: found.name,
                 pod_mac: found.pod_mac,
                 gateway_mac: found.gateway_mac,
+                master: found.master,
                 running: found.running,
                 netns: found.netns.map(Arc::new),
             }),

@@ -76,6 +76,7 @@ impl Local {
             fast: !self.shaped,
             pod_mac: veth.pod_mac,
             gateway_mac: veth.gateway_mac,
+            master: veth.master,
         })
     }
 

@@ -75,7 +75,7 @@ fn processes_of_the_node() {
 }
 
 /// "Port unreachable" about a segment that the sender of the error had got.
-fn icmp_error(src: &str, dst: &str, about: &Tcp<'_>) -> Vec<u8> {
+pub(crate) fn icmp_error(src: &str, dst: &str, about: &Tcp<'_>) -> Vec<u8> {
     let (kind, inner) = frames::ip_packet(about.src, about.dst, 6, &about.segment(), &Extra::default());
     let (proto, head) = if kind == 0x0800 { (1, [3, 3, 0, 0, 0, 0, 0, 0]) } else { (58, [1, 4, 0, 0, 0, 0, 0, 0]) };
     ip_frame(src, dst, proto, &[&head, inner.as_slice()].concat(), &Extra::default())

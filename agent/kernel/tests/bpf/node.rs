@@ -69,8 +69,14 @@ pub(crate) fn node(dir: &Path, stage: Stage) -> Node {
 
 impl Node {
     pub(crate) fn run(&self, program: &str, frame: &[u8]) -> i32 {
-        // `struct __sk_buff`: 48 words, the interface's index is the eleventh.
+        self.run_by(program, frame, 0)
+    }
+
+    /// `by`: the interface that the packet came in by.
+    fn run_by(&self, program: &str, frame: &[u8], by: u32) -> i32 {
+        // `struct __sk_buff`: 48 words, the tenth and the eleventh are the indices of that interface and of the hook's.
         let mut context = [0u8; 192];
+        context[36..40].copy_from_slice(&by.to_ne_bytes());
         context[40..44].copy_from_slice(&HERE.to_ne_bytes());
         self.datapath.test_run(program, frame, Some(&context)).unwrap()
     }
@@ -81,6 +87,11 @@ impl Node {
 
     pub(crate) fn gets(&self, frame: &[u8]) -> i32 {
         self.run(POD_EGRESS, frame)
+    }
+
+    /// From what interface `by` received.
+    pub(crate) fn gets_by(&self, by: u32, frame: &[u8]) -> i32 {
+        self.run_by(POD_EGRESS, frame, by)
     }
 
     pub(crate) fn flow(&self, of: &Tcp<'_>) -> Option<Flow> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use kumiko_abi::{
-    AddrEntry, AddrKind, CommandResult, EventKind, Flow, FlowState, Reason, Stage, Stat,
+    AddrEntry, AddrKind, CommandResult, Endpoint, EventKind, Flow, FlowState, Reason, Stage, Stat,
     flow::flags,
     segment::bits::{ACK, SYN},
 };
@@ -15,6 +15,7 @@ use kumiko_kernel::sockets::connect_as;
 use crate::{
     fixture::{addr, alone, endpoint, ip},
     frames::{self, Extra, Tcp, ip_frame},
+    inbound::icmp_error,
     node::*,
     world::{FAMILIES, Net, World, connect, listen, mac, netns, socket, wait},
 };
@@ -86,6 +87,57 @@ fn the_fast_path_takes_nothing_from_the_stack() {
         assert_eq!(node.flow(&syn).unwrap().dir[0].packets, 0);
         node.endpoint(|_| (), Stage::Observe);
         assert_eq!(node.gets(&syn.frame()), PASS, "observe stops nothing");
+    });
+}
+
+/// A flow of two pods of the node through the host's stack: what the wire or a third pod brings of it is none of theirs.
+#[test]
+fn a_clear_flow_of_two_pods_takes_nothing_from_elsewhere() {
+    const BRIDGE: u32 = 91;
+    const WIRE: u32 = 92;
+    alone("a_clear_flow_of_two_pods_takes_nothing_from_elsewhere", |dir| {
+        let node = node(dir, Stage::Strict);
+        let maps = node.datapath.maps();
+        let other = Endpoint { master: BRIDGE, ..endpoint(3, Stage::Strict) };
+        maps.set_endpoint(OTHER_POD, &other).unwrap();
+        let syn = Tcp::syn(LOCAL_4, POD_4);
+        let flow = Flow {
+            src_ifindex: OTHER_POD,
+            dst_ifindex: HERE,
+            flags: fake(&syn).flags | flags::JUDGED_BOTH,
+            ..fake(&syn)
+        };
+        assert_eq!(node.datapath.commands().create(&key(&syn), &flow).unwrap(), CommandResult::Done);
+        let data = Tcp { flags: ACK, payload: vec![1; 10], ..syn.clone() }.frame();
+        let error = icmp_error(OUTSIDE_4, POD_4, &reply(&syn, ACK));
+        let gets = |by| (node.gets_by(by, &data), node.gets_by(by, &error));
+        for by in [0, OTHER_POD, BRIDGE] {
+            assert_eq!(gets(by), (PASS, PASS), "{by}");
+        }
+        assert_eq!(node.stat(Stat::WrongInterface), 0);
+        assert_eq!(gets(WIRE), (DROP, DROP));
+        assert_eq!(node.gets_by(WIRE, &syn.frame()), DROP);
+        assert_eq!(node.stat(Stat::WrongInterface), 3);
+        // On the fast path, errors are all that the stack brings.
+        node.set_state(&syn, FlowState::Fast);
+        assert_eq!((node.gets_by(BRIDGE, &error), node.gets_by(WIRE, &error)), (PASS, DROP));
+        node.set_state(&syn, FlowState::Direct);
+        // Nothing is known of the other's bridge any more; a third pod is still a third pod.
+        maps.remove_endpoint(OTHER_POD).unwrap();
+        assert_eq!((gets(BRIDGE), gets(HERE)), ((PASS, PASS), (DROP, DROP)));
+        // Observe counts.
+        maps.set_endpoint(OTHER_POD, &other).unwrap();
+        node.endpoint(|_| (), Stage::Observe);
+        assert_eq!(gets(WIRE), (PASS, PASS));
+        assert_eq!(node.stat(Stat::WrongInterface), 8);
+
+        // A pod that sends errors about a flow of two others.
+        node.endpoint(|_| (), Stage::Strict);
+        let far = Tcp::syn(LOCAL_4, REMOTE_4);
+        let flow = Flow { src_ifindex: OTHER_POD, dst_ifindex: 99, ..fake(&far) };
+        assert_eq!(node.datapath.commands().create(&key(&far), &flow).unwrap(), CommandResult::Done);
+        assert_eq!(node.sends(&icmp_error(POD_4, LOCAL_4, &far)), DROP);
+        assert_eq!(node.stat(Stat::WrongInterface), 9);
     });
 }
 

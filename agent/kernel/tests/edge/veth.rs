@@ -30,7 +30,7 @@ fn a_routed_pod_is_found_from_either_side() {
         assert_eq!((veth.ifindex, veth.name.as_str()), (host.ifindex("vpod"), "vpod"));
         assert_eq!((veth.pod_mac, veth.gateway_mac), (pod.mac("eth0"), host.mac("vpod")));
         assert!(veth.netns.unwrap().is(&pod.netns));
-        assert_eq!((veth.mtu, veth.running), (1450, false));
+        assert_eq!((veth.mtu, veth.running, veth.master), (1450, false, 0));
     }
     host.ip("link set vpod up");
     pod.ip("link set eth0 up");
@@ -45,6 +45,7 @@ fn a_bridged_pods_gateway_is_the_bridge() {
     host.ip(&format!("link add vpod master br0 type veth peer name eth0 netns {}", pod.name));
     for veth in [by_netns(&pod, &host).unwrap(), by_name("vpod", &host).unwrap()] {
         assert_eq!((veth.ifindex, veth.gateway_mac), (host.ifindex("vpod"), [2, 0, 0, 0, 0, 0x77]));
+        assert_eq!(veth.master, host.ifindex("br0"));
     }
 }
 

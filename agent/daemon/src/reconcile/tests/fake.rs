@@ -232,6 +232,7 @@ impl Edge for Fake {
                 name: name.clone(),
                 pod_mac: [2, 0, 0, 0, 0, 1],
                 gateway_mac: [2, 0, 0, 0, 0, 2],
+                master: 0,
                 running: true,
                 netns: None,
             }),
