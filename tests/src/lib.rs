@@ -5,6 +5,7 @@
 
 pub mod cases;
 pub mod echo;
+pub mod forge;
 pub mod harness;
 pub mod load;
 pub mod twins;
