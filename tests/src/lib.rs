@@ -8,4 +8,5 @@ pub mod echo;
 pub mod forge;
 pub mod harness;
 pub mod load;
+pub mod programs;
 pub mod twins;

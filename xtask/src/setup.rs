@@ -36,6 +36,18 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ncat", "demo"),
     ("ethtool", "tests"),
     ("strace", "tests"),
+    ("apache2-utils", "tests: ordinary programs"),
+    ("git", "tests: ordinary programs"),
+    ("golang-go", "tests: ordinary programs (WebSocket, gRPC, a proxy)"),
+    ("haproxy", "tests: ordinary programs, health checks"),
+    ("netcat-openbsd", "tests: health checks"),
+    ("openssh-client", "tests: ordinary programs"),
+    ("openssh-server", "tests: ordinary programs"),
+    ("postgresql", "tests: ordinary programs"),
+    ("postgresql-client", "tests: ordinary programs"),
+    ("rsync", "tests: ordinary programs"),
+    ("vsftpd", "tests: ordinary programs"),
+    ("wrk", "tests: ordinary programs"),
     ("bpftool", "tests: looking at programs and maps"),
     ("qemu-system-x86", "vm"),
     ("xz-utils", "vm: compressed modules"),
@@ -72,7 +84,10 @@ fn missing_packages() -> Vec<&'static str> {
     let mut query = Command::new("dpkg-query");
     query.args(["-W", "-f", "${Package} ${db:Status-Status}\n"]).args(&names);
     let text = query.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    names.into_iter().filter(|name| !text.lines().any(|line| line == format!("{name} installed"))).collect()
+    let installed = |name: &str| text.lines().any(|line| line == format!("{name} installed"));
+    // Any Go will do, also one that Debian does not know of.
+    let has_go = output("go", &["version"]).is_some();
+    names.into_iter().filter(|name| !installed(name) && (*name != "golang-go" || !has_go)).collect()
 }
 
 /// Installs cargo-fuzz if it is missing.
