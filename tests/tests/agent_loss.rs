@@ -14,6 +14,7 @@ use kumiko_lab::{Family, Net, Stage, topology};
 use kumiko_tests::harness;
 use kumiko_tests::twins::{Path, Side};
 use libtest_mimic::Arguments;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const SENDERS: usize = 20;
@@ -23,8 +24,11 @@ const BEFORE: u64 = 1 << 20;
 type Check = fn(&mut Side) -> Result<()>;
 
 const CHECKS: &[(&str, Check)] = &[
-    ("kill_of_the_clients_agent_under_twenty_senders", |side| killed(side, 1)),
-    ("kill_of_the_servers_agent_under_twenty_senders", |side| killed(side, 2)),
+    ("ten_kills_of_the_clients_agent_under_twenty_senders", |side| (0..10).try_for_each(|_| killed(side, 1))),
+    ("ten_kills_of_the_servers_agent_under_twenty_senders", |side| (0..10).try_for_each(|_| killed(side, 2))),
+    ("a_connect_that_waits_is_refused_at_its_next_syn", waiting),
+    ("what_is_pinned_is_adopted_and_same_node_flows_go_on", adopted),
+    ("lowering_to_off_under_twenty_senders", lowered),
     ("a_restarted_agent_serves_again", restarted),
     ("cleanup_under_twenty_senders_leaves_no_trace", cleaned),
     ("sigterm_ends_in_order_and_the_kernel_goes_on_judging", stopped),
@@ -134,6 +138,110 @@ fn served(side: &Side, port: u16) -> Result<()> {
         Ok(())
     })?;
     serving.reports().map(drop)
+}
+
+/// The far agent stands still, so that the connect waits; then the near one dies.
+fn waiting(side: &mut Side) -> Result<()> {
+    let port = side.port();
+    let to = SocketAddr::new(side.address(Path::CrossNode, Family::V4)?, port);
+    side.far.listen(to)?;
+    served(side, port)?;
+    side.lab.signal_agent(2, Signal::SIGSTOP)?;
+    let asking = side.client.connect(to, 1, vec![Step::Close])?;
+    command::wait_for("the connect waits", Duration::from_secs(10), || {
+        let status = side.lab.admin(1, "/v1/status")?;
+        let pending = status.get("flows").and_then(|flows| flows.get("pending")?.as_u64());
+        ensure!(pending == Some(1), "{pending:?}");
+        Ok(())
+    })?;
+    side.lab.kill_agent(1)?;
+    let report = asking.report()?;
+    side.lab.signal_agent(2, Signal::SIGCONT)?;
+    side.lab.start_agent(1)?;
+    ensure!(report.connect.as_deref() == Some("ECONNREFUSED"), "{report:?}");
+    served(side, port)?;
+    side.far.unlisten(port)
+}
+
+fn adopted(side: &mut Side) -> Result<()> {
+    let port = side.port();
+    let to = SocketAddr::new(side.address(Path::SameNode, Family::V4)?, port);
+    side.near.listen(to)?;
+    let serving = side.near.serve(port, 1, vec![Step::Echo { bytes: 64 }, Step::Close])?;
+    let asking = vec![
+        Step::Ask { times: 1, bytes: 64, pattern: pattern(5) },
+        Step::Open { name: "same-node".into() },
+        Step::AskUntil { gate: "same-node-end".into(), bytes: 64, pattern: pattern(5) },
+        Step::Close,
+    ];
+    let client = side.client.connect(to, 1, asking)?;
+    side.client.await_gate("same-node")?;
+    let mut before = links(&side.lab.node(1)?.files.bpffs)?;
+    let generation = |side: &Side| -> Result<Option<u64>> {
+        Ok(side.lab.admin(1, "/v1/status")?.get("generation").and_then(Value::as_u64))
+    };
+    let old = generation(side)?;
+    side.lab.kill_agent(1)?;
+    side.lab.start_agent(1)?;
+    let mut after = links(&side.lab.node(1)?.files.bpffs)?;
+    (before.sort(), after.sort());
+    ensure!(before == after, "links {before:?} before, {after:?} after");
+    ensure!(generation(side)? == old.map(|old| old + 1), "generations {old:?} and {:?}", generation(side)?);
+    let flows = side.lab.admin(1, "/v1/flows")?;
+    let known = flows.as_array().into_iter().flatten().any(|flow| {
+        flow.get("state").and_then(Value::as_str) == Some("open")
+            && flow.get("destination").and_then(|d| d.get("port")?.as_u64()) == Some(u64::from(port))
+    });
+    ensure!(known, "the new agent does not know the flow that goes on: {flows}");
+    side.client.open_gate("same-node-end")?;
+    for report in [client.report()?, serving.report()?] {
+        ensure!(report.steps.iter().all(|step| step.error.is_none() && step.intact), "{report:?}");
+    }
+    side.near.unlisten(port)
+}
+
+/// Flows that are captured stay so: the hooks go when they have ended.
+fn lowered(side: &mut Side) -> Result<()> {
+    let port = side.port();
+    let server = SocketAddr::new(side.lab.pod("server-2")?.ip(Family::V4), port);
+    side.far.listen(server)?;
+    let serving = side.far.serve(port, SENDERS, vec![Step::RecvToEnd { pattern: pattern(6) }, Step::Close])?;
+    let sending = vec![
+        Step::Meet,
+        Step::Open { name: "lowering".into() },
+        Step::SendUntil { gate: "lowered".into(), pattern: pattern(6) },
+        Step::Close,
+    ];
+    let clients = side.client.connect(server, SENDERS, sending)?;
+    side.client.await_gate("lowering")?;
+    side.lab.set_stage("demo", Stage::Off)?;
+    side.lab.wait_stage("demo", Stage::Off)?;
+    let sent = |side: &Side| -> Result<u64> {
+        let tunnels = side.lab.admin(1, "/v1/tunnels")?;
+        Ok(tunnels.as_array().into_iter().flatten().filter_map(|tunnel| tunnel.get("bytesSent")?.as_u64()).sum())
+    };
+    let then = sent(side)?;
+    command::wait_for("the senders go on in their tunnels", Duration::from_secs(20), || {
+        let now = sent(side)?;
+        ensure!(now > then + (64 << 20), "{then} bytes before, {now} now");
+        Ok(())
+    })?;
+    side.client.open_gate("lowered")?;
+    let (clients, servers) = (clients.reports()?, serving.reports()?);
+    ensure!(clients.len() == SENDERS && servers.len() == SENDERS, "{} and {}", clients.len(), servers.len());
+    for (client, server) in clients.iter().zip(&servers) {
+        ensure!(client.steps.iter().all(|step| step.error.is_none()), "{client:?}");
+        let read = server.steps.first().context("no step")?;
+        ensure!(read.eof && read.intact && read.error.is_none(), "{server:?}");
+    }
+    let total = |reports: &[ConnReport], step: usize| -> u64 {
+        reports.iter().filter_map(|report| report.steps.get(step)).map(|step| step.bytes).sum()
+    };
+    ensure!(total(&clients, 2) == total(&servers, 0), "{} sent, {} read", total(&clients, 2), total(&servers, 0));
+    side.lab.set_stage("demo", Stage::Strict)?;
+    side.lab.wait_stage("demo", Stage::Strict)?;
+    served(side, port)?;
+    side.far.unlisten(port)
 }
 
 fn restarted(side: &mut Side) -> Result<()> {

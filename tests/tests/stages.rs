@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use kumiko_lab::command;
 use kumiko_lab::pattern::{CLEAR, Pattern};
 use kumiko_lab::peer::{ConnReport, Pending, Step};
 use kumiko_lab::{Family, Net, Stage};
@@ -63,12 +65,14 @@ fn up_and_down(side: &Side, mesh: bool) -> Result<()> {
     loads.extend(keep_alive(side, Stage::Off)?);
     let older = loads.len();
     for stage in WAY {
+        let late = Late::begin(side)?;
         side.lab.set_stage("demo", *stage)?;
         // While the move is under way, and when it is done.
         new_connections(side, *stage).with_context(|| format!("while moving to {stage}"))?;
         if mesh {
             side.lab.wait_stage("demo", *stage)?;
         }
+        late.end(side).with_context(|| format!("a SYN that was sent again over the move to {stage}"))?;
         new_connections(side, *stage).with_context(|| format!("at {stage}"))?;
         if mesh && *stage == Stage::Strict && loads.len() < 2 * older + 8 {
             ensure!(legacy(side)? >= older, "at strict, {} legacy connections are listed", legacy(side)?);
@@ -148,6 +152,50 @@ fn new_connections(side: &Side, stage: Stage) -> Result<()> {
         server.unlisten(port)?;
     }
     Ok(())
+}
+
+/// Connections whose SYN the server pod drops until the move is done.
+struct Late(Vec<(Path, u16, Pending, Pending)>);
+
+const LATE: [(Path, Family); 2] = [(Path::CrossNode, Family::V4), (Path::SameNode, Family::V6)];
+
+impl Late {
+    fn begin(side: &Side) -> Result<Self> {
+        let mut all = Vec::new();
+        for (path, family) in LATE {
+            let (port, server) = (side.port(), side.server(path));
+            let pod = side.lab.pod(path.server())?;
+            server.listen(SocketAddr::new(pod.ip(family), port))?;
+            let hole = format!(
+                "table inet late {{\n chain input {{\n  type filter hook input priority 0;\n  \
+                 tcp dport {port} tcp flags syn counter drop\n }}\n}}\n"
+            );
+            pod.netns.within(|| command::run_with_input("nft", &["-f", "-"], &hole))?;
+            let serving = server.serve(port, 1, vec![Step::Echo { bytes: 64 }, Step::Close])?;
+            let ask = Step::Ask { times: 3, bytes: 64, pattern: pattern(4) };
+            let to = SocketAddr::new(side.address(path, family)?, port);
+            let client = side.client.connect(to, 1, vec![ask, Step::Close])?;
+            command::wait_for("a SYN is dropped", Duration::from_secs(10), || {
+                let rules = pod.netns.run("nft", &["list", "table", "inet", "late"])?;
+                ensure!(!rules.contains("packets 0 "), "{rules}");
+                Ok(())
+            })?;
+            all.push((path, port, client, serving));
+        }
+        Ok(Self(all))
+    }
+
+    fn end(self, side: &Side) -> Result<()> {
+        for (path, ..) in &self.0 {
+            side.lab.pod(path.server())?.netns.run("nft", &["delete", "table", "inet", "late"])?;
+        }
+        for (path, port, client, server) in self.0 {
+            went_well(&client.report()?).with_context(|| format!("client, {}", path.name()))?;
+            went_well(&server.report()?).with_context(|| format!("server, {}", path.name()))?;
+            side.server(path).unlisten(port)?;
+        }
+        Ok(())
+    }
 }
 
 /// Legacy flows that the client's node lists.
