@@ -185,10 +185,16 @@ impl Lab {
         kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signalling the agent")
     }
 
+    /// The pid of a node's agent.
+    pub fn agent_pid(&self, number: u8) -> Result<u32> {
+        let agent = self.node(number)?.agent.as_ref().with_context(|| format!("no agent runs on n{number}"))?;
+        Ok(agent.id())
+    }
+
     /// The state of a node's agent as `ps` shows it: `R`, `S`, `T`, ...
     pub fn agent_state(&self, number: u8) -> Result<char> {
-        let agent = self.node(number)?.agent.as_ref().with_context(|| format!("no agent runs on n{number}"))?;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", agent.id())).context("looking at the agent")?;
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.agent_pid(number)?)).context("looking at the agent")?;
         // pid (name) state: the name may hold anything.
         stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).context("a process without a state")
     }
@@ -300,15 +306,18 @@ impl Lab {
         Ok(answer.to_owned())
     }
 
+    /// Whether no agent runs on a node.
+    pub fn agent_has_ended(&mut self, number: u8) -> Result<bool> {
+        match &mut self.node_mut(number)?.agent {
+            Some(agent) => Ok(agent.try_wait().context("asking for the agent")?.is_some()),
+            None => Ok(true),
+        }
+    }
+
     /// Starts the agent of a node again if it has ended.
     pub fn revive_agent(&mut self, number: u8) -> Result<()> {
-        let node = self.node_mut(number)?;
-        let ended = match &mut node.agent {
-            Some(agent) => agent.try_wait().context("asking for the agent")?.is_some(),
-            None => true,
-        };
-        if ended {
-            node.agent = None;
+        if self.agent_has_ended(number)? {
+            self.node_mut(number)?.agent = None;
             self.start_agent(number)?;
         }
         Ok(())
