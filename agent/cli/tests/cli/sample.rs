@@ -116,7 +116,14 @@ impl AdminState for Sample {
                 first_expiry_unix_ns: now() + 7_260 * SECOND,
                 ..Default::default()
             },
-            tunnels: TunnelCounts { busy: 2, idle: 3, arriving: 0, handshakes: 1_217, handshake_failures: 4 },
+            tunnels: TunnelCounts {
+                busy: 2,
+                idle: 3,
+                arriving: 0,
+                buffer_bytes: 0,
+                handshakes: 1_217,
+                handshake_failures: 4,
+            },
             flows: FlowTableStatus {
                 entries: 24,
                 capacity: 262_144,

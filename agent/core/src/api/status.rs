@@ -60,6 +60,8 @@ pub struct KernelStatus {
     pub layout: u32,
     /// Verified instructions by program.
     pub instructions: BTreeMap<String, u32>,
+    /// Map writes that failed since the start (a full map, for one); they are tried again.
+    pub map_write_failures: u64,
 }
 
 /// Local workloads by stage.
@@ -92,6 +94,8 @@ pub struct SourceStatus {
     pub files: u32,
     /// Objects in force.
     pub objects: u32,
+    /// Workloads and Service ports that the kernel's maps have no number for: they count as outside the mesh.
+    pub without_number: u32,
     /// Number of the snapshot in force.
     pub epoch: u64,
     /// When it came into force.
@@ -148,6 +152,8 @@ pub struct TunnelCounts {
     pub idle: u32,
     /// Connections on the tunnel port whose handshake is not done.
     pub arriving: u32,
+    /// Bytes of relay buffers that shards had lent to flows when they last looked.
+    pub buffer_bytes: u64,
     /// Handshakes that went well since the start.
     pub handshakes: u64,
     /// Handshakes that failed since the start.

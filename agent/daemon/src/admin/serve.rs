@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 use super::asked::FlowsQuery;
 use super::follow::follow;
 use super::{AdminSocket, AdminState};
-use crate::telemetry::render;
+use crate::telemetry::{MetricsInput, render};
 
 /// Most connections at once; more wait in the listener's backlog.
 pub const MAX_CONNECTIONS: usize = 64;
@@ -46,6 +46,8 @@ type Body = BoxBody<Bytes, Infallible>;
 #[derive(Clone)]
 struct Shared {
     state: Arc<dyn AdminState>,
+    /// Who is here; counts, and limits nothing.
+    connections: Arc<Semaphore>,
     followers: Arc<Semaphore>,
     /// Serves metrics only.
     metrics_only: bool,
@@ -64,13 +66,15 @@ struct Refusal(StatusCode, String);
 
 /// Serves the admin API until `stop` is done; open connections end then.
 pub async fn serve(socket: AdminSocket, state: Arc<dyn AdminState>, stop: impl Future<Output = ()>) {
-    let shared = Shared { state, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)), metrics_only: false };
+    let (all, followers) = (Semaphore::new(MAX_CONNECTIONS), Semaphore::new(MAX_FOLLOWERS));
+    let shared = Shared { state, connections: Arc::new(all), followers: Arc::new(followers), metrics_only: false };
     connections(socket, shared, stop).await;
 }
 
 /// Serves `/metrics` alone over TCP, for a Prometheus on another machine.
 pub async fn serve_metrics(listener: TcpListener, state: Arc<dyn AdminState>, stop: impl Future<Output = ()>) {
-    let shared = Shared { state, followers: Arc::new(Semaphore::new(0)), metrics_only: true };
+    let (all, followers) = (Semaphore::new(MAX_CONNECTIONS), Semaphore::new(MAX_FOLLOWERS));
+    let shared = Shared { state, connections: Arc::new(all), followers: Arc::new(followers), metrics_only: true };
     connections(listener, shared, stop).await;
 }
 
@@ -147,6 +151,8 @@ async fn connection<S>(stream: S, shared: Shared, _permit: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    // The permits include one for the connection that is waited for.
+    let _counted = shared.connections.clone().try_acquire_owned();
     let (follows, mut followed) = watch::channel(false);
     let connection = Connection { shared, follows };
     let service = service_fn(move |request| {
@@ -190,7 +196,11 @@ impl Connection {
         let state = self.shared.state.clone();
         match asked {
             path::METRICS => {
-                let text = blocking(move || render(state.metrics())).await?;
+                let taken = |of: &Semaphore, most: usize| (most - of.available_permits().min(most)) as u64;
+                let admin_connections = taken(&self.shared.connections, MAX_CONNECTIONS);
+                let admin_followers = taken(&self.shared.followers, MAX_FOLLOWERS);
+                let input = move || MetricsInput { admin_connections, admin_followers, ..state.metrics() };
+                let text = blocking(move || render(input())).await?;
                 let text = text.map_err(|error| internal(format!("metrics cannot be written: {error}")))?;
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 Ok(response(StatusCode::OK, kind, text.into_bytes()))

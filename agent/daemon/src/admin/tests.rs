@@ -105,6 +105,8 @@ async fn answers_and_refusals() {
     assert!(status.starts_with("HTTP/1.1 200") && status.contains("\"node\":\"n1\""), "{status}");
     let metrics = get(&path, "/metrics").await;
     assert!(metrics.contains("kumiko_leak_bytes_total 0") && metrics.contains("openmetrics-text"), "{metrics}");
+    // The one that asks.
+    assert!(metrics.contains("\nkumiko_admin_connections 1\n"), "{metrics}");
     let flows = get(&path, "/v1/flows?limit=2&from=10.0.0.1").await;
     assert!(flows.contains(&format!("{OMITTED_HEADER}: 1")), "{flows}");
     assert_eq!(flows.matches("\"id\":").count(), 2);

@@ -13,7 +13,9 @@ use arc_swap::ArcSwap;
 use kumiko_abi::flow::flags;
 use kumiko_abi::map::service_flags;
 use kumiko_abi::{FlowKey, FlowState, Stage};
-use kumiko_core::compile::{self, Attached, AttachedEndpoint, Desired, Handles, MAX_HANDLE, Op, compile, diff};
+use kumiko_core::compile::{
+    self, Attached, AttachedEndpoint, Desired, Handles, MAX_HANDLE, Op, Shortage, compile, diff,
+};
 use kumiko_core::model::{ServiceRef, Workload, World};
 use kumiko_core::stage::{Crossings, Phase, legacy};
 use kumiko_fault::Point;
@@ -52,6 +54,10 @@ pub struct Engine<E> {
     lowered: HashMap<String, Instant>,
     /// Something failed that another pass may get done.
     unfinished: bool,
+    /// What got no number at the last model.
+    shortage: Shortage,
+    /// Map writes that failed, since the start.
+    unwritten: u64,
     shared: SharedState,
     changed: watch::Sender<u64>,
     gone: broadcast::Sender<Gone>,
@@ -93,6 +99,8 @@ impl<E: Edge> Engine<E> {
             classes: Arc::default(),
             lowered: HashMap::new(),
             unfinished: false,
+            shortage: Shortage::default(),
+            unwritten: 0,
             shared,
             changed,
             gone,
@@ -161,6 +169,7 @@ impl<E: Edge> Engine<E> {
             Err(error) => {
                 warn!(%error, ?op, "a map could not be written: tried again");
                 self.unfinished = true;
+                self.unwritten += 1;
                 false
             }
         }
@@ -336,6 +345,8 @@ impl<E: Edge> Engine<E> {
             attached: self.locals.values().filter_map(attached).collect(),
             lowered: self.lowered.clone(),
             endpoints: self.locals.iter().map(|(uid, local)| (uid.clone(), local.report())).collect(),
+            shortage: self.shortage,
+            unwritten: self.unwritten,
         }));
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use kumiko_abi::Stage;
+use kumiko_core::compile::Shortage;
 use kumiko_core::model::{ServiceRef, Workload, World};
 use kumiko_core::stage::Phase;
 
@@ -36,6 +37,10 @@ pub struct NodeState {
     pub(super) lowered: HashMap<String, Instant>,
     /// Local workloads as the control loop sees them, by UID.
     pub(super) endpoints: HashMap<String, EndpointReport>,
+    /// What has no number in the maps, because all are taken.
+    pub shortage: Shortage,
+    /// Map writes that failed since the start; they are tried again.
+    pub unwritten: u64,
 }
 
 /// A local workload as the control loop sees it.

@@ -9,8 +9,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Context as _;
 use kumiko_abi::{Config, Reason, Stage, Stat};
 use kumiko_core::api::{
-    AttachmentState, CertView, EndpointCounts, FlowRecord, KernelStatus, ReasonCount, Status, TunnelCounts, TunnelView,
-    WorkloadView,
+    AttachmentState, CertView, EndpointCounts, FlowRecord, KernelStatus, ReasonCount, SourceStatus, Status,
+    TunnelCounts, TunnelView, WorkloadView,
 };
 use kumiko_core::flow_record::{FlowFilter, hex_id};
 use kumiko_core::model::Workload;
@@ -68,6 +68,7 @@ impl View {
                 attach: datapath.attach_mode().to_owned(),
                 layout: kumiko_abi::LAYOUT,
                 instructions,
+                map_write_failures: 0,
             },
             maps: datapath.maps(),
             source: source.clone(),
@@ -169,14 +170,18 @@ impl AdminState for View {
             waiting_for,
             draining,
             shards: self.config.shards,
-            kernel: self.kernel.clone(),
+            kernel: KernelStatus { map_write_failures: state.unwritten, ..self.kernel.clone() },
             endpoints: self.endpoints(&state),
-            source: self.source.status.borrow().as_ref().clone(),
+            source: SourceStatus {
+                without_number: narrow(state.shortage.workloads + state.shortage.services),
+                ..self.source.status.borrow().as_ref().clone()
+            },
             identity: self.identities.status(),
             tunnels: TunnelCounts {
                 busy: narrow(busy),
                 idle: narrow(rows.len() - busy),
                 arriving: u32::try_from(self.common.tunnels.arriving().load(Ordering::Relaxed)).unwrap_or(u32::MAX),
+                buffer_bytes: self.common.tunnels.buffers().load(Ordering::Relaxed),
                 handshakes: self.common.tunnels.made(),
                 handshake_failures: self.common.tunnels.failed(),
             },
@@ -265,6 +270,8 @@ impl AdminState for View {
             certs: self.certs(),
             pairs: pairs.iter().map(|(key, count)| Pair::new(key, *count, &names)).collect(),
             closed: self.telemetry.closed(),
+            // The server adds what it knows of itself.
+            ..MetricsInput::default()
         }
     }
 

@@ -203,9 +203,13 @@ fn own_address(common: &Common, like: IpAddr) -> Option<IpAddr> {
 pub(super) async fn tend(shard: Rc<Shard>) {
     let mut versions = shard.common.identities.versions();
     let mut drain = shard.common.drain.clone();
+    let (buffers, mut told) = (shard.common.tunnels.buffers(), 0);
     loop {
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {
+                let lent = u64::try_from(kumiko_tunnel::lent_bytes()).unwrap_or(0);
+                buffers.fetch_add(lent.wrapping_sub(told), Ordering::Relaxed);
+                told = lent;
                 shard.tunnels.sweep();
                 for (event, reason, more) in shard.common.refusals.left_out() {
                     info!(reason = reason.name(), more, "{}, without a line each", event.text());
@@ -242,6 +246,7 @@ type Known = HashMap<u64, (Weak<TunnelInfo>, u16)>;
 #[derive(Debug, Clone, Default)]
 pub struct TunnelList {
     arriving: Arc<AtomicU64>,
+    buffers: Arc<AtomicU64>,
     made: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
     known: Arc<Mutex<Known>>,
@@ -262,6 +267,11 @@ impl TunnelList {
     /// Connections on the tunnel port that have no tunnel yet.
     pub fn arriving(&self) -> Arc<AtomicU64> {
         self.arriving.clone()
+    }
+
+    /// Bytes of relay buffers that all shards have lent, each as it last looked.
+    pub fn buffers(&self) -> Arc<AtomicU64> {
+        self.buffers.clone()
     }
 
     /// Counts a handshake that failed.

@@ -30,6 +30,10 @@ pub struct MetricsInput {
     pub pairs: Vec<Pair>,
     /// Finished flows by path, end and reason: [`super::Telemetry::closed`].
     pub closed: Vec<((&'static str, &'static str, &'static str), u64)>,
+    /// Connections to the admin API, or to the metrics' own listener; the server knows.
+    pub admin_connections: u64,
+    /// Of these, those that follow flows.
+    pub admin_followers: u64,
 }
 
 /// Judged traffic between two identities.
@@ -143,7 +147,7 @@ fn by<'a>(label: &'static str, values: impl IntoIterator<Item = (&'a str, u64)>)
 }
 
 fn families(input: MetricsInput) -> Vec<Family> {
-    let MetricsInput { status, certs, pairs, closed } = input;
+    let MetricsInput { status, certs, pairs, closed, admin_connections, admin_followers } = input;
     let (flows, identity, tunnels, source) = (&status.flows, &status.identity, &status.tunnels, &status.source);
     let endpoints = &status.endpoints;
     let stages = [
@@ -195,6 +199,11 @@ fn families(input: MetricsInput) -> Vec<Family> {
             "Connections on the tunnel port whose handshake is not done",
             one(tunnels.arriving.into()),
         ),
+        gauge(
+            "kumiko_relay_buffer_bytes",
+            "Relay buffers lent to flows when the shards last looked",
+            one(tunnels.buffer_bytes),
+        ),
         counter("kumiko_tunnel_handshakes", "Handshakes that went well", one(tunnels.handshakes)),
         counter("kumiko_tunnel_handshake_failures", "Handshakes that failed", one(tunnels.handshake_failures)),
         gauge("kumiko_source_synced", "1 when the source was read", one(u64::from(source.synced))),
@@ -204,6 +213,14 @@ fn families(input: MetricsInput) -> Vec<Family> {
             one(source.diagnostics.len() as u64),
         ),
         gauge("kumiko_source_objects", "Objects in force", one(source.objects.into())),
+        gauge(
+            "kumiko_source_without_number",
+            "Workloads and Service ports that the maps have no number for",
+            one(source.without_number.into()),
+        ),
+        counter("kumiko_map_write_failures", "Map writes that failed", one(status.kernel.map_write_failures)),
+        gauge("kumiko_admin_connections", "Connections to the listener that is scraped", one(admin_connections)),
+        gauge("kumiko_admin_followers", "Readers that follow flows", one(admin_followers)),
         gauge("kumiko_certificates_wanted", "Principals of local workloads", one(identity.wanted.into())),
         gauge("kumiko_certificates_valid", "Certificates that are valid now", one(identity.valid.into())),
         gauge(

@@ -59,9 +59,10 @@ impl<E: Edge> Engine<E> {
     fn number(&mut self, world: &World) {
         let before = self.handles.clone();
         let shortage = self.handles.assign(world, &self.node);
-        if shortage.workloads > 0 {
+        if shortage.workloads > 0 && shortage != self.shortage {
             warn!(without = shortage.workloads, "too many workloads: some count as outside the mesh");
         }
+        self.shortage = shortage;
         if self.handles.workloads.retired().count() > RETIRED {
             let mut referenced: HashSet<u32> = self.leaving.values().map(|leaving| leaving.handle).collect();
             referenced.extend(self.locals.values().map(|local| local.handle));
