@@ -66,6 +66,8 @@ pub struct Options {
     pub datapath: Arc<Datapath>,
     /// The host's namespace; the loop must run on a thread that is in it.
     pub host: Netns,
+    /// The agent's namespace.
+    pub agent: Netns,
     /// The host's side of the veth into the agent's namespace.
     pub agent_ifindex: u32,
 }
@@ -97,7 +99,7 @@ impl Reconciler {
     pub fn new(options: Options, world: watch::Receiver<Arc<World>>) -> Result<(Self, Reconciled), ReconcileError> {
         let host = options.host.try_clone().map_err(ReconcileError::Links)?;
         let agent_ifindex = options.agent_ifindex;
-        let edge = KernelEdge::new(options.datapath, options.host, agent_ifindex, &options.run_dir);
+        let edge = KernelEdge::new(options.datapath, options.host, options.agent, agent_ifindex, &options.run_dir);
         let (engine, reconciled) = Engine::new(options.node, edge)?;
         Ok((Self { engine, world, host, agent_ifindex }, reconciled))
     }

@@ -120,6 +120,7 @@ async fn serve(
         run_dir: options.places.run_dir.clone(),
         datapath: datapath.clone(),
         host: host.try_clone()?,
+        agent: agent.netns.try_clone()?,
         agent_ifindex: agent.host_ifindex,
     };
     let (reconciler, reconciled) = Reconciler::new(reconcile, source.world.clone())?;

@@ -116,6 +116,8 @@ fn agent(dir: &Path, generation: u32) -> Agent {
         run_dir: dir.join("run"),
         datapath: datapath.clone(),
         host: Netns::current().unwrap(),
+        // As if this one were the agent's too.
+        agent: Netns::current().unwrap(),
         agent_ifindex: 0,
     };
     let (reconciler, reconciled) = Reconciler::new(options, source.world.clone()).unwrap();

@@ -229,6 +229,14 @@ impl Datapath {
         self.links.attach_lookup(self, netns)
     }
 
+    /// Attaches it there again if somebody else took it off; says whether it was.
+    ///
+    /// # Errors
+    /// [`BpfError::Attach`].
+    pub fn restore_lookup(&self, netns: BorrowedFd<'_>) -> Result<bool, BpfError> {
+        self.links.restore_lookup(self, netns)
+    }
+
     /// How hooks are put on here: `tcx`, or `clsact` where the kernel refused tcx (before 6.6).
     pub fn attach_mode(&self) -> &'static str {
         self.links.mode()

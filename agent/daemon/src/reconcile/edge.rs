@@ -78,6 +78,8 @@ pub trait Edge {
     fn hooked(&mut self) -> Result<Vec<u32>, EdgeError>;
     /// Puts the hook on the way into the agent's namespace back if it was taken off; says whether it was.
     fn restore_way(&mut self) -> Result<bool, EdgeError>;
+    /// The same with the socket lookup of the agent's namespace.
+    fn restore_lookup(&mut self) -> Result<bool, EdgeError>;
     /// Puts both hooks on an interface whose endpoint is written.
     fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError>;
     /// Takes both hooks off.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,15 +34,16 @@ pub struct KernelEdge {
     commands: Commands,
     flows: FlowTable,
     host: Netns,
+    agent: Netns,
     agent_ifindex: u32,
     handles: PathBuf,
 }
 
 impl KernelEdge {
     /// `host` is the namespace that interfaces are looked up in; `agent_ifindex` is the way into the agent's there.
-    pub fn new(datapath: Arc<Datapath>, host: Netns, agent_ifindex: u32, run_dir: &Path) -> Self {
+    pub fn new(datapath: Arc<Datapath>, host: Netns, agent: Netns, agent_ifindex: u32, run_dir: &Path) -> Self {
         let (maps, commands, flows) = (datapath.maps(), datapath.commands(), datapath.flows());
-        Self { datapath, maps, commands, flows, host, agent_ifindex, handles: run_dir.join(HANDLES) }
+        Self { datapath, maps, commands, flows, host, agent, agent_ifindex, handles: run_dir.join(HANDLES) }
     }
 
     fn file(&self, source: io::Error) -> EdgeError {
@@ -115,6 +117,10 @@ impl Edge for KernelEdge {
 
     fn restore_way(&mut self) -> Result<bool, EdgeError> {
         Ok(self.datapath.restore_agent_veth(self.agent_ifindex)?)
+    }
+
+    fn restore_lookup(&mut self) -> Result<bool, EdgeError> {
+        Ok(self.datapath.restore_lookup(self.agent.as_fd())?)
     }
 
     fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError> {

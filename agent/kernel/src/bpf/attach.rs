@@ -183,24 +183,30 @@ impl Links {
     }
 
     pub(super) fn attach_lookup(&self, datapath: &Datapath, netns: BorrowedFd<'_>) -> Result<(), BpfError> {
-        let failed = |source| BpfError::Attach {
-            program: programs::AGENT_LOOKUP,
-            target: "the agent's network namespace".to_owned(),
-            source,
-        };
         let prog = datapath.fds.agent_lookup.as_fd();
-        let path = self.dir.join(LOOKUP);
-        let inode = rustix::fs::fstat(netns).map_err(|e| failed(e.into()))?.st_ino;
-        if let Ok(link) = sys::get(&path) {
-            let same = sys::link_info(link.as_fd()).is_ok_and(|info| u64::from(info.target) == inode);
-            if same {
-                return sys::update_link(link.as_fd(), prog).map_err(failed);
-            }
-            // Of a namespace that was made anew meanwhile.
-            unpin(&path)?;
+        if let Some(link) = self.lookup_of(netns)? {
+            return sys::update_link(link.as_fd(), prog).map_err(lookup_failed);
         }
-        let link = sys::link(prog, sys::netns_target(netns), AttachType::SkLookup).map_err(failed)?;
-        sys::pin(link.as_fd(), &path).map_err(failed)
+        // Gone, detached, or of a namespace that was made anew meanwhile.
+        let path = self.dir.join(LOOKUP);
+        unpin(&path)?;
+        let link = sys::link(prog, sys::netns_target(netns), AttachType::SkLookup).map_err(lookup_failed)?;
+        sys::pin(link.as_fd(), &path).map_err(lookup_failed)
+    }
+
+    pub(super) fn restore_lookup(&self, datapath: &Datapath, netns: BorrowedFd<'_>) -> Result<bool, BpfError> {
+        if self.lookup_of(netns)?.is_some() {
+            return Ok(false);
+        }
+        self.attach_lookup(datapath, netns).map(|()| true)
+    }
+
+    /// The pinned link of the lookup, if it is on this namespace; a detached one says 0.
+    fn lookup_of(&self, netns: BorrowedFd<'_>) -> Result<Option<std::os::fd::OwnedFd>, BpfError> {
+        let inode = rustix::fs::fstat(netns).map_err(|e| lookup_failed(e.into()))?.st_ino;
+        let Ok(link) = sys::get(&self.dir.join(LOOKUP)) else { return Ok(None) };
+        let here = sys::link_info(link.as_fd()).is_ok_and(|info| u64::from(info.target) == inode);
+        Ok(here.then_some(link))
     }
 
     /// The pinned tcx link of a hook, if its interface is still there.
@@ -327,6 +333,11 @@ pub(super) fn remove_everything(pin_dir: &Path) -> Result<(), BpfError> {
         let _busy = fs::remove_dir(parent);
     }
     first
+}
+
+fn lookup_failed(source: io::Error) -> BpfError {
+    let target = "the agent's network namespace".to_owned();
+    BpfError::Attach { program: programs::AGENT_LOOKUP, target, source }
 }
 
 fn names(dir: &Path) -> Result<Vec<String>, BpfError> {

@@ -95,6 +95,16 @@ fn a_second_agent_takes_over() {
         fs::remove_file(pins(dir).join(format!("links/agent-{agent}-in"))).unwrap();
         assert!(second.restore_agent_veth(agent).unwrap());
         assert_eq!(links(dir), before);
+        let here = fs::File::open("/proc/thread-self/ns/net").unwrap();
+        assert!(!second.restore_lookup(here.as_fd()).unwrap());
+        // Unpinned, and detached: the link is there and looks nothing up.
+        fs::remove_file(pins(dir).join("links/lookup")).unwrap();
+        assert!(second.restore_lookup(here.as_fd()).unwrap());
+        let pin = pins(dir).join("links/lookup");
+        let detached = std::process::Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin).status();
+        assert!(detached.unwrap().success());
+        assert!(second.restore_lookup(here.as_fd()).unwrap() && !second.restore_lookup(here.as_fd()).unwrap());
+        assert_eq!(links(dir), before);
 
         // The interface goes: its pins go with the next agent.
         ip("link del pod0");

@@ -25,6 +25,14 @@ impl<E: Edge> Engine<E> {
             ),
             Err(error) => warn!(%error, "the hook on the veth into the agent's namespace cannot be put back"),
         }
+        match self.edge.restore_lookup() {
+            Ok(false) => {}
+            Ok(true) => warn!(
+                "the socket lookup of the agent's namespace was taken off by somebody else: new connections were refused; it \
+                 is put back"
+            ),
+            Err(error) => warn!(%error, "the socket lookup of the agent's namespace cannot be put back"),
+        }
         let hooked = match self.edge.hooked() {
             Ok(hooked) => hooked,
             Err(error) => return warn!(%error, "cannot tell whether the hooks are still there"),

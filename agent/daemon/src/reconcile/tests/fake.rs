@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) hooks: BTreeSet<u32>,
     pub(super) flows: HashMap<FlowKey, Flow>,
     pub(super) saved: Option<Handles>,
+    /// Somebody took the socket lookup off.
+    pub(super) lookup_off: bool,
     pub(super) log: Vec<String>,
     /// The next so many writes and hooks fail.
     pub(super) failing: u32,
@@ -188,6 +190,10 @@ impl Edge for Fake {
 
     fn restore_way(&mut self) -> Result<bool, EdgeError> {
         Ok(false)
+    }
+
+    fn restore_lookup(&mut self) -> Result<bool, EdgeError> {
+        Ok(std::mem::take(&mut self.state().lookup_off))
     }
 
     fn hook(&mut self, ifindex: u32) -> Result<(), EdgeError> {

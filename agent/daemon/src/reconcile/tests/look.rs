@@ -16,7 +16,9 @@ fn hooks_that_somebody_took_off_are_put_back() {
     engine.pass(world("strict", 1), now);
     assert_eq!(fake.state().log.iter().filter(|line| *line == "hook 11").count(), 1, "they are there");
     fake.state().hooks.remove(&11);
+    fake.state().lookup_off = true;
     engine.look(now);
+    assert!(!fake.state().lookup_off, "the socket lookup is looked after too");
     engine.pass(world("strict", 1), now);
     assert!(fake.state().hooks.contains(&11));
     assert_eq!(phase(&reconciled, "u-a"), Phase::Enforcing(Stage::Strict));
