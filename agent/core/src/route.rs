@@ -7,6 +7,7 @@ use kumiko_abi::Reason;
 use sha2::{Digest, Sha256};
 
 use crate::Principal;
+use crate::frame::AskedService;
 use crate::model::{Node, Protocol, ServiceRef, Workload, World};
 
 /// A parked SYN, as far as its route depends on it.
@@ -155,6 +156,16 @@ pub fn check_open(
         return Err(Reason::DestinationMismatch);
     }
     Ok(Accepted { source: source.clone(), target: target.clone() })
+}
+
+/// Whether the Service that an OPEN names is one of this node's model: under this name and address, with the destination
+/// among its ready endpoints. Its name goes into this node's records, and the dialling node may lie.
+pub fn is_asked_service(world: &World, service: &AskedService, destination: SocketAddr) -> bool {
+    let AskedService { name, address } = service;
+    let Some((known, port)) = world.service_at(address.ip(), address.port(), Protocol::Tcp) else { return false };
+    let endpoints = if address.is_ipv4() { &port.v4 } else { &port.v6 };
+    name.split_once('/') == Some((&known.namespace, &known.name))
+        && endpoints.ready.iter().any(|endpoint| endpoint.addr == destination)
 }
 
 #[cfg(test)]

@@ -176,6 +176,29 @@ fn an_open_that_lies() {
     }
 }
 
+#[test]
+fn a_service_that_an_open_names_is_this_models() {
+    let world = world();
+    let says = |name: &str, address: &str, destination: &str| {
+        let service = AskedService { name: name.into(), address: address.parse().unwrap() };
+        is_asked_service(&world, &service, destination.parse().unwrap())
+    };
+    assert!(says("demo/server", "10.9.0.1:80", "10.0.2.2:8080"));
+    assert!(says("demo/server", "[fd00:9::1]:80", "[fd00:2:2::2]:8080"));
+    for (name, address, destination) in [
+        ("demo/client", "10.9.0.1:80", "10.0.2.2:8080"),
+        ("other/server", "10.9.0.1:80", "10.0.2.2:8080"),
+        ("demo/no-such-service", "10.9.0.77:80", "10.0.2.2:8080"),
+        ("demo/server", "10.9.0.1:81", "10.0.2.2:8080"),
+        // Not an endpoint of it; not by this port.
+        ("demo/client", "10.9.0.2:80", "10.0.2.2:8080"),
+        ("demo/server", "10.9.0.1:80", "10.0.2.2:9090"),
+        ("demo/server", "10.9.0.1:80", "[fd00:2:2::2]:8080"),
+    ] {
+        assert!(!says(name, address, destination), "{name} at {address} for {destination}");
+    }
+}
+
 proptest! {
     #[test]
     fn every_pick_is_an_endpoint(pick: u64, count in 1_usize..1000) {

@@ -6,8 +6,9 @@ use kumiko_abi::SynRecord;
 use kumiko_abi::flow::TCP;
 use kumiko_core::addr;
 use kumiko_core::flow_record::ServiceName;
-use kumiko_core::frame::Open;
-use kumiko_core::route::{Accepted, Plan};
+use kumiko_core::frame::{AskedService, Open};
+use kumiko_core::model::World;
+use kumiko_core::route::{self, Accepted, Plan};
 
 use crate::telemetry::FlowStart;
 
@@ -50,15 +51,23 @@ pub(super) fn unplanned(syn: &SynRecord) -> FlowStart {
     }
 }
 
-/// A flow that another node asks for; `accepted` when its OPEN held.
-pub(super) fn asked(open: &Open, accepted: Option<&Accepted>, handles: [u32; 2], node: &str) -> FlowStart {
+/// A flow that another node asks for; `accepted` when its OPEN held. A Service is named only if this node's model has it
+/// so: what a record says may not be another node's invention.
+pub(super) fn asked(
+    open: &Open,
+    world: &World,
+    accepted: Option<&Accepted>,
+    handles: [u32; 2],
+    node: &str,
+) -> FlowStart {
+    let confirmed = |service: &&AskedService| route::is_asked_service(world, service, open.destination);
     let (key, _) = addr::flow_key(open.client, open.destination, TCP);
     FlowStart {
         id: open.flow_id,
         key,
         client: open.client,
         target: Some(open.destination),
-        service: open.service.as_ref().and_then(|service| {
+        service: open.service.as_ref().filter(confirmed).and_then(|service| {
             let (namespace, name) = service.name.split_once('/')?;
             Some(ServiceName {
                 namespace: namespace.to_owned(),
@@ -72,5 +81,42 @@ pub(super) fn asked(open: &Open, accepted: Option<&Accepted>, handles: [u32; 2],
         delivering: true,
         remote: true,
         peer_node: accepted.map_or_else(|| node.to_owned(), |accepted| accepted.source.node.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kumiko_abi::FlowId;
+
+    const OBJECTS: &str = "
+{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}
+---
+{apiVersion: kumiko.dev/v1alpha1, kind: Workload, metadata: {name: a, namespace: x, uid: a, labels: {app: a}},
+ spec: {serviceAccount: s, node: n1, ips: [10.0.0.1]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: shop, namespace: x},
+ spec: {clusterIP: 10.9.0.1, ports: [{port: 80}], selector: {app: a}}}
+";
+
+    #[test]
+    fn a_record_names_no_service_that_another_node_made_up() {
+        let objects = kumiko_core::manifest::parse("f", OBJECTS).unwrap();
+        let world = World::build("td", 1, objects.iter().map(|object| ("f", object))).unwrap().0;
+        let named = |name: &str, destination: &str| {
+            let open = Open {
+                flow_id: FlowId([0; 16]),
+                client: "10.0.9.9:40000".parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                destination_uid: "a".into(),
+                source_uid: "b".into(),
+                label_digest: Vec::new(),
+                service: Some(AskedService { name: name.into(), address: "10.9.0.1:80".parse().unwrap() }),
+            };
+            asked(&open, &world, None, [0, 0], "192.168.0.2").service.map(|service| service.name)
+        };
+        assert_eq!(named("x/shop", "10.0.0.1:80").as_deref(), Some("shop"));
+        assert_eq!(named("x/bank", "10.0.0.1:80"), None);
+        assert_eq!(named("x/shop", "10.0.0.1:22"), None);
     }
 }

@@ -104,8 +104,11 @@ async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: Ip
         shard.common.refusals.count(reason);
         return tunnel.refuse(Refused::by_agent(reason)).await.is_ok() && tunnel.is_reusable();
     }
-    let handles = [&open.source_uid, &open.destination_uid].map(|uid| shard.common.state.load().handle(uid));
-    shard.common.sink.dialling(report::asked(&open, accepted.as_ref().ok(), handles, &node.to_string()));
+    let state = shard.common.state.load_full();
+    let handles = [&open.source_uid, &open.destination_uid].map(|uid| state.handle(uid));
+    let start = report::asked(&open, &state.world, accepted.as_ref().ok(), handles, &node.to_string());
+    shard.common.sink.dialling(start);
+    drop(state);
     let accepted = match accepted {
         Ok(accepted) => accepted,
         Err(reason) => return refuse(shard, tunnel, &open, Failure::new(reason)).await,
