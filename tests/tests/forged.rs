@@ -224,7 +224,19 @@ fn forgeries(end: &End, by: IpAddr) -> Result<Vec<(&'static str, Vec<u8>)>> {
     ])
 }
 
-/// Sends all of it to both ends; how many packets, and where to.
+/// Packets as if this end had sent them: what a pod of the mesh sends goes to the agent, if the flow is captured.
+fn in_its_name(end: &End) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let (seq, ack) = end.next;
+    let forged =
+        |flags, payload| Forged { from: end.here, to: end.there, seq, ack, flags, options: &[], payload }.packet();
+    Ok(vec![
+        ("data", forged(flags::PSH | flags::ACK, b"forged by somebody")?),
+        ("FIN", forged(flags::FIN | flags::ACK, &[])?),
+        ("RST", forged(flags::RST, &[])?),
+    ])
+}
+
+/// Sends all of it to both ends; what, and on which node it is to be counted.
 fn forge(side: &Side, flow: &Flow, family: Family, by: By) -> Result<Vec<(u8, &'static str)>> {
     let mut sent = Vec::new();
     for end in &flow.0 {
@@ -242,6 +254,12 @@ fn forge(side: &Side, flow: &Flow, family: Family, by: By) -> Result<Vec<(u8, &'
         for (what, packet) in forgeries(end, address)? {
             send(ns, end.here.ip(), &packet).with_context(|| format!("{what} to {}", end.pod))?;
             sent.push((end.node, what));
+        }
+        if by == By::MeshedPod {
+            for (what, packet) in in_its_name(end)? {
+                send(ns, end.there.ip(), &packet).with_context(|| format!("{what} as {}", end.pod))?;
+                sent.push((end.node, what));
+            }
         }
     }
     Ok(sent)
