@@ -153,17 +153,24 @@ impl Ears {
         })
     }
 
-    /// Reads what has come since the last time; the sequence numbers that come next from `here` and from `there`.
-    pub fn numbers(&mut self, here: SocketAddr, there: SocketAddr) -> Result<(u32, u32)> {
-        let (mut ours, mut theirs) = (None, None);
+    /// What has come since the last time.
+    pub fn frames(&mut self) -> Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
         let mut frame = vec![0; 1 << 17];
         loop {
-            let length = match self.0.read(&mut frame) {
-                Ok(length) => length,
-                Err(none) if none.kind() == ErrorKind::WouldBlock => break,
+            match self.0.read(&mut frame) {
+                Ok(length) => frames.push(frame.get(..length).unwrap_or_default().to_vec()),
+                Err(none) if none.kind() == ErrorKind::WouldBlock => return Ok(frames),
                 Err(error) => return Err(error).context("reading frames"),
-            };
-            let Some(segment) = frame.get(..length).and_then(wire::parse) else { continue };
+            }
+        }
+    }
+
+    /// The same; the sequence numbers that come next from `here` and from `there`.
+    pub fn numbers(&mut self, here: SocketAddr, there: SocketAddr) -> Result<(u32, u32)> {
+        let (mut ours, mut theirs) = (None, None);
+        for frame in self.frames()? {
+            let Some(segment) = wire::parse(&frame) else { continue };
             let counted = u32::from(segment.flags & flags::SYN != 0) + u32::from(segment.flags & flags::FIN != 0);
             let next = segment.sequence.wrapping_add(u32::try_from(segment.payload.len())?).wrapping_add(counted);
             if (segment.from, segment.to) == (here, there) {

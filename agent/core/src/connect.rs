@@ -71,6 +71,8 @@ pub fn connect_reason(number: i32) -> Reason {
 pub fn answer(reason: Reason, errno: i32, stages: [Stage; 2]) -> Answer {
     match reason {
         Reason::ConnectTimedOut => Answer::Silence,
+        // As a port without a server answers; an RST would have to be signed.
+        Reason::MethodRefused => Answer::Unreachable(errno::ECONNREFUSED),
         Reason::ConnectUnreachable if errno != 0 => Answer::Unreachable(errno),
         Reason::EndpointNotAttached | Reason::DestinationGone => {
             Answer::Unreachable(if errno == 0 { errno::EHOSTUNREACH } else { errno })

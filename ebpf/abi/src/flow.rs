@@ -146,6 +146,8 @@ pub mod flags {
     pub const COUNTED_PENDING: u32 = 1 << 15;
     /// Learned from packets, not from a SYN: which end began it is a guess.
     pub const LEARNED: u32 = 1 << 16;
+    /// Pending only for its refusal: the SYN carries an option that two connections cannot carry.
+    pub const UNCARRIABLE: u32 = 1 << 17;
     /// Being replaced or deleted: whoever sets it first may do so. Set by the programs only, for an instant.
     pub const CLAIMED: u32 = 1 << 31;
 }

@@ -178,13 +178,15 @@ pub const fn without_agent(stage: Stage, permissive_clear: bool) -> Decision {
     }
 }
 
-/// What becomes of a SYN that was to be captured but carries an option that two connections cannot carry.
+/// What becomes of a SYN that was to be captured but carries an option that two connections cannot carry. The agent
+/// refuses it: a socket that signs does not take an RST without a signature, nor does the kernel send one.
 #[inline(always)]
 pub const fn uncarriable(stage: Stage) -> Decision {
     if matches!(stage, Stage::Permissive) {
         Decision::allow(Action::Direct, Reason::MethodRefused, flow::flags::PLAINTEXT)
     } else {
-        Decision::refuse(Reason::MethodRefused)
+        let (action, verdict, reason) = (Action::Capture, Verdict::Deny, Reason::MethodRefused);
+        Decision { action, verdict, reason, flags: flow::flags::UNCARRIABLE }
     }
 }
 

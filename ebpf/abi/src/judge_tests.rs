@@ -1,7 +1,7 @@
 //! Tables: stage x peer x proof.
 
 use super::*;
-use crate::flow::flags::{DOWNGRADED, HOST, JUDGED_BOTH, LEGACY, OBSERVED, PLAINTEXT, PROBE, VETH_PROVED};
+use crate::flow::flags::{DOWNGRADED, HOST, JUDGED_BOTH, LEGACY, OBSERVED, PLAINTEXT, PROBE, UNCARRIABLE, VETH_PROVED};
 
 const STAGES: [Stage; 4] = [Stage::Off, Stage::Observe, Stage::Permissive, Stage::Strict];
 const PEERS: [Peer; 9] = [
@@ -138,7 +138,8 @@ fn no_agent() {
 
 #[test]
 fn options_that_cannot_be_carried() {
-    assert_eq!(uncarriable(Stage::Strict).action, Action::Refuse);
+    let strict = uncarriable(Stage::Strict);
+    assert_eq!((strict.action, strict.verdict, strict.flags), (Action::Capture, Verdict::Deny, UNCARRIABLE));
     assert_eq!(uncarriable(Stage::Permissive).action, Action::Direct);
 }
 

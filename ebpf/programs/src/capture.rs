@@ -5,7 +5,7 @@ use kumiko_abi::{
     Config, Flow, FlowState, MAX_SHARDS, Reason, Stat, SynRecord,
     config::config_flags,
     flow::flags::COUNTED_PENDING,
-    judge::{self, Decision},
+    judge::{self, Action, Decision},
     record::SYN_MAX,
     segment::{OptionStep, option_step},
 };
@@ -78,7 +78,9 @@ pub(crate) fn park(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> Parked {
     }
     if signed(skb, s) {
         s.decision = judge::uncarriable(stage);
-        return Parked::Instead;
+        if !matches!(s.decision.action, Action::Capture) {
+            return Parked::Instead;
+        }
     }
     if !table::take_pending(ifindex, endpoint.max_pending) {
         count(Stat::PendingFull);

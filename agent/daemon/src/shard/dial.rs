@@ -48,6 +48,9 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
     let stop = Arc::new(Stop::default());
     let entry = Entry { id: syn.id, client, asked, handles: [syn.src, syn.dst], stop: stop.clone() };
     let registered = shard.common.registry.add(syn.key, entry);
+    if syn.flags & flags::UNCARRIABLE != 0 {
+        return refuse(&shard, &syn, None, Failure::new(Reason::MethodRefused)).await;
+    }
     let plan = match shard.plan(&syn, client, asked) {
         Ok(plan) => plan,
         Err(reason) => return refuse(&shard, &syn, None, Failure::new(reason)).await,

@@ -2,7 +2,7 @@
 
 use kumiko_abi::{
     AddrEntry, AddrKind, CommandResult, Config, EventKind, Flow, FlowState, Reason, ServiceEntry, ServiceKey, Stage,
-    Stat,
+    Stat, Verdict,
     config::config_flags,
     flow::{TCP, flags},
     map::{endpoint_flags, service_flags},
@@ -236,8 +236,15 @@ fn quotas_and_options() {
                 options.resize(lead + 20, 1);
                 let signed = syn(50 + lead as u16).with(|t| t.options = options);
                 node.endpoint(|_| (), Stage::Strict);
-                assert_eq!(node.sends(&signed.frame()), REDIRECT, "option {kind} behind {lead}");
-                assert_eq!(node.event().unwrap().1, Reason::MethodRefused);
+                // Only the agent can tell the client: its own socket would not believe the kernel's RST.
+                assert_eq!(node.sends(&signed.frame()), DROP, "option {kind} behind {lead}");
+                let flow = node.flow(&signed).unwrap();
+                assert_eq!(flow.state, FlowState::Pending as u8);
+                assert!(flow.flags & flags::UNCARRIABLE != 0 && flow.verdict == Verdict::Deny as u8);
+                assert_eq!(flow.reason, Reason::MethodRefused as u16);
+                let syn = std::iter::from_fn(|| node.syns.next()).find(|syn| syn.id == flow.id).unwrap();
+                assert!(syn.flags & flags::UNCARRIABLE != 0);
+                node.datapath.commands().reap(&key(&signed), &flow.id).unwrap();
                 node.endpoint(|_| (), Stage::Permissive);
                 assert_eq!(node.sends(&signed.frame()), PASS);
                 let flow = node.flow(&signed).unwrap();
