@@ -110,10 +110,13 @@ impl World {
 
     /// What a pod's connect gives with the mesh, which must be what it gives without.
     fn same(&self, pod: &str, to: SocketAddr) -> Result<String> {
-        let [direct, mesh] = [&self.direct, &self.mesh].map(|lab| told(&lab.pod(pod)?.netns, to));
-        let (direct, mesh) = (direct?, mesh?);
-        ensure!(direct == mesh, "{pod} to {to}: {direct} without the mesh, {mesh} with it");
-        Ok(mesh)
+        // An answer that comes late on a busy machine is not none.
+        wait_for("the same answer with the mesh and without", COUNTED, || {
+            let [direct, mesh] = [&self.direct, &self.mesh].map(|lab| told(&lab.pod(pod)?.netns, to, LIMIT));
+            let (direct, mesh) = (direct?, mesh?);
+            ensure!(direct == mesh, "{pod} to {to}: {direct} without the mesh, {mesh} with it");
+            Ok(mesh)
+        })
     }
 
     /// Knocks; n1 must count one refusal more for the reason.
@@ -136,9 +139,9 @@ impl World {
 }
 
 /// What `connect` in a namespace says.
-fn told(ns: &Netns, to: SocketAddr) -> Result<String> {
+fn told(ns: &Netns, to: SocketAddr, limit: Duration) -> Result<String> {
     ns.within(|| {
-        Ok(match TcpStream::connect_timeout(&to, LIMIT) {
+        Ok(match TcpStream::connect_timeout(&to, limit) {
             Ok(_) => "connected".to_owned(),
             Err(error) if error.kind() == ErrorKind::TimedOut => "no answer".to_owned(),
             Err(error) => error.raw_os_error().map_or(format!("{error}"), |n| format!("{:?}", Errno::from_raw(n))),
@@ -187,7 +190,7 @@ fn tunnel_port(world: &World) -> Result<()> {
         for node in [1, 2] {
             let to = SocketAddr::new(of_family(node_ips(node), family), TUNNEL_PORT);
             let client = &world.mesh.pod("client-1")?.netns;
-            let told = world.refused(Reason::TunnelPortRefused, || told(client, to))?;
+            let told = world.refused(Reason::TunnelPortRefused, || told(client, to, COUNTED))?;
             ensure!(told == "ECONNREFUSED", "{to}: {told}");
         }
         world.same("client-1", SocketAddr::new(world.gateway(family)?, TUNNEL_PORT))?;
@@ -202,7 +205,7 @@ fn no_tunnel(world: &World) -> Result<()> {
         let outsider = &world.mesh.pod("outsider-1")?.netns;
         world.refused(Reason::NotTls, || {
             let mut stream =
-                outsider.within(|| TcpStream::connect_timeout(&to, LIMIT).with_context(|| format!("{to}")))?;
+                outsider.within(|| TcpStream::connect_timeout(&to, COUNTED).with_context(|| format!("{to}")))?;
             stream.set_read_timeout(Some(COUNTED))?;
             stream.write_all(&[0x55; 64])?;
             let read = stream.read(&mut [0; 64]);
@@ -225,7 +228,7 @@ fn listeners(world: &World) -> Result<()> {
     ensure!(of_node == wanted.into(), "the node listens on {of_node:?}");
     let of_agent = listening(&world.agent()?)?;
     ensure!(!of_agent.is_empty() && of_agent.iter().all(|(ip, _)| ip.is_loopback()), "the agent's: {of_agent:?}");
-    let metrics = told(&world.mesh.node(1)?.netns, SocketAddr::new("127.0.0.1".parse()?, METRICS))?;
+    let metrics = told(&world.mesh.node(1)?.netns, SocketAddr::new("127.0.0.1".parse()?, METRICS), COUNTED)?;
     ensure!(metrics == "connected", "the node's own processes read no metrics: {metrics}");
     for to in [v4, world.gateway(Family::V4)?] {
         let told = world.same("client-1", SocketAddr::new(to, METRICS))?;
@@ -253,7 +256,7 @@ fn agents_ports(world: &World) -> Result<()> {
         // A refused SYN goes where the listeners are.
         let to = SocketAddr::new(pod("client-1")?, port);
         let outsider = &world.mesh.pod("outsider-1")?.netns;
-        let told = world.refused(Reason::PlaintextRefused, || told(outsider, to))?;
+        let told = world.refused(Reason::PlaintextRefused, || told(outsider, to, COUNTED))?;
         ensure!(told == "ECONNREFUSED", "outsider-1 to {to}: {told}");
     }
     strangers(world)

@@ -22,7 +22,7 @@ use socket2::SockRef;
 const NETS: [Net; 2] = [Net::Routed, Net::Bridged];
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// What is known to be wrong when a read waits so long.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(10);
 /// A path MTU that no wire has.
 const TINY: u16 = 1_280;
 

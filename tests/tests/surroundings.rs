@@ -214,7 +214,10 @@ fn forward_chain(net: Net) -> Result<()> {
             node.netns.within(|| command::run_with_input("nft", &["-f", "-"], rules).map(drop))?;
         }
         for (from, to) in dropped(net, table == bridge) {
-            ensure!(!passes(&mesh, from, to)?, "{table} does not stop what {from} sends {to}");
+            ensure!(
+                !passes(&mesh, from, to, Duration::from_millis(700))?,
+                "{table} does not stop what {from} sends {to}"
+            );
         }
         if !harness::without_mesh() {
             compare(&direct, &mesh, &Path::ALL).with_context(|| table.to_owned())?;
@@ -223,7 +226,10 @@ fn forward_chain(net: Net) -> Result<()> {
             node.netns.run("nft", &[&format!("delete {table}")])?;
         }
         for (from, to) in dropped(net, table == bridge) {
-            ensure!(passes(&mesh, from, to)?, "without {table} nothing passes from {from} to {to} either");
+            ensure!(
+                passes(&mesh, from, to, Duration::from_secs(20))?,
+                "without {table} nothing passes from {from} to {to} either"
+            );
         }
     }
     Ok(())
@@ -239,12 +245,11 @@ fn dropped(net: Net, bridge: bool) -> Vec<(&'static str, &'static str)> {
     }
 }
 
-/// Whether one pod can connect to another.
-fn passes(side: &Side, from: &str, to: &str) -> Result<bool> {
+/// Whether one pod can connect to another within so long.
+fn passes(side: &Side, from: &str, to: &str, limit: Duration) -> Result<bool> {
     let server = side.lab.pod(to)?;
     let at = SocketAddr::new(server.ip(Family::V4), FIRST_PORT);
     let listener = server.netns.within(|| TcpListener::bind(at).context("listening"))?;
-    let limit = Duration::from_millis(700);
     let connected = side.lab.pod(from)?.netns.within(|| Ok(TcpStream::connect_timeout(&at, limit).is_ok()))?;
     drop(listener);
     Ok(connected)
