@@ -25,6 +25,8 @@ pub(crate) fn run() -> Result<()> {
     show(cargo().args(["clippy", "-p", "kumiko-agent", "--locked"]).args(features).args(["--", "-D", "warnings"]))?;
     eprintln!("lint: clippy of the kernel programs");
     ebpf_clippy()?;
+    eprintln!("lint: Go");
+    go()?;
     eprintln!("lint: this repository's rules");
     rules()?;
     eprintln!("lint: all well");
@@ -40,6 +42,16 @@ fn ebpf_clippy() -> Result<()> {
         .arg(root().join("target/ebpf-clippy"))
         .args(["--", "-D", "warnings"]);
     show(&mut command)
+}
+
+/// The Go programs of the tests.
+fn go() -> Result<()> {
+    let dir = root().join("tests/programs");
+    let unformatted = Command::new("gofmt").args(["-l", "."]).current_dir(&dir).output().context("running gofmt")?;
+    if !unformatted.stdout.is_empty() {
+        bail!("gofmt would change, in {}:\n{}", dir.display(), String::from_utf8_lossy(&unformatted.stdout));
+    }
+    show(Command::new("go").args(["vet", "./..."]).current_dir(&dir))
 }
 
 fn rules() -> Result<()> {

@@ -104,13 +104,11 @@ fn in_net(args: &Arguments, net: Net) -> Result<bool> {
     let pods = sides.mesh.lab.pods.iter().flat_map(|pod| pod.ips).collect();
     let capture = Capture::start(&sides.mesh.lab.node(1)?.netns, topology::WIRE, pods)?;
 
-    // Two at once: most of them fill a core.
-    let args = Arguments { test_threads: args.test_threads.or(Some(2)), ..args.clone() };
     let trials = checks.into_iter().map(|check| {
         let sides = Arc::clone(&sides);
         harness::trial(check.name, move || sides.compare(check.program, check.family))
     });
-    let mut well = harness::run_trials(&args, trials.collect());
+    let mut well = harness::run_trials(args, trials.collect());
     well &= harness::run_afterwards(vec![harness::trial(format!("{net}::wire"), move || {
         let report = capture.finish()?;
         if stage.is_some() {
@@ -137,9 +135,6 @@ impl Sides {
         let mesh = program(&Run::new(&self.mesh, family)).context("with the mesh")?;
         ensure!(!direct.is_empty(), "the program's answer is empty");
         ensure!(direct == mesh, "without the mesh:\n{direct}\nwith it:\n{mesh}");
-        if std::env::var_os("KUMIKO_TEST_SHOW").is_some() {
-            eprintln!("{direct}");
-        }
         Ok(())
     }
 }
