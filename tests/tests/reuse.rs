@@ -1,4 +1,4 @@
-//! Ports that come again: at once, after a connection that was given up or reset; for two addresses of one pod; and on a
+//! Ports and addresses that come again: at once, after a connection that was given up or reset; for two addresses of one pod; and on a
 //! pod that closes many connections a second. And the tunnel port when strangers sit on it.
 
 use std::io::{Read, Write};
@@ -8,12 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kumiko_lab::command::wait_for;
+use kumiko_lab::pattern::{CAPTURED, Pattern};
+use kumiko_lab::peer::{ConnReport, Step};
 use kumiko_lab::spec::node_ips;
 use kumiko_lab::wire::TUNNEL_PORT;
 use kumiko_lab::{Family, LabSpec, Net, PodSpec, Stage};
+use kumiko_tests::echo::Echo;
 use kumiko_tests::harness;
 use kumiko_tests::twins::{FIRST_PORT, PORTS, Path, Side};
 use libtest_mimic::Arguments;
+use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 type Check = fn(&Side) -> Result<()>;
@@ -23,6 +28,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_port_lent_to_one_flow_is_its_owners_for_another", |side| lent(side, Family::V4)),
     ("a_port_lent_to_one_flow_is_its_owners_for_another_v6", |side| lent(side, Family::V6)),
     ("strangers_at_the_tunnel_port_do_not_keep_nodes_apart", strangers),
+    // The last one: afterwards the address is another workload's.
+    ("an_address_passes_to_another_workload", passes_on),
 ];
 /// Longer than any step of these tests takes on a busy machine; shorter than a SYN that is sent again a third time.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -122,6 +129,73 @@ fn lent(side: &Side, family: Family) -> Result<()> {
     let mut owner = connect(second.2, pod)?;
     for (name, flow) in [("first", &mut first), ("second, on a lent port", &mut second), ("owner", &mut owner)] {
         talk(&mut flow.0, &mut flow.1).with_context(|| name.to_owned())?;
+    }
+    Ok(())
+}
+
+/// What the mesh calls the workload that gets server-2's address.
+const HEIR: &str = "heir-2";
+
+/// server-2's address becomes another workload's, with another identity. Warm tunnels of the old one stand; nothing is
+/// delivered in its name any more.
+fn passes_on(side: &Side) -> Result<()> {
+    let pod = side.lab.pod("server-2")?.clone();
+    let to = SocketAddr::new(pod.ip(Family::V4), side.port());
+    let _echo = Echo::start(&pod.netns, to)?;
+    let ask = || Step::Ask { times: 2, bytes: 64, pattern: Pattern::new(CAPTURED, 1) };
+    let once = || side.client.connect(to, 1, vec![ask(), Step::Close])?.report();
+    let well =
+        |report: &ConnReport| report.connect.is_none() && report.steps.iter().all(|s| s.error.is_none() && !s.eof);
+    for _ in 0..20 {
+        let report = once()?;
+        ensure!(well(&report), "before: {report:?}");
+    }
+    let older = vec![
+        ask(),
+        Step::Open { name: "older".into() },
+        Step::AskUntil { gate: "older-end".into(), bytes: 64, pattern: Pattern::new(CAPTURED, 1) },
+    ];
+    let older = side.client.connect(to, 1, older)?;
+    side.client.await_gate("older")?;
+
+    let file = side.lab.manifests().join("workload-server-2.yaml");
+    let text = std::fs::read_to_string(&file)?;
+    let heir = text
+        .replace("name: server-2", &format!("name: {HEIR}"))
+        .replace("uid: 0000", "uid: 1111")
+        .replace("serviceAccount: server", "serviceAccount: heir");
+    ensure!(heir != text && heir.contains("serviceAccount: heir"), "{heir}");
+    kumiko_lab::state::replace(&file, heir.as_bytes())?;
+    wait_for("both nodes know the heir", Duration::from_secs(10), || {
+        for node in 1..=2 {
+            let workloads = side.lab.admin(node, "/v1/workloads")?;
+            let known = workloads.as_array().into_iter().flatten();
+            let heir = known.filter(|w| w.get("name").and_then(Value::as_str) == Some(HEIR)).count();
+            ensure!(heir == 1, "{workloads}");
+        }
+        Ok(())
+    })?;
+    let known_ns = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+    // The connection to the pod that was: told of its end by a reset.
+    let older = older.report()?;
+    let end = older.steps.get(2).context("no step")?;
+    ensure!(end.error.as_deref() == Some("ECONNRESET") && !end.eof, "{older:?}");
+    // At once: the heir's certificate may be on its way, the client's connect waits for it.
+    for _ in 0..20 {
+        let report = once()?;
+        ensure!(well(&report), "afterwards: {report:?}");
+    }
+    for node in 1..=2 {
+        let flows = side.lab.admin(node, "/v1/flows?limit=20000")?;
+        let later = flows.as_array().into_iter().flatten().filter(|flow| {
+            let destination = flow.get("destination");
+            let port = destination.and_then(|d| d.get("port")?.as_u64());
+            let start = flow.get("startUnixNs").and_then(Value::as_u64).map(u128::from);
+            port == Some(u64::from(to.port())) && start > Some(known_ns)
+        });
+        let names: Vec<_> = later.filter_map(|f| Some(f.get("destination")?.get("principal")?.as_str()?)).collect();
+        let right = names.iter().all(|name| name.ends_with("/sa/heir"));
+        ensure!(names.len() >= 20 && right, "n{node} records: {names:?}");
     }
     Ok(())
 }

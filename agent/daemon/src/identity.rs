@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use kumiko_core::Principal;
 use kumiko_core::api::{CertState, CertView, IdentityStatus};
-use kumiko_tunnel::identity::{ClientIdentity, Identities as TlsIdentities};
+use kumiko_tunnel::identity::{ClientIdentity, Identities as TlsIdentities, ServerIdentity};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
@@ -57,16 +57,25 @@ impl Identities {
 
     /// To dial as `principal`; waits up to `within` for a certificate that is being asked for.
     pub async fn client_for(&self, principal: &Principal, within: Duration) -> Option<ClientIdentity> {
-        let find = || self.current().client_for(principal).cloned();
-        if let Some(identity) = find() {
-            return Some(identity);
+        self.find(within, |now| now.client_for(principal).cloned()).await
+    }
+
+    /// To accept as the principal of a server name; waits up to `within` for its certificate.
+    pub async fn server_for(&self, name: &str, within: Duration) -> Option<Arc<ServerIdentity>> {
+        self.find(within, |now| Some(now.server()).filter(|server| server.has(name))).await
+    }
+
+    async fn find<T>(&self, within: Duration, find: impl Fn(&TlsIdentities) -> Option<T>) -> Option<T> {
+        let find = || find(&self.current());
+        if let Some(found) = find() {
+            return Some(found);
         }
         let mut version = self.version.subscribe();
         let wait = async {
             loop {
                 // Looked at after the subscription, so no change is missed.
-                if let Some(identity) = find() {
-                    return Some(identity);
+                if let Some(found) = find() {
+                    return Some(found);
                 }
                 version.changed().await.ok()?;
             }

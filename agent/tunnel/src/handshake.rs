@@ -29,6 +29,9 @@ use crate::role::Role;
 use crate::session::{Rekey, Session};
 use crate::tunnel::{Facts, Tunnel};
 
+/// AES-GCM keeps its promises up to 2^24.5 records with one key (RFC 8446 section 5.5).
+const RECORDS_PER_KEY: u64 = 1 << 23;
+
 /// Limits of a tunnel.
 #[derive(Clone, Copy, Debug)]
 pub struct TunnelOptions {
@@ -36,13 +39,13 @@ pub struct TunnelOptions {
     pub handshake_time: Duration,
     /// Most bytes that a peer may send before its handshake is done.
     pub handshake_bytes: usize,
-    /// Records that are sealed with one key. AES-GCM keeps its promises up to 2^24.5 of them (RFC 8446 section 5.5).
+    /// Records that are sealed with one key.
     pub records_per_key: u64,
 }
 
 impl Default for TunnelOptions {
     fn default() -> Self {
-        let records_per_key = kumiko_fault::records_per_key(1 << 23);
+        let records_per_key = kumiko_fault::records_per_key(RECORDS_PER_KEY);
         Self { handshake_time: Duration::from_secs(5), handshake_bytes: 64 << 10, records_per_key }
     }
 }
@@ -67,7 +70,10 @@ pub async fn dial(
         HandshakeError::Tls(rustls::Error::General(e.to_string()))
     })?;
     let conn = UnbufferedClientConnection::new(identity.config, name).map_err(HandshakeError::Tls)?;
-    let (conn, early) = handshake(&stream, conn, options, &|| None).await?;
+    let (conn, early) = match handshake(&stream, conn, options, &mut Heard::default()).await {
+        Ok(done) => done,
+        Err(refusal) => return Err(refusal.tell(&stream).await),
+    };
     check_protocol(conn.alpn_protocol())?;
     let peer = read_peer(conn.peer_certificates())?;
     if peer.principal != *expected {
@@ -97,19 +103,42 @@ pub async fn accept(
     identity: Arc<ServerIdentity>,
     options: TunnelOptions,
 ) -> Result<Tunnel, HandshakeError> {
+    accept_late(stream, identity, options, async |_: &str| None).await
+}
+
+/// The same; for a name without a certificate `late` is asked, which may wait for one that is on its way.
+pub async fn accept_late(
+    stream: TcpStream,
+    mut identity: Arc<ServerIdentity>,
+    options: TunnelOptions,
+    late: impl AsyncFnOnce(&str) -> Option<Arc<ServerIdentity>>,
+) -> Result<Tunnel, HandshakeError> {
     let began = Instant::now();
     let peer_addr = stream.peer_addr().map_err(HandshakeError::Io)?;
-    let chosen = Arc::new(Chooser { identity: identity.clone(), chosen: Mutex::default() });
-    let mut config = (*identity.config).clone();
-    config.cert_resolver = chosen.clone();
-    let conn = UnbufferedServerConnection::new(Arc::new(config)).map_err(HandshakeError::Tls)?;
-    // rustls would say access_denied.
-    let other_words = || matches!(chosen.noted(), Some(Err(_))).then_some(UNRECOGNIZED.as_slice());
-    let result = handshake(&stream, conn, options, &other_words).await;
-    let (conn, early) = match (result, chosen.noted()) {
-        (Ok(done), _) => done,
-        (Err(HandshakeError::Tls(_)), Some(Err(name))) => return Err(HandshakeError::UnknownName(name)),
-        (Err(error), _) => return Err(error),
+    let (mut late, mut heard) = (Some(late), Heard::default());
+    let (conn, early, chosen) = loop {
+        let chosen = Arc::new(Chooser { identity: identity.clone(), chosen: Mutex::default() });
+        let mut config = (*identity.config).clone();
+        config.cert_resolver = chosen.clone();
+        let conn = UnbufferedServerConnection::new(Arc::new(config)).map_err(HandshakeError::Tls)?;
+        let refusal = match handshake(&stream, conn, options, &mut heard).await {
+            Ok((conn, early)) => break (conn, early, chosen),
+            Err(refusal) => refusal,
+        };
+        let (HandshakeError::Tls(_), Some(Err(name))) = (&refusal.error, chosen.noted()) else {
+            return Err(refusal.tell(&stream).await);
+        };
+        // Nothing was said yet: with the certificate, the same hello is answered from its beginning.
+        if !heard.answered
+            && let Some(late) = late.take()
+            && let Some(now) = late(&name).await
+        {
+            identity = now;
+            continue;
+        }
+        // rustls would say access_denied.
+        let refusal = Refusal { error: HandshakeError::UnknownName(name), words: UNRECOGNIZED.to_vec() };
+        return Err(refusal.tell(&stream).await);
     };
     check_protocol(conn.alpn_protocol())?;
     let peer = read_peer(conn.peer_certificates())?;
@@ -219,24 +248,42 @@ enum Wants {
     Fail(rustls::Error),
 }
 
-/// What a refused peer is told instead of rustls' alert.
-type OtherWords<'a> = &'a (dyn Fn() -> Option<&'static [u8]> + Sync);
+/// Why a handshake failed, and what the peer is to be told; nothing, if empty.
+struct Refusal {
+    error: HandshakeError,
+    words: Vec<u8>,
+}
+
+impl Refusal {
+    async fn tell(self, stream: &TcpStream) -> HandshakeError {
+        if !self.words.is_empty() {
+            last_words(stream, &self.words).await;
+        }
+        self.error
+    }
+}
+
+/// What the peer has said before it was answered: a handshake can begin anew from there.
+#[derive(Default)]
+struct Heard {
+    bytes: Vec<u8>,
+    answered: bool,
+}
 
 /// Drives `conn` to the end of its handshake; returns it with bytes that came after it.
 async fn handshake<C: Unbuffered>(
     stream: &TcpStream,
     mut conn: C,
     options: TunnelOptions,
-    other_words: OtherWords<'_>,
-) -> Result<(C, Vec<u8>), HandshakeError> {
+    heard: &mut Heard,
+) -> Result<(C, Vec<u8>), Refusal> {
     let limit = options.handshake_time;
     let mut words = Vec::new();
-    let driven = drive(stream, &mut conn, options.handshake_bytes, &mut words);
-    let result = tokio::time::timeout(limit, driven).await.unwrap_or(Err(HandshakeError::TimedOut(limit)));
-    if result.is_err() && !words.is_empty() {
-        last_words(stream, other_words().unwrap_or(&words)).await;
+    let driven = drive(stream, &mut conn, options.handshake_bytes, heard, &mut words);
+    match tokio::time::timeout(limit, driven).await.unwrap_or(Err(HandshakeError::TimedOut(limit))) {
+        Ok(early) => Ok((conn, early)),
+        Err(error) => Err(Refusal { error, words }),
     }
-    result.map(|early| (conn, early))
 }
 
 /// On an error `words` is what the peer is to be told.
@@ -244,12 +291,14 @@ async fn drive<C: Unbuffered>(
     stream: &TcpStream,
     conn: &mut C,
     max_bytes: usize,
+    heard: &mut Heard,
     words: &mut Vec<u8>,
 ) -> Result<Vec<u8>, HandshakeError> {
     let (mut incoming, mut outgoing) = (Vec::with_capacity(4096), Vec::with_capacity(4096));
+    incoming.extend_from_slice(&heard.bytes);
     // Bytes at the front of `incoming` that rustls may see: whole records only.
     let mut fed = 0;
-    let mut total = 0;
+    let mut total = incoming.len();
     let mut refused: Option<rustls::Error> = None;
     loop {
         let status = conn.process(incoming.get_mut(..fed).unwrap_or_default());
@@ -259,12 +308,19 @@ async fn drive<C: Unbuffered>(
         fed = fed.saturating_sub(discard);
         match wants {
             Wants::Again => {}
-            Wants::Write if refused.is_none() => write_all(stream, &mut outgoing).await?,
+            Wants::Write if refused.is_none() => {
+                heard.answered = true;
+                write_all(stream, &mut outgoing).await?;
+            }
             Wants::Done if refused.is_none() => return Ok(incoming),
             Wants::Read if refused.is_none() => {
                 // A message may span records: rustls sees one more each time it asks.
                 while next_record(&incoming, fed)?.is_none() {
+                    let before = incoming.len();
                     read_some(stream, &mut incoming, &mut total, max_bytes).await?;
+                    if !heard.answered {
+                        heard.bytes.extend_from_slice(incoming.get(before..).unwrap_or_default());
+                    }
                 }
                 fed += next_record(&incoming, fed)?.unwrap_or_default();
             }

@@ -79,6 +79,11 @@ impl Identities {
 }
 
 impl ServerIdentity {
+    /// Whether there is a certificate for a server name.
+    pub fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     pub(crate) fn by_name(&self, name: &str) -> Option<&Arc<Svid>> {
         self.by_name.get(name)
     }

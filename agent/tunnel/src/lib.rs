@@ -34,7 +34,7 @@ mod tunnel;
 pub use aead::{BadRecord, UnsupportedSuite};
 pub use buffer::lent_bytes;
 pub use error::{HandshakeError, TunnelError};
-pub use handshake::{TunnelOptions, accept, dial};
+pub use handshake::{TunnelOptions, accept, accept_late, dial};
 pub use messages::MessageError;
 pub use record::RecordError;
 pub use relay::{RelayEnd, SideEnd, Urgent, Who, plain_relay, relay};

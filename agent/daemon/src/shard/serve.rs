@@ -18,6 +18,7 @@ use super::deliver::Delivery;
 use super::failure::{Failure, at};
 use super::refusals::Event;
 use super::registry::Stop;
+use super::tunnels::CERTIFICATE_WITHIN;
 use super::{Shard, carry, report};
 use crate::telemetry::FlowOpened;
 
@@ -85,7 +86,16 @@ async fn handshake(shard: &Shard, stream: TcpStream, peer: IpAddr) -> Result<Tun
     };
     let _turn = place.turn().await.ok_or(HandshakeError::Busy)?;
     let server = shard.common.identities.current().server();
-    kumiko_tunnel::accept(stream, server, options).await
+    let late = async |name: &str| {
+        // A workload of this node whose certificate is being asked for; or one that the model has not heard of yet.
+        let known = {
+            let state = shard.common.state.load();
+            state.world.workloads_on(&shard.common.node).any(|workload| workload.principal.server_name() == name)
+        };
+        let within = if known { CERTIFICATE_WITHIN } else { MODEL_WITHIN };
+        shard.common.identities.server_for(name, within).await
+    };
+    kumiko_tunnel::accept_late(stream, server, options, late).await
 }
 
 /// Serves one OPEN; says whether the tunnel can carry another.

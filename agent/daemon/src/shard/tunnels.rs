@@ -30,8 +30,8 @@ const MAX_DIALS: usize = 32;
 /// Idle tunnels kept for one pair of principals and node: what a busy client has open at once would otherwise be closed
 /// and made anew all the time.
 const IDLE_PER_KEY: usize = 128;
-/// How long a dial waits for its principal's certificate, which may be on its way from the issuer.
-const CERTIFICATE_WITHIN: Duration = Duration::from_secs(3);
+/// How long a dial, or an acceptor's handshake, waits for its principal's certificate, which may be on its way from the issuer.
+pub(super) const CERTIFICATE_WITHIN: Duration = Duration::from_secs(3);
 /// Between two looks at the idle tunnels.
 const SWEEP: Duration = Duration::from_secs(5);
 
