@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kumiko_lab::peer::{ConnReport, Peer};
-use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage, command};
+use kumiko_lab::wire::Capture;
+use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage, command, topology};
 
 use crate::cases::{Aim, Case, REJECTIONS};
 
@@ -125,6 +126,12 @@ impl Side {
     pub fn standing(lab: Lab) -> Result<Self> {
         let (client, near, far) = (lab.peer("client-1")?, lab.peer("server-1")?, lab.peer("server-2")?);
         Ok(Self { lab, client, near, far, next_port: AtomicU16::new(0), next_kept: AtomicU16::new(0) })
+    }
+
+    /// A capture between the nodes, of everything that the pods of namespace `demo` send.
+    pub fn capture(&self) -> Result<Capture> {
+        let pods = self.lab.state.spec.pods.iter().zip(&self.lab.pods).filter(|(spec, _)| spec.namespace == "demo");
+        Capture::start(&self.lab.node(1)?.netns, topology::WIRE, pods.flat_map(|(_, pod)| pod.ips).collect())
     }
 
     /// A port that no other exchange of this lab uses now.

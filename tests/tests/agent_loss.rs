@@ -184,7 +184,8 @@ fn adopted(side: &mut Side) -> Result<()> {
     side.lab.kill_agent(1)?;
     side.lab.start_agent(1)?;
     let mut after = links(&side.lab.node(1)?.files.bpffs)?;
-    (before.sort(), after.sort());
+    before.sort();
+    after.sort();
     ensure!(before == after, "links {before:?} before, {after:?} after");
     ensure!(generation(side)? == old.map(|old| old + 1), "generations {old:?} and {:?}", generation(side)?);
     let flows = side.lab.admin(1, "/v1/flows")?;

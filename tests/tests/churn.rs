@@ -54,6 +54,7 @@ fn run(args: &Arguments) -> Result<bool> {
         client.sysctl("net.ipv4.ip_local_port_range", PORTS)?;
         client.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
     }
+    let capture = mesh.capture()?;
     // One after another: each of them fills both cores.
     let args = Arguments { test_threads: Some(1), ..args.clone() };
     let cold_ones = COLD.iter().map(|(name, client, server, family)| {
@@ -64,7 +65,11 @@ fn run(args: &Arguments) -> Result<bool> {
         let (direct, mesh) = (Arc::clone(&direct), Arc::clone(&mesh));
         harness::trial(*name, move || churn(name, &direct, &mesh, *form, *family))
     });
-    let well = harness::run_trials(&args, cold_ones.chain(churns).collect());
+    let mut well = harness::run_trials(&args, cold_ones.chain(churns).collect());
+    well &= harness::run_afterwards(vec![harness::trial("wire", move || {
+        let report = capture.finish()?;
+        if harness::without_mesh() { Ok(()) } else { report.check() }
+    })]);
     if !well {
         eprintln!("{}", mesh.lab.evidence(40));
     }

@@ -54,6 +54,7 @@ fn run(args: &Arguments) -> Result<bool> {
     for net in NETS {
         let direct = Arc::new(side(net, "direct", None)?);
         let mesh = Arc::new(side(net, "mesh", stage)?);
+        let capture = mesh.capture()?;
         let trials = CHECKS.iter().map(|(name, check)| {
             let (direct, mesh) = (Arc::clone(&direct), Arc::clone(&mesh));
             harness::trial(format!("{net}::{name}"), move || {
@@ -74,6 +75,10 @@ fn run(args: &Arguments) -> Result<bool> {
             eprintln!("{}", mesh.lab.evidence(40));
         }
         well &= passed;
+        well &= harness::run_afterwards(vec![harness::trial(format!("{net}::wire"), move || {
+            let report = capture.finish()?;
+            if stage.is_some() { report.check() } else { Ok(()) }
+        })]);
     }
     Ok(well)
 }

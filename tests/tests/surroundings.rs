@@ -73,6 +73,7 @@ fn agent_namespaces(lab: &Lab) -> impl Iterator<Item = Netns> + '_ {
 
 /// Every exchange on some paths, with the mesh and without.
 fn compare(direct: &Side, mesh: &Side, paths: &[Path]) -> Result<()> {
+    let capture = mesh.capture()?;
     for path in paths {
         for family in [Family::V4, Family::V6] {
             for case in cases::all() {
@@ -82,7 +83,8 @@ fn compare(direct: &Side, mesh: &Side, paths: &[Path]) -> Result<()> {
             }
         }
     }
-    Ok(())
+    let report = capture.finish()?;
+    if harness::without_mesh() { Ok(()) } else { report.check() }
 }
 
 /// What a process that connects all the time was told.

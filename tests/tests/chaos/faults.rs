@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kumiko_fault::Point;
+use kumiko_lab::command::wait_for;
 use kumiko_lab::{Lab, Stage};
 use nix::sys::signal::Signal;
 use rand::Rng;
@@ -39,6 +40,15 @@ pub(super) fn prepare(lab: &Lab, node: u8) -> Result<()> {
     lab.fault(node, &format!("records-per-key {RECORDS_PER_KEY}")).map(drop)
 }
 
+/// Makes sure that a node's agent runs and nothing is armed: one that was to die may do so a moment too late.
+fn stand(lab: &mut Lab, node: u8) -> Result<()> {
+    wait_for("the agent stands", Duration::from_secs(20), || {
+        lab.revive_agent(node)?;
+        lab.fault(node, "disarm")?;
+        prepare(lab, node)
+    })
+}
+
 /// Draws faults for so long. `deadly`: also those that end or stop an agent.
 pub(super) fn draw(lab: &mut Lab, random: &mut StdRng, time: Duration, deadly: bool) -> Result<Drawn> {
     let (began, mut drawn) = (Instant::now(), Drawn::default());
@@ -57,11 +67,7 @@ pub(super) fn draw(lab: &mut Lab, random: &mut StdRng, time: Duration, deadly: b
             let kind = action.split(':').next().unwrap_or_default();
             *drawn.0.entry(format!("{kind} at {}", point.name())).or_default() += 1;
         }
-        lab.revive_agent(node)?;
-        prepare(lab, node)?;
-    }
-    for node in 1..=2 {
-        lab.fault(node, "disarm")?;
+        stand(lab, node)?;
     }
     Ok(drawn)
 }
@@ -107,12 +113,11 @@ fn once(lab: &mut Lab, random: &mut StdRng, node: u8, point: Point, action: &str
             }
         }
     }
-    if !matches!(action, "kill" | "panic") {
-        lab.fault(node, "disarm")?;
-        // It may have stopped a moment ago.
+    if action == "stop" {
+        // Without a point to stop at the socket answers; it may have stopped a moment ago.
         lab.signal_agent(node, Signal::SIGCONT)?;
-    } else if !lab.agent_has_ended(node)? {
-        let _ = lab.fault(node, "disarm");
+        lab.fault(node, "disarm")?;
+        lab.signal_agent(node, Signal::SIGCONT)?;
     }
     Ok(false)
 }
