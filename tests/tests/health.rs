@@ -152,7 +152,7 @@ impl Haproxy {
             .collect();
         let config = format!(
             "global\n  stats socket {}\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 30s\n  \
-             timeout server 30s\n  timeout check 2s\n  retries 0\nlisten all\n  bind 127.0.0.1:{port}\n  \
+             timeout server 30s\n  timeout check 5s\n  retries 0\nlisten all\n  bind 127.0.0.1:{port}\n  \
              balance roundrobin\n{servers}",
             socket.display()
         );

@@ -53,7 +53,8 @@ fn start_nginx(run: &Run<'_>, dir: &Path, port: u16) -> Result<Server> {
 /// A fixed number of requests; what it counts must be the same.
 fn apache_bench(run: &Run<'_>, to: SocketAddr) -> Result<String> {
     let (count, url) = (REQUESTS.to_string(), format!("http://{to}/1000"));
-    let said = programs::run(run.client()?, &mut command(&["ab", "-q", "-k", "-c", CLIENTS, "-n", &count, &url]))?;
+    let said =
+        programs::run(run.client()?, &mut command(&["ab", "-q", "-k", "-s", "60", "-c", CLIENTS, "-n", &count, &url]))?;
     let said = said.well()?;
     let counted = ["Complete requests", "Failed requests", "Keep-Alive requests", "Non-2xx", "HTML transferred"];
     let lines = said.lines().filter(|line| counted.iter().any(|begin| line.starts_with(begin)));
@@ -131,10 +132,12 @@ pub(crate) fn close_delimited(run: &Run<'_>) -> Result<String> {
     let mut answer = String::new();
     let dir = run.dir("http10")?;
     let port = run.port();
-    let body = bytes(BODY, 7);
+    let (body, at) = (bytes(BODY, 7), run.at(port)?);
+    let listener = run.server()?.within(|| TcpListener::bind(at).context("listening"))?;
+    SockRef::from(&listener).set_read_timeout(Some(Duration::from_secs(60)))?;
     for to in run.to(port)? {
         for end in [End::Close, End::Reset] {
-            let outcome = between(run, port, &body, end, to)?;
+            let outcome = between(run, &listener, &body, end, to)?;
             // An RST overtakes bytes: how many arrive is chance, that they are the first ones is not.
             let whole = outcome.out == body;
             ensure!(body.starts_with(&outcome.out), "the body is wrong: {}", sum(&outcome.out));
@@ -166,12 +169,9 @@ pub(crate) fn close_delimited(run: &Run<'_>) -> Result<String> {
 }
 
 /// One connection to a server that sends a body without a length, and ends the connection.
-fn between(run: &Run<'_>, port: u16, body: &[u8], end: End, to: SocketAddr) -> Result<Outcome> {
-    let at = run.at(port)?;
-    let listener = run.server()?.within(|| TcpListener::bind(at).context("listening"))?;
-    SockRef::from(&listener).set_read_timeout(Some(Duration::from_secs(60)))?;
+fn between(run: &Run<'_>, listener: &TcpListener, body: &[u8], end: End, to: SocketAddr) -> Result<Outcome> {
     std::thread::scope(|scope| {
-        let serving = scope.spawn(|| answer_once(&listener, body, end));
+        let serving = scope.spawn(|| answer_once(listener, body, end));
         let url = format!("http://{to}/");
         let outcome = programs::run(run.client()?, &mut command(&["curl", "-sS", "--http1.0", &url]));
         match serving.join() {
