@@ -53,6 +53,27 @@ fn coming_in_the_clear() {
     });
 }
 
+/// Whatever it is and wherever it comes from: the agent's kernel resets it.
+#[test]
+fn a_cut_flow_leads_to_the_agent_only() {
+    alone("a_cut_flow_leads_to_the_agent_only", |dir| {
+        let node = node(dir, Stage::Strict);
+        let syn = Tcp::syn(POD_4, REMOTE_4);
+        assert_eq!(node.sends(&syn.frame()), DROP);
+        node.set_state(&syn, FlowState::Cut);
+        for stage in [Stage::Strict, Stage::Permissive, Stage::Observe, Stage::Off] {
+            node.endpoint(|_| (), stage);
+            for flags in [SYN, ACK, FIN | ACK] {
+                let data = syn.clone().with(|t| (t.flags, t.payload) = (flags, vec![1; 10]));
+                assert_eq!(node.sends(&data.frame()), REDIRECT, "{stage:?}, {flags}");
+            }
+            assert_eq!(node.gets(&reply(&syn, ACK).frame()), REDIRECT, "{stage:?}");
+            assert_eq!(node.sends(&icmp_error(POD_4, REMOTE_4, &reply(&syn, ACK))), REDIRECT, "{stage:?}");
+        }
+        assert_eq!(node.flow(&syn).unwrap().state, FlowState::Cut as u8);
+    });
+}
+
 #[test]
 fn processes_of_the_node() {
     alone("processes_of_the_node", |dir| {

@@ -13,6 +13,7 @@ mod commands;
 mod fixture;
 mod frames;
 mod inbound;
+mod limits;
 mod load;
 mod node;
 mod others;

@@ -10,11 +10,13 @@ use kumiko_abi::{
     flow::flags,
     segment::bits::{ACK, SYN},
 };
-use kumiko_kernel::sockets::connect_as;
+use kumiko_kernel::{netns::Netns, sockets::connect_as};
+use nix::net::if_::if_nametoindex;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     fixture::{addr, alone, endpoint, ip},
-    frames::{self, Extra, Tcp, ip_frame},
+    frames::{self, Extra, Tcp, ethernet, ip_frame},
     inbound::icmp_error,
     node::*,
     world::{FAMILIES, Net, World, connect, listen, mac, netns, socket, wait},
@@ -184,6 +186,44 @@ fn a_third_pod_is_not_the_sender() {
         wait("both hooks", || (maps.stats().unwrap()[Stat::WrongInterface as usize] >= 2).then_some(()));
         assert_eq!(server.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
         assert_eq!(world.flow(from, to).unwrap().dir[0].packets, 0);
+    });
+}
+
+/// Sends a frame out of an interface of a namespace.
+fn send_raw(netns: &Netns, link: &str, frame: &[u8]) {
+    netns
+        .within(|| {
+            let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+            // SAFETY: zeroes are a sockaddr_ll, which the storage has room for.
+            let ((), to) = unsafe {
+                SockAddr::try_init(|storage, length| {
+                    let address = storage.cast::<libc::sockaddr_ll>();
+                    (*address).sll_family = libc::AF_PACKET as u16;
+                    (*address).sll_ifindex = if_nametoindex(link)? as i32;
+                    *length = size_of::<libc::sockaddr_ll>() as u32;
+                    Ok(())
+                })
+            }?;
+            socket.send_to(frame, &to).map(|sent| assert_eq!(sent, frame.len()))
+        })
+        .unwrap();
+}
+
+/// When a frame is received, the kernel takes its tag off and keeps it beside the data, which then looks like any other.
+#[test]
+fn a_tag_beside_the_frame_is_seen() {
+    alone("a_tag_beside_the_frame_is_seen", |dir| {
+        let mut world = World::new(dir, Net::Routed, Stage::Strict);
+        let syn = Tcp::syn(FAMILIES[0].a, FAMILIES[0].remote).frame();
+        let count = |world: &World, of: Stat| world.datapath.maps().stats().unwrap()[of as usize];
+        for kind in [0x8100, 0x88a8] {
+            let before = count(&world, Stat::Vlan);
+            send_raw(&netns("a"), "eth0", &ethernet(kind, &[&[0, 5], &syn[12..]].concat()));
+            wait("it is counted", || (count(&world, Stat::Vlan) > before).then_some(()));
+            assert!(world.syns.next().is_none(), "its inside was taken for an untagged frame");
+        }
+        send_raw(&netns("a"), "eth0", &syn);
+        world.syn();
     });
 }
 
