@@ -8,7 +8,7 @@ use kumiko_abi::{
 };
 
 use crate::{
-    fixture::{alone, config},
+    fixture::{Placed, alone, config, place},
     frames::{self, Extra, Tcp, ip_frame},
     node::*,
 };
@@ -150,6 +150,25 @@ fn the_end_of_a_flow() {
 }
 
 #[test]
+fn payload_is_what_the_frame_holds() {
+    alone("payload_is_what_the_frame_holds", |dir| {
+        let node = node(dir, Stage::Permissive);
+        for (src, dst, length_at) in [(POD_4, OUTSIDE_4, 16), (POD_6, OUTSIDE_6, 18)] {
+            let syn = Tcp::syn(src, dst);
+            assert_eq!(node.sends(&syn.frame()), PASS);
+            let data = syn.clone().with(|t| (t.flags, t.payload) = (ACK, vec![1; 100]));
+            assert_eq!(node.sends(&data.frame_with(&Extra { padding: 6, ..Extra::default() })), PASS);
+            assert_eq!(node.flow(&syn).unwrap().dir[0].bytes, 100, "without what Ethernet padded");
+            // BIG TCP: what does not fit into the field is not in it.
+            let mut big = data.frame();
+            big[length_at..length_at + 2].fill(0);
+            assert_eq!(node.sends(&big), PASS);
+            assert_eq!(node.flow(&syn).unwrap().dir[0].bytes, 200);
+        }
+    });
+}
+
+#[test]
 fn what_the_agent_sends() {
     alone("what_the_agent_sends", |dir| {
         let node = node(dir, Stage::Strict);
@@ -184,6 +203,16 @@ fn what_the_agent_sends() {
         assert!(ended.flags & flags::OVER_RST != 0 && ended.over_ns >= ended.first_ns, "{ended:?}");
         assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&delivered, ACK))), REDIRECT);
         assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&refused, ACK))), DROP);
+        // Nor does it say anything about a flow that it does not carry, or to a pod that it is not about.
+        let third = Placed { handle: 6, stage: Stage::Strict, ips: &["10.1.0.6"], ifindex: Some(79), local: true };
+        place(&node.maps, &third);
+        assert_eq!(agent(&icmp_error(OUTSIDE_4, "10.1.0.6", &reply(&delivered, ACK))), DROP);
+        let clear = Flow { src_ifindex: OTHER_POD, ..fake(&refused) };
+        node.datapath.commands().create(&key(&refused), &clear).unwrap();
+        for state in [FlowState::Direct, FlowState::Fast] {
+            node.set_state(&refused, state);
+            assert_eq!(agent(&icmp_error(OUTSIDE_4, LOCAL_4, &reply(&refused, ACK))), DROP, "{state:?}");
+        }
     });
 }
 

@@ -23,6 +23,51 @@ use crate::{
 };
 
 #[test]
+fn sources() {
+    alone("sources", |dir| {
+        let mut node = node(dir, Stage::Permissive);
+        for src in [LOCAL_4, REMOTE_4, "10.9.9.9", "169.254.7.7"] {
+            for bits in [SYN, ACK, SYN | ACK] {
+                let frame = Tcp::syn(src, OUTSIDE_4).with(|t| t.flags = bits).frame();
+                assert_eq!(node.sends(&frame), DROP, "flags {bits} from {src}");
+            }
+        }
+        let udp = |src, dst| ip_frame(src, dst, 17, &[0, 68, 0, 67, 0, 8, 0, 0], &Extra::default());
+        assert_eq!(node.sends(&udp("10.9.9.9", OUTSIDE_4)), DROP);
+        assert_eq!(node.stat(Stat::Spoofed), 13);
+        for (src, dst) in [
+            (POD_4, OUTSIDE_4),
+            ("0.0.0.0", "255.255.255.255"),
+            ("169.254.7.7", "169.254.1.1"),
+            ("::", "ff02::1:ff00:1"),
+            ("fe80::1", "ff02::2"),
+            (POD_6, OUTSIDE_6),
+        ] {
+            assert_eq!(node.sends(&udp(src, dst)), PASS, "{src}");
+        }
+        assert_eq!(node.sends(&Tcp::syn("fe80::1", "fe80::2").frame()), PASS);
+        // A packet of a flow that is another interface's.
+        let syn = Tcp::syn(LOCAL_4, OUTSIDE_4);
+        let flow = Flow { src_ifindex: OTHER_POD, ..fake(&syn) };
+        assert_eq!(node.datapath.commands().create(&key(&syn), &flow).unwrap(), CommandResult::Done);
+        assert_eq!(node.sends(&syn.clone().with(|t| t.flags = ACK).frame()), DROP);
+        assert_eq!(node.stat(Stat::WrongInterface), 1);
+        while node.event().is_some() {}
+        // Older than this pod's attachment: the host's stack stands for it, until it speaks.
+        let old = Tcp::syn(POD_4, OUTSIDE_4).with(|t| t.sport = 99);
+        assert_eq!(node.datapath.commands().create(&key(&old), &fake(&old)).unwrap(), CommandResult::Done);
+        assert_eq!(node.sends(&old.clone().with(|t| t.flags = ACK).frame()), PASS);
+        assert_eq!(node.flow(&old).unwrap().src_ifindex, HERE);
+        // In another's name it does not.
+        let far = Tcp::syn(OUTSIDE_4, LOCAL_4);
+        let flow = Flow { dst_ifindex: OTHER_POD, ..fake(&far) };
+        assert_eq!(node.datapath.commands().create(&key(&far), &flow).unwrap(), CommandResult::Done);
+        assert_eq!(node.sends(&far.clone().with(|t| t.flags = ACK).frame()), DROP);
+        assert_eq!((node.flow(&far).unwrap().src_ifindex, node.stat(Stat::WrongInterface)), (0, 2));
+    });
+}
+
+#[test]
 fn what_a_bridge_floods_is_another_pods() {
     alone("what_a_bridge_floods_is_another_pods", |dir| {
         let mut node = node(dir, Stage::Observe);
@@ -160,6 +205,30 @@ fn a_target_that_begins_anew_is_judged() {
         let (kind, reason, _) = node.event().unwrap();
         assert_eq!((kind, reason), (EventKind::Denied, Reason::HostRefused));
         assert!(node.flow(&syn).is_none());
+        // The same from a pod that had answered: its own connection, to a pod that is captured.
+        node.endpoint(|_| (), Stage::Permissive);
+        let syn = Tcp::syn(REMOTE_4, POD_4);
+        assert_eq!(node.gets(&syn.frame()), PASS);
+        assert_eq!(node.sends(&reply(&syn, SYN).with(|t| t.seq = 55).frame()), PASS, "a simultaneous open");
+        assert_eq!(node.sends(&reply(&syn, SYN).with(|t| t.seq = 77).frame()), DROP);
+        assert_eq!(node.syns.next().unwrap().key, key(&syn));
+        assert_eq!(node.flow(&syn).unwrap().isn, 77);
+    });
+}
+
+#[test]
+fn another_syn_from_outside_begins_another_flow() {
+    alone("another_syn_from_outside_begins_another_flow", |dir| {
+        let mut node = node(dir, Stage::Permissive);
+        let syn = Tcp::syn(OBSERVED, POD_4);
+        assert_eq!((node.gets(&syn.frame()), node.gets(&syn.frame())), (PASS, PASS));
+        let first = node.flow(&syn).unwrap();
+        assert_eq!((node.event().unwrap().0, first.dir[0].packets), (EventKind::New, 2));
+        assert_eq!(node.gets(&syn.clone().with(|t| t.seq = 5000).frame()), PASS);
+        let second = node.flow(&syn).unwrap();
+        assert_ne!(first.id, second.id);
+        assert_eq!((second.isn, second.dir[0].packets), (5000, 1));
+        assert_eq!((node.event().unwrap().0, node.event().unwrap().0), (EventKind::Replaced, EventKind::New));
     });
 }
 

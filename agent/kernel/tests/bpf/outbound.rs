@@ -98,6 +98,7 @@ fn a_syn_is_parked_whole() {
             let again = node.flow(&syn).unwrap();
             assert_eq!(again.dir[0].packets, 2);
             assert_eq!(again.id, flow.id);
+            assert_ne!(again.last_syn_ns, flow.last_syn_ns, "the dialler sees that it still tries");
         }
         let used = node.maps.endpoint_use(HERE).unwrap().unwrap();
         assert_eq!((used.pending, used.flows), (6, 6));
@@ -312,43 +313,6 @@ fn what_cannot_be_judged() {
         assert_eq!(node.sends(&ethernet(0x0806, &[0; 28])), PASS);
         let fragment = Extra { fragment: 0x2000, ..Extra::default() };
         assert_eq!(node.sends(&ip_frame(POD_4, OUTSIDE_4, 17, &[0; 16], &fragment)), PASS);
-    });
-}
-
-#[test]
-fn sources() {
-    alone("sources", |dir| {
-        let mut node = node(dir, Stage::Permissive);
-        for src in [LOCAL_4, REMOTE_4, "10.9.9.9", "169.254.7.7"] {
-            assert_eq!(node.sends(&Tcp::syn(src, OUTSIDE_4).frame()), DROP, "SYN from {src}");
-            assert_eq!(node.sends(&Tcp::syn(src, OUTSIDE_4).with(|t| t.flags = ACK).frame()), DROP, "ACK from {src}");
-        }
-        let udp = |src, dst| ip_frame(src, dst, 17, &[0, 68, 0, 67, 0, 8, 0, 0], &Extra::default());
-        assert_eq!(node.sends(&udp("10.9.9.9", OUTSIDE_4)), DROP);
-        assert_eq!(node.stat(Stat::Spoofed), 9);
-        for (src, dst) in [
-            (POD_4, OUTSIDE_4),
-            ("0.0.0.0", "255.255.255.255"),
-            ("169.254.7.7", "169.254.1.1"),
-            ("::", "ff02::1:ff00:1"),
-            ("fe80::1", "ff02::2"),
-            (POD_6, OUTSIDE_6),
-        ] {
-            assert_eq!(node.sends(&udp(src, dst)), PASS, "{src}");
-        }
-        assert_eq!(node.sends(&Tcp::syn("fe80::1", "fe80::2").frame()), PASS);
-        // A packet of a flow that is another interface's.
-        let syn = Tcp::syn(LOCAL_4, OUTSIDE_4);
-        let flow = Flow { src_ifindex: OTHER_POD, ..fake(&syn) };
-        assert_eq!(node.datapath.commands().create(&key(&syn), &flow).unwrap(), CommandResult::Done);
-        assert_eq!(node.sends(&syn.clone().with(|t| t.flags = ACK).frame()), DROP);
-        assert_eq!(node.stat(Stat::WrongInterface), 1);
-        while node.event().is_some() {}
-        // Older than this pod's attachment: the host's stack stands for it, until it speaks.
-        let old = Tcp::syn(POD_4, OUTSIDE_4).with(|t| t.sport = 99);
-        assert_eq!(node.datapath.commands().create(&key(&old), &fake(&old)).unwrap(), CommandResult::Done);
-        assert_eq!(node.sends(&old.clone().with(|t| t.flags = ACK).frame()), PASS);
-        assert_eq!(node.flow(&old).unwrap().src_ifindex, HERE);
     });
 }
 
