@@ -193,7 +193,7 @@ fn passes_on(side: &Side) -> Result<()> {
             let start = flow.get("startUnixNs").and_then(Value::as_u64).map(u128::from);
             port == Some(u64::from(to.port())) && start > Some(known_ns)
         });
-        let names: Vec<_> = later.filter_map(|f| Some(f.get("destination")?.get("principal")?.as_str()?)).collect();
+        let names: Vec<_> = later.filter_map(|f| f.get("destination")?.get("principal")?.as_str()).collect();
         let right = names.iter().all(|name| name.ends_with("/sa/heir"));
         ensure!(names.len() >= 20 && right, "n{node} records: {names:?}");
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kumiko_lab::command::wait_for;
 use kumiko_lab::wire::Capture;
-use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, Stage, topology};
+use kumiko_lab::{Family, Lab, LabSpec, Net, Netns, PodSpec, Stage, topology};
 use kumiko_tests::echo::Echo;
 use kumiko_tests::harness;
 use kumiko_tests::twins::{FIRST_PORT, PORTS};
@@ -106,8 +106,10 @@ fn under_faults(lab: &mut Lab, random: &mut StdRng, seed: u64, time: Duration) -
     Ok(())
 }
 
+type Clients = Vec<(Netns, Targets)>;
+
 /// Clients with where they go, and the servers there.
-fn places(lab: &Lab) -> Result<(Vec<(kumiko_lab::Netns, Targets)>, Vec<Echo>)> {
+fn places(lab: &Lab) -> Result<(Clients, Vec<Echo>)> {
     let (mut targets, mut echoes) = (Vec::new(), Vec::new());
     for server in ["server-1", "server-2"] {
         let pod = lab.pod(server)?;

@@ -1,8 +1,7 @@
 //! What a pod sends.
 
 use kumiko_abi::{
-    AddrEntry, AddrKind, CommandResult, Config, EventKind, Flow, FlowState, Reason, ServiceEntry, ServiceKey, Stage,
-    Stat, Verdict,
+    AddrEntry, AddrKind, Config, EventKind, Flow, FlowState, Reason, ServiceEntry, ServiceKey, Stage, Stat, Verdict,
     config::config_flags,
     flow::{TCP, flags},
     map::{endpoint_flags, service_flags},
