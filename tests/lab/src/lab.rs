@@ -179,10 +179,8 @@ impl Lab {
     }
 
     /// Sends a signal to the agent of a node.
-    pub fn signal_agent(&mut self, number: u8, signal: Signal) -> Result<()> {
-        let node = self.node_mut(number)?;
-        let child = node.agent.as_ref().with_context(|| format!("no agent runs on n{number}"))?;
-        kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signalling the agent")
+    pub fn signal_agent(&self, number: u8, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.agent_pid(number)?)?), signal).context("signalling the agent")
     }
 
     /// The pid of a node's agent.

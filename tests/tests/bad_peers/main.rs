@@ -1,7 +1,8 @@
 //! Peers that are not what they should be knock at a node's tunnel port: each is refused, counted under its own reason,
 //! and other flows do not notice.
 
-use std::fs;
+mod authority;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -12,10 +13,11 @@ use anyhow::{Context, Result, bail, ensure};
 use kumiko_abi::{FlowId, Reason};
 use kumiko_core::Principal;
 use kumiko_core::frame::Open;
+use kumiko_core::model::node_hash;
 use kumiko_lab::agents::TRUST_DOMAIN;
 use kumiko_lab::command::wait_for;
 use kumiko_lab::pattern::{CAPTURED, Pattern};
-use kumiko_lab::peer::{Pending, Step};
+use kumiko_lab::peer::{Action, Pending, Step};
 use kumiko_lab::spec::node_ips;
 use kumiko_lab::wire::TUNNEL_PORT;
 use kumiko_lab::{Family, Net, Stage, manifests};
@@ -24,14 +26,12 @@ use kumiko_tests::twins::{Path, Side};
 use kumiko_tunnel::identity::{ALPN, Bundle, Identities, Svid};
 use kumiko_tunnel::{TunnelOptions, dial};
 use libtest_mimic::Arguments;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
-use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion, version,
-};
+use nix::sys::signal::Signal;
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::{ClientConfig, ClientConnection, SupportedProtocolVersion, version};
 use serde_json::Value;
+
+use authority::{Authority, Believes, Shown};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// The node that is knocked at, from n1.
@@ -76,6 +76,8 @@ const CHECKS: &[Check] = &[
         w.open_at_the_end_of("client-1", "server-2", SHORT_LIFE)
     }),
     ("silence", Reason::HandshakeTimedOut, |w| ends(&mut w.connect()?)),
+    ("a_byte_now_and_then", Reason::HandshakeTimedOut, World::drip),
+    ("a_tuple_that_its_target_is_dialling", Reason::TupleBusy, World::simultaneous),
 ];
 
 /// More silent connections than there are handshakes at once.
@@ -118,37 +120,6 @@ fn run(args: &Arguments) -> Result<bool> {
 
 fn client() -> String {
     format!("spiffe://{TRUST_DOMAIN}/ns/demo/sa/client")
-}
-
-type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
-
-/// A root that signs what it is asked to.
-struct Authority(Issuer<'static, KeyPair>);
-
-impl Authority {
-    /// The lab's own: a certificate by it is a right one.
-    fn of_lab(side: &Side) -> Result<Self> {
-        let state = side.lab.dir().join("issuer");
-        let read = |name: &str| fs::read_to_string(state.join(name)).with_context(|| format!("reading {name}"));
-        let key = KeyPair::from_pem(&read("root-key.pem")?).context("the root's key")?;
-        Ok(Self(Issuer::from_ca_cert_pem(&read("root.pem")?, key).context("the root")?))
-    }
-
-    fn other() -> Result<Self> {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        Ok(Self(Issuer::new(params, KeyPair::generate()?)))
-    }
-
-    fn sign(&self, uri: &str, from: SystemTime, to: SystemTime) -> Result<Shown> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
-        (params.not_before, params.not_after) = (from.into(), to.into());
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let cert = params.signed_by(&key, &self.0)?;
-        Ok((vec![cert.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into())))
-    }
 }
 
 struct World {
@@ -231,7 +202,7 @@ impl World {
         })?;
         ensure!(self.count(Reason::TunnelLimit)? == turned_away, "some waited for a turn: {:?}", self.refusals()?);
         // Whoever knocks does not write this node's log.
-        let log = fs::read_to_string(&self.side.lab.node(NODE)?.files.log).context("reading the log")?;
+        let log = std::fs::read_to_string(&self.side.lab.node(NODE)?.files.log).context("reading the log")?;
         let lines = log.lines().filter(|line| line.contains(Reason::HandshakeTimedOut.name())).count();
         ensure!(lines < CROWD / 10, "{lines} lines about {CROWD} silent connections");
         Ok(())
@@ -285,12 +256,6 @@ impl World {
     }
 
     fn open_until(&self, source: &str, destination: &str, to: SystemTime, wait: Duration) -> Result<()> {
-        let from = self.now - HOUR;
-        let (chain, key) = self.issuer.sign(&client(), from, to)?;
-        let root = CertificateDer::from_pem_file(self.side.lab.dir().join("issuer/root.pem")).context("the root")?;
-        let svid = Arc::new(Svid::new(chain, key)?);
-        let identities = Identities::new([svid], &Bundle::new(TRUST_DOMAIN, vec![root]))?;
-        let principal = |name: &str| Principal::new(TRUST_DOMAIN, "demo", name);
         let open = Open {
             flow_id: FlowId([9; 16]),
             client: SocketAddr::new(self.side.lab.pod(source)?.ip(Family::V4), 40_000),
@@ -300,6 +265,16 @@ impl World {
             label_digest: Vec::new(),
             service: None,
         };
+        self.ask(&open, to, wait)
+    }
+
+    /// Opens a flow on a tunnel of `client` to `server` that is right in itself; must be refused.
+    fn ask(&self, open: &Open, to: SystemTime, wait: Duration) -> Result<()> {
+        let (chain, key) = self.issuer.sign(&client(), self.now - HOUR, to)?;
+        let root = CertificateDer::from_pem_file(self.side.lab.dir().join("issuer/root.pem")).context("the root")?;
+        let svid = Arc::new(Svid::new(chain, key)?);
+        let identities = Identities::new([svid], &Bundle::new(TRUST_DOMAIN, vec![root]))?;
+        let principal = |name: &str| Principal::new(TRUST_DOMAIN, "demo", name);
         let stream = self.connect()?;
         stream.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -309,11 +284,69 @@ impl World {
             let dialled = dial(stream, &identities, &local, &expected, TunnelOptions::default()).await;
             let mut tunnel = dialled.context("the handshake itself is right")?;
             tokio::time::sleep(wait).await;
-            match tunnel.open(&open).await {
+            match tunnel.open(open).await {
                 Ok(()) => bail!("the flow was opened: {open:?}"),
                 Err(_) => Ok(()),
             }
         })
+    }
+
+    /// A record that never comes to its end.
+    fn drip(&self) -> Result<()> {
+        let mut stream = self.connect()?;
+        stream.set_read_timeout(Some(Duration::from_millis(250)))?;
+        let record = [22, 3, 1, 2, 0].into_iter().chain(std::iter::repeat(1));
+        for byte in record.take(80) {
+            let over = match stream.write(&[byte]).and_then(|_| stream.read(&mut [0; 64])) {
+                Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+                Ok(read) => read == 0,
+            };
+            if over {
+                return Ok(());
+            }
+        }
+        bail!("the node waits for the end of a record that never ends")
+    }
+
+    /// server-2 dials client-1, whose agent stands still; meanwhile the same tuple is opened from the other end.
+    fn simultaneous(&self) -> Result<()> {
+        let client = SocketAddr::new(self.side.lab.pod("client-1")?.ip(Family::V4), 40_100);
+        let server = SocketAddr::new(self.side.lab.pod("server-2")?.ip(Family::V4), 8080);
+        self.side.lab.signal_agent(1, Signal::SIGSTOP)?;
+        let dialling = Action::Connect {
+            to: client,
+            from: Some(server),
+            within_ms: Some(20_000),
+            count: 1,
+            script: vec![Step::Close],
+        };
+        let dialling = self.side.far.begin(dialling)?;
+        let waits = wait_for("server-2's connect waits", Duration::from_secs(10), || {
+            let status = self.side.lab.admin(NODE, "/v1/status")?;
+            let pending = status.get("flows").and_then(|flows| flows.get("pending")?.as_u64());
+            ensure!(pending == Some(1), "{pending:?}");
+            Ok(())
+        });
+        let mut flow_id = [7; 16];
+        for (to, from) in flow_id.iter_mut().zip(node_hash("n1")) {
+            *to = from;
+        }
+        let open = Open {
+            flow_id: FlowId(flow_id),
+            client,
+            destination: server,
+            destination_uid: self.uid("server-2")?,
+            source_uid: self.uid("client-1")?,
+            label_digest: Vec::new(),
+            service: None,
+        };
+        let asked = waits.and_then(|()| self.ask(&open, self.now + HOUR, Duration::ZERO));
+        self.side.lab.signal_agent(1, Signal::SIGCONT)?;
+        asked?;
+        // Nobody listens there: told when its own agent goes on.
+        let report = dialling.report()?;
+        ensure!(report.connect.as_deref() == Some("ECONNREFUSED"), "{report:?}");
+        Ok(())
     }
 
     fn uid(&self, pod: &str) -> Result<String> {
@@ -389,44 +422,5 @@ fn ends(stream: &mut (impl Read + Write)) -> Result<()> {
             }
             Err(_) => return Ok(()),
         }
-    }
-}
-
-/// A client that takes every server's certificate.
-#[derive(Debug)]
-struct Believes(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Believes {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
