@@ -2,7 +2,7 @@
 //! pod that closes many connections a second. And the tunnel port when strangers sit on it.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_tuple_is_used_again_at_once", at_once),
     ("a_port_lent_to_one_flow_is_its_owners_for_another", |side| lent(side, Family::V4)),
     ("a_port_lent_to_one_flow_is_its_owners_for_another_v6", |side| lent(side, Family::V6)),
+    ("a_port_comes_again_to_a_server_without_timestamps", without_timestamps),
     ("strangers_at_the_tunnel_port_do_not_keep_nodes_apart", strangers),
     // The last one: afterwards the address is another workload's.
     ("an_address_passes_to_another_workload", passes_on),
@@ -196,6 +197,34 @@ fn passes_on(side: &Side) -> Result<()> {
         let names: Vec<_> = later.filter_map(|f| f.get("destination")?.get("principal")?.as_str()).collect();
         let right = names.iter().all(|name| name.ends_with("/sa/heir"));
         ensure!(names.len() >= 20 && right, "n{node} records: {names:?}");
+    }
+    Ok(())
+}
+
+/// The connection before is in TIME_WAIT at the agent, which cannot take it over without timestamps. The client forgets its
+/// own at once, so that only the agent's can be in the way.
+fn without_timestamps(side: &Side) -> Result<()> {
+    let (client, server) = (side.lab.pod("client-2")?, side.lab.pod("server-1")?);
+    client.netns.sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
+    server.netns.sysctl("net.ipv4.tcp_timestamps", "0")?;
+    for family in [Family::V4, Family::V6] {
+        let (from, to) = (SocketAddr::new(client.ip(family), 31_200), SocketAddr::new(server.ip(family), side.port()));
+        let listener = server.netns.within(|| TcpListener::bind(to).context("listening"))?;
+        for round in 0..4 {
+            let mut near = client.netns.within(|| {
+                let socket = bound(from)?;
+                socket
+                    .connect_timeout(&SockAddr::from(to), LIMIT)
+                    .with_context(|| format!("{family}, round {round}"))?;
+                Ok(TcpStream::from(socket))
+            })?;
+            let (mut far, peer) = listener.accept().context("accepting")?;
+            ensure!(peer == from, "the server sees {peer}");
+            near.shutdown(Shutdown::Write)?;
+            ensure!(far.read(&mut [0])? == 0, "bytes instead of the end");
+            drop(far);
+            ensure!(near.read(&mut [0])? == 0, "bytes instead of the end");
+        }
     }
     Ok(())
 }
