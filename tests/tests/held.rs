@@ -13,7 +13,7 @@ use kumiko_tests::harness;
 use kumiko_tests::twins::{Path, Side};
 use libtest_mimic::Arguments;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 type Check = fn(&mut Side) -> Result<()>;
@@ -21,6 +21,7 @@ type Check = fn(&mut Side) -> Result<()>;
 const CHECKS: &[(&str, Check)] = &[
     ("a_syn_that_a_killed_agent_left_is_judged_anew", left),
     ("a_client_that_gave_up_cancels_its_dial", gave_up),
+    ("without_a_tunnel_permissive_goes_once_in_the_clear", downgraded),
     ("pods_that_call_each_other_at_once_are_told_so", both_ends),
 ];
 /// Longer than a client that sends its SYN five times waits.
@@ -200,4 +201,38 @@ fn dials(side: &Side, count: u64) -> Result<()> {
     let status = side.lab.admin(1, "/v1/status")?;
     ensure!(status["flows"]["pending"] == count, "{}", status["flows"]);
     Ok(())
+}
+
+/// Waits until the record of the flow from a port of client-1 says all this.
+fn is_told(side: &Side, port: u16, wanted: &Value) -> Result<()> {
+    wait_for("it is told", LIMIT, || {
+        let flow = flow(side, port)?;
+        let differs =
+            wanted.as_object().into_iter().flatten().find(|(name, value)| flow.get(name.as_str()) != Some(value));
+        ensure!(differs.is_none(), "{differs:?} in {flow}");
+        Ok(())
+    })
+}
+
+fn downgraded(side: &mut Side) -> Result<()> {
+    let (port, client) = (side.port(), side.lab.pod("client-1")?.clone());
+    let to = SocketAddr::new(side.address(Path::CrossNode, Family::V4)?, port);
+    let from = |port| SocketAddr::new(client.ip(Family::V4), port);
+    side.far.listen(to)?;
+    side.lab.set_stage("demo", Stage::Permissive)?;
+    side.lab.wait_stage("demo", Stage::Permissive)?;
+    side.lab.kill_agent(2)?;
+    let clear = joined(connecting(&client.netns, from(31_700), to)).context("without the far agent");
+    side.lab.start_agent(2)?;
+    let clear = clear?;
+    is_told(
+        side,
+        clear.local_addr()?.port(),
+        &json!({"downgraded": true, "encrypted": false, "reason": "downgraded"}),
+    )?;
+    drop(joined(connecting(&client.netns, from(31_701), to)).context("with it again")?);
+    is_told(side, 31_701, &json!({"downgraded": false, "encrypted": true}))?;
+    side.lab.set_stage("demo", Stage::Strict)?;
+    side.lab.wait_stage("demo", Stage::Strict)?;
+    side.far.unlisten(port)
 }

@@ -257,19 +257,24 @@ async fn refuse(shard: &Rc<Shard>, syn: &SynRecord, plan: Option<&Plan>, failure
     if plan.is_none() {
         shard.common.sink.dialling(report::unplanned(syn));
     }
+    let answer = connect::answer(failure.reason, failure.errno, stages);
+    if answer == Answer::Downgrade {
+        let marks = flags::DOWNGRADED | flags::PLAINTEXT;
+        if shard.set_state(syn, FlowState::Direct, Reason::Downgraded, Verdict::Allow, marks).is_ok() {
+            return shard.common.sink.downgraded(syn.id);
+        }
+    }
     shard.common.sink.refused(syn.id, failure.reason, failure.errno);
     let cut = |reason| shard.set_state(syn, FlowState::Cut, reason, Verdict::Deny, 0);
-    let told = match connect::answer(failure.reason, failure.errno, stages) {
+    let told = match answer {
         Answer::Reset => cut(failure.reason).and_then(|()| shard.inject(syn)),
         Answer::Unreachable(errno) => cut(failure.reason).and_then(|()| shard.unreachable(syn, errno)),
         Answer::Silence => {
             gave_up(shard, syn).await;
             cut(failure.reason)
         }
-        Answer::Downgrade => {
-            let marks = flags::DOWNGRADED | flags::PLAINTEXT;
-            shard.set_state(syn, FlowState::Direct, Reason::Downgraded, Verdict::Allow, marks)
-        }
+        // Too late: the entry is gone or another's.
+        Answer::Downgrade => Ok(()),
     };
     if let Err(error) = told {
         // The entry is gone or another's: the client has moved on.

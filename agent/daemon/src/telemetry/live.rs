@@ -171,18 +171,15 @@ impl Live {
         self.facts.close.is_some() || self.over() || self.state() == Some(FlowState::Cut)
     }
 
-    /// A dial failed and the flow went on in the clear.
-    pub(super) fn downgraded(&self) -> bool {
-        self.has(flags::DOWNGRADED) && self.state() == Some(FlowState::Direct)
-    }
-
-    /// Forgets a failed dial: the flow lives in the clear.
+    /// The dial failed and the flow lives in the clear: from now on only the kernel knows of it.
     pub(super) fn went_on(&mut self) {
         self.facts.reason = Some(Reason::Downgraded as u16);
-        self.facts.close = None;
-        self.facts.closed_by = None;
         self.by_agent = false;
-        self.closing = None;
+        if self.state() == Some(FlowState::Pending) {
+            // The kernel was told already; the next reading shows the same.
+            self.entry.flow.state = FlowState::Direct as u8;
+            self.entry.flow.flags |= flags::DOWNGRADED | flags::PLAINTEXT;
+        }
     }
 
     /// Makes the end certain for the record when nothing else did.

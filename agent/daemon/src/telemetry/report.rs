@@ -73,6 +73,8 @@ pub enum FlowReport {
     Opened(FlowId, FlowOpened),
     /// See [`FlowSink::refused`].
     Refused(FlowId, Reason, i32),
+    /// See [`FlowSink::downgraded`].
+    Downgraded(FlowId),
     /// See [`FlowSink::ended`].
     Ended(FlowId, FlowEnded),
 }
@@ -82,7 +84,7 @@ impl FlowReport {
     pub fn id(&self) -> FlowId {
         match self {
             Self::Dialling(start) => start.id,
-            Self::Opened(id, _) | Self::Refused(id, ..) | Self::Ended(id, _) => *id,
+            Self::Opened(id, _) | Self::Refused(id, ..) | Self::Downgraded(id) | Self::Ended(id, _) => *id,
         }
     }
 }
@@ -123,6 +125,11 @@ impl FlowSink {
     /// 0. Last of the reports about it.
     pub fn refused(&self, id: FlowId, reason: Reason, errno: i32) {
         self.report(FlowReport::Refused(id, reason, errno));
+    }
+
+    /// No tunnel was to be had, and the flow goes on in the clear. Last of the reports about it.
+    pub fn downgraded(&self, id: FlowId) {
+        self.report(FlowReport::Downgraded(id));
     }
 
     /// The flow had opened and is over. Last of the reports about it.

@@ -166,6 +166,11 @@ impl Store {
                     _ => FlowSide::Mesh,
                 });
             }
+            FlowReport::Downgraded(_) => {
+                let Some(live) = self.live.get_mut(&id) else { return };
+                live.went_on();
+                return;
+            }
             FlowReport::Ended(_, ended) => {
                 let Some(live) = self.live.get_mut(&id) else { return };
                 let facts: &mut AgentFacts = &mut live.facts;
@@ -202,9 +207,6 @@ impl Store {
     fn look_over(&mut self, id: FlowId, now_ns: u64, reap_before_ns: u64, todo: &mut Vec<Todo>) {
         let reading = self.readings;
         let Some(live) = self.live.get_mut(&id) else { return };
-        if live.downgraded() && live.half_closed() && !live.over() {
-            live.went_on();
-        }
         let in_table = live.in_table && live.seen == reading;
         if live.done {
             if in_table {
@@ -302,7 +304,7 @@ impl Store {
 
     /// Writes the final record if everything about the end is known.
     fn consider(&mut self, id: FlowId) {
-        if self.live.get(&id).is_some_and(|live| !live.done && live.fully_closed() && !live.downgraded()) {
+        if self.live.get(&id).is_some_and(|live| !live.done && live.fully_closed()) {
             self.finish(id);
         }
     }

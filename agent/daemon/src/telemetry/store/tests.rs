@@ -268,9 +268,12 @@ fn a_downgraded_flow_lives_on_in_the_clear() {
     let mut store = Store::new(settings());
     let mut flow = captured(5);
     flow.flow.state = FlowState::Pending as u8;
-    store.event(&event(EventKind::New, flow), &Demo);
+    // Between two readings: nothing but the dialler's word is known.
     store.report(FlowReport::Dialling(Box::new(start(5))), SECOND, &Demo);
-    store.report(FlowReport::Refused(FlowId([5; 16]), Reason::NodeRefused, 0), SECOND, &Demo);
+    store.report(FlowReport::Downgraded(FlowId([5; 16])), SECOND, &Demo);
+    let live = only(&store);
+    assert_ne!(live.state, FlowPhase::Closed);
+    assert_eq!((live.reason.as_ref(), live.downgraded), ("downgraded", true));
     flow.flow.state = FlowState::Direct as u8;
     flow.flow.reason = Reason::Downgraded as u16;
     flow.flow.flags |= flags::DOWNGRADED | flags::PLAINTEXT;
@@ -280,6 +283,9 @@ fn a_downgraded_flow_lives_on_in_the_clear() {
     let live = only(&store);
     assert_eq!((live.state, live.reason.as_ref(), live.downgraded), (FlowPhase::Open, "downgraded", true));
     assert!(!live.encrypted && live.errno == 0);
+    // Silent for minutes, it is no flow that is over.
+    let todo = store.reading(&[flow], 130 * SECOND, &Demo);
+    assert!(!todo.iter().any(|todo| matches!(todo, Todo::Reap(..))), "{todo:?}");
     store.event(&event(EventKind::Over, over(flow, 9 * SECOND)), &Demo);
     assert_eq!(only(&store).close, Some(FlowClose::Fin));
 }
