@@ -1,7 +1,7 @@
 //! What reaches a pod, what the agent sends, and how flows end.
 
 use kumiko_abi::{
-    Config, EventKind, Flow, FlowState, Reason, Stage, Stat,
+    Config, Direction, EventKind, Flow, FlowState, Reason, Stage, Stat,
     flow::{dir_flags, flags},
     programs::AGENT_INGRESS,
     segment::bits::{ACK, FIN, RST, SYN},
@@ -91,6 +91,11 @@ fn processes_of_the_node() {
         assert_eq!(node.maps.probe_ports().unwrap(), [port]);
         assert_eq!(node.gets(&syn.frame()), PASS);
         assert!(node.flow(&syn).unwrap().flags & flags::PROBE != 0);
+        // Another group's process, to the same port.
+        node.maps.set_config(&Config { kubelet_cgroup: 1 << 40, kubelet_level: 0, ..config(AGENT) }).unwrap();
+        while node.event().is_some() {}
+        assert_eq!(node.gets(&syn.clone().with(|t| t.sport = 9).frame()), REDIRECT);
+        assert_eq!(node.event().unwrap().1, Reason::HostRefused);
         assert_eq!(node.sends(&reply(&syn, SYN | ACK).frame()), PASS);
     });
 }
@@ -149,6 +154,24 @@ fn the_end_of_a_flow() {
     });
 }
 
+/// In the clear an RST may be a forgery: an end that talks on some time after it did not take it.
+#[test]
+fn who_talks_on_was_not_reset() {
+    alone("who_talks_on_was_not_reset", |dir| {
+        let node = node(dir, Stage::Permissive);
+        let syn = Tcp::syn(POD_4, OUTSIDE_4);
+        let talking = Direction { packets: 9, seq: 1001, ack: 8001, flags: dir_flags::SYN, ..Direction::default() };
+        let reset = Direction { seq: 8001, ack: 1001, flags: dir_flags::SYN | dir_flags::RST, ..talking };
+        let flags = fake(&syn).flags | flags::OVER_RST;
+        let flow = Flow { src_ifindex: HERE, flags, over_ns: 1, dir: [talking, reset], ..fake(&syn) };
+        node.datapath.commands().create(&key(&syn), &flow).unwrap();
+        let data = Tcp { flags: ACK, seq: 1001, ack: 8001, payload: vec![1; 10], ..syn.clone() };
+        assert_eq!(node.sends(&data.frame()), PASS);
+        let flow = node.flow(&syn).unwrap();
+        assert_eq!((flow.flags & flags::OVER, flow.over_ns, flow.dir[1].flags), (0, 0, dir_flags::SYN));
+    });
+}
+
 #[test]
 fn payload_is_what_the_frame_holds() {
     alone("payload_is_what_the_frame_holds", |dir| {
@@ -182,12 +205,14 @@ fn what_the_agent_sends() {
             src_ifindex: HERE,
             dst_ifindex: OTHER_POD,
             flags: fake(&delivered).flags | flags::DELIVERED,
+            isn: 0,
             ..fake(&delivered)
         };
         node.datapath.commands().create(&key(&delivered), &entry).unwrap();
         assert_eq!(agent(&delivered.frame()), REDIRECT);
         assert_eq!(agent(&reply(&delivered, ACK).frame()), DROP, "the pod's side does not come from here");
-        assert_eq!(node.flow(&delivered).unwrap().dir[0].packets, 1);
+        let flow = node.flow(&delivered).unwrap();
+        assert_eq!((flow.dir[0].packets, flow.isn), (1, 1000));
         // RSTs of refused flows: to the pod, or out in the pod's name; others end here.
         let refused = Tcp::syn(LOCAL_4, OUTSIDE_4).with(|t| t.sport = 9);
         assert_eq!(agent(&reply(&refused, RST | ACK).frame()), REDIRECT);

@@ -1,15 +1,16 @@
 //! What a pod sends.
 
 use kumiko_abi::{
-    AddrEntry, AddrKind, Config, EventKind, Flow, FlowState, Reason, ServiceEntry, ServiceKey, Stage, Stat, Verdict,
+    AddrEntry, AddrKind, Config, Endpoint, EventKind, Flow, FlowState, Reason, ServiceEntry, ServiceKey, Stage, Stat,
+    Verdict,
     config::config_flags,
     flow::{TCP, flags},
     map::{endpoint_flags, service_flags},
-    segment::bits::{ACK, SYN},
+    segment::bits::{ACK, RST, SYN},
 };
 
 use crate::{
-    fixture::{addr, alone, config},
+    fixture::{addr, alone, config, endpoint},
     frames::{self, Extra, Tcp, ethernet, ip_frame},
     node::*,
 };
@@ -24,6 +25,12 @@ fn off_and_unknown_pods_are_untouched() {
             assert_eq!(node.gets(&reply(&syn, SYN).frame()), PASS);
             assert!(node.flow(&syn).is_none());
         }
+        // What stands under its key goes: it is another flow's.
+        let syn = Tcp::syn(POD_4, REMOTE_4);
+        node.datapath.commands().create(&key(&syn), &Flow { isn: 7, src_ifindex: HERE, ..fake(&syn) }).unwrap();
+        assert_eq!(node.sends(&syn.frame()), PASS);
+        assert!(node.flow(&syn).is_none());
+        assert_eq!(node.event().unwrap().0, EventKind::Replaced);
         node.maps.remove_endpoint(HERE).unwrap();
         assert_eq!(node.sends(&Tcp::syn(POD_4, REMOTE_4).frame()), PASS);
         assert!(node.event().is_none());
@@ -270,9 +277,17 @@ fn the_same_node() {
         // Without hooks: the agent answers, with the errno that the network would have given.
         assert_eq!(node.sends(&Tcp::syn(POD_4, DETACHED).frame()), DROP);
         assert_eq!(node.flow(&Tcp::syn(POD_4, DETACHED)).unwrap().state, FlowState::Pending as u8);
+        // One that may not: the other pod, the whole node, this pod.
+        let slow = |port| Tcp::syn(POD_4, LOCAL_4).with(|t| t.sport = port);
+        node.maps.set_endpoint(OTHER_POD, &Endpoint { flags: 0, ..endpoint(3, Stage::Strict) }).unwrap();
+        assert_eq!(node.sends(&slow(5).frame()), PASS);
+        node.maps.set_endpoint(OTHER_POD, &endpoint(3, Stage::Strict)).unwrap();
+        node.maps.set_config(&Config { flags: 0, ..config(AGENT) }).unwrap();
+        assert_eq!(node.sends(&slow(6).frame()), PASS);
+        node.maps.set_config(&config(AGENT)).unwrap();
         // Not to be redirected: through the host's stack, judged all the same, and no leak.
         node.endpoint(|e| e.flags = 0, Stage::Strict);
-        let slow = Tcp::syn(POD_4, LOCAL_4).with(|t| (t.sport, t.payload) = (7, vec![1; 10]));
+        let slow = slow(7).with(|t| t.payload = vec![1; 10]);
         assert_eq!(node.sends(&slow.frame()), PASS);
         assert!(node.flow(&slow).unwrap().flags & flags::JUDGED_BOTH != 0);
         assert_eq!(node.stat(Stat::LeakBytes), 0);
@@ -328,6 +343,8 @@ fn strays_and_learning() {
         node.endpoint(|e| e.flags = endpoint_flags::LEARN, Stage::Strict);
         assert_eq!(node.sends(&Tcp::syn(POD_4, REMOTE_4).frame()), DROP, "a new one comes again");
         assert!(node.flow(&data).is_none());
+        assert_eq!(node.sends(&data.clone().with(|t| t.flags = RST).frame()), PASS);
+        assert!(node.flow(&data).is_none(), "what ends begins nothing");
         assert_eq!(node.sends(&data.frame()), PASS);
         let flow = node.flow(&data).unwrap();
         assert!(flow.flags & flags::LEGACY != 0);
