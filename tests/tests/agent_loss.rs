@@ -11,6 +11,7 @@ use kumiko_lab::pattern::{CAPTURED, Pattern};
 use kumiko_lab::peer::{ConnReport, Pending, Step};
 use kumiko_lab::wire::Capture;
 use kumiko_lab::{Family, Net, Stage, topology};
+use kumiko_tests::echo::Echo;
 use kumiko_tests::harness;
 use kumiko_tests::twins::{Path, Side};
 use libtest_mimic::Arguments;
@@ -132,20 +133,25 @@ fn refused_at_once(side: &Side, port: u16) -> Result<()> {
 
 fn served(side: &Side, port: u16) -> Result<()> {
     let serving = side.far.serve(port, 1, vec![Step::Echo { bytes: 100 }, Step::Close])?;
-    kumiko_lab::command::wait_for("a connection is served", Duration::from_secs(10), || {
+    echoed(side, port)?;
+    serving.reports().map(drop)
+}
+
+fn echoed(side: &Side, port: u16) -> Result<()> {
+    command::wait_for("a connection is served", Duration::from_secs(10), || {
         let report = try_once(side, port)?;
         ensure!(report.connect.is_none() && report.steps.iter().all(|step| step.error.is_none()), "{report:?}");
         Ok(())
-    })?;
-    serving.reports().map(drop)
+    })
 }
 
 /// The far agent stands still, so that the connect waits; then the near one dies.
 fn waiting(side: &mut Side) -> Result<()> {
     let port = side.port();
     let to = SocketAddr::new(side.address(Path::CrossNode, Family::V4)?, port);
-    side.far.listen(to)?;
-    served(side, port)?;
+    // Answers whoever comes: the far agent, once it goes on, may still connect for the one that gave up.
+    let _echo = Echo::start(&side.lab.pod("server-2")?.netns, to)?;
+    echoed(side, port)?;
     side.lab.signal_agent(2, Signal::SIGSTOP)?;
     let asking = side.client.connect(to, 1, vec![Step::Close])?;
     command::wait_for("the connect waits", Duration::from_secs(10), || {
@@ -159,8 +165,7 @@ fn waiting(side: &mut Side) -> Result<()> {
     side.lab.signal_agent(2, Signal::SIGCONT)?;
     side.lab.start_agent(1)?;
     ensure!(report.connect.as_deref() == Some("ECONNREFUSED"), "{report:?}");
-    served(side, port)?;
-    side.far.unlisten(port)
+    echoed(side, port)
 }
 
 fn adopted(side: &mut Side) -> Result<()> {
