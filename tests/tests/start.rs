@@ -155,8 +155,10 @@ fn waiting(lab: &mut Lab) -> Result<()> {
     lab.stop_agent(1)?;
     let nowhere = format!("dir:{}", lab.dir().join("nowhere").display());
     let line = with(&line, &[("--source", &nowhere)]);
+    // Whoever runs the tests may ignore some of them, and children inherit that.
+    let plain = [&["env", "--default-signal=TERM,INT,HUP"].map(str::to_owned), line.as_slice()].concat();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        let mut child = ready(&ns, &line, signal)?;
+        let mut child = ready(&ns, &plain, signal)?;
         ended_by(&mut child, signal)?;
     }
     // Whoever starts it with nohup wants it to outlive the terminal.
