@@ -182,8 +182,8 @@ fn at_point(side: &mut Side, point: &str, action: &str, node: u8, path: Path, fa
     match (fate, action) {
         (Fate::Well, _) | (_, "stop") => well(&report)?,
         (Fate::TriedAgain, "fail") => well(&report)?,
-        // The dialler has only a dead tunnel to show for it, and opens the flow again on another one.
-        (Fate::Broken, "fail") if point == "acceptor-connected" => well(&report)?,
+        // A warm tunnel that dies is tried again by another one; one that was made for this flow is not.
+        (Fate::Broken, "fail") if point == "acceptor-connected" => well(&report).or_else(|_| told(&report))?,
         _ => told(&report)?,
     }
     if dies {
