@@ -16,7 +16,7 @@ const NO_COOKIE: [u8; 8] = [0xff; 8];
 /// A TCP state (`net/tcp_states.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-#[allow(missing_docs)] // The names are those of RFC 9293, 3.3.2.
+#[allow(missing_docs, reason = "the names are those of RFC 9293, 3.3.2")]
 pub enum TcpState {
     Established = 1,
     SynSent = 2,
