@@ -77,8 +77,10 @@ fn interactive(run: &Run<'_>, dir: &Path, to: SocketAddr) -> Result<String> {
     }
     shell.say(b"\n")?;
     shell.wait_said(|said| prompts(said) == 3)?;
-    shell.say(b"echo begun-$((1 + 1)); sleep 1000\n")?;
-    shell.wait_said(|said| said.contains("begun-2"))?;
+    // It is the program itself that says so, so that the interrupt finds it in the foreground; and to the end of the
+    // line, for an interrupt flushes what the terminal holds.
+    shell.say(b"sh -c 'echo begun-$((1 + 1)); exec sleep 1000'\n")?;
+    shell.wait_said(|said| said.contains("begun-2\r\n"))?;
     shell.say(b"\x03")?;
     shell.wait_said(|said| prompts(said) == 4)?;
     shell.say(b"echo interrupted: $?; seq 1 20000 | tail -c 100000 | cksum; seq 1 20000\n")?;
