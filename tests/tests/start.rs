@@ -164,6 +164,7 @@ fn waiting(lab: &mut Lab) -> Result<()> {
     // Whoever starts it with nohup wants it to outlive the terminal.
     let mut outliving = ready(&ns, &[&["nohup".to_owned()], line.as_slice()].concat(), Signal::SIGTERM)?;
     kill(Pid::from_raw(i32::try_from(outliving.id())?), Signal::SIGHUP)?;
+    // That nothing happens cannot be waited for: without the mend it ended within this time.
     std::thread::sleep(Duration::from_millis(500));
     let lives = outliving.try_wait()?.is_none();
     ended_by(&mut outliving, Signal::SIGTERM)?;

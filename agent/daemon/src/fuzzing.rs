@@ -140,23 +140,9 @@ pub fn issuer_state(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use kumiko_corpus::{dir, replay};
 
     use super::*;
-
-    fn corpus(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name)
-    }
-
-    /// Runs `target` over every file of its corpus.
-    fn replay(name: &str, target: fn(&[u8])) {
-        let dir = corpus(name);
-        let files: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
-        assert!(!files.is_empty(), "{}", dir.display());
-        for file in files {
-            target(&std::fs::read(file.unwrap().path()).unwrap());
-        }
-    }
 
     #[test]
     fn corpora() {
@@ -169,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_good_ones_of_the_corpora_are_good() {
-        let read = |path: &str| std::fs::read(corpus(path)).unwrap();
+        let read = |path: &str| std::fs::read(dir(path)).unwrap();
         let signing = Signing::new("td", "n1", web());
         let token = signing.token("n1", now());
         let body = |csr: String| serde_json::json!({ "node": "n1", "token": token, "csr": csr }).to_string();

@@ -186,20 +186,9 @@ pub fn netlink(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
+    use kumiko_corpus::replay;
     use proptest::collection::vec;
     use proptest::prelude::*;
-
-    /// Runs `target` over every file of its corpus.
-    fn replay(name: &str, target: fn(&[u8])) {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-        let files: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
-        assert!(!files.is_empty(), "{}", dir.display());
-        for file in files {
-            target(&std::fs::read(file.unwrap().path()).unwrap());
-        }
-    }
 
     #[test]
     fn corpora() {

@@ -150,19 +150,8 @@ pub fn messages(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
+    use kumiko_corpus::{dir, replay};
     use proptest::prelude::*;
-
-    /// Runs `target` over every file of its corpus.
-    fn replay(name: &str, target: fn(&[u8])) {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-        let files: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
-        assert!(!files.is_empty(), "{}", dir.display());
-        for file in files {
-            target(&std::fs::read(file.unwrap().path()).unwrap());
-        }
-    }
 
     #[test]
     fn corpora() {
@@ -174,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_good_certificate_is_believed() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/certificate");
+        let dir = dir("certificate");
         let bundle = super::Bundle::new("td", vec![include_bytes!("fuzzing/root.der").as_slice().into()]);
         let now = super::UnixTime::since_unix_epoch(super::Duration::from_secs(2_000_000_000));
         let believed =

@@ -95,6 +95,7 @@ fn once(lab: &mut Lab, random: &mut StdRng, node: u8, point: Point, action: &str
             }
             "stop" => {
                 if lab.agent_state(node)? == 'T' {
+                    // Its tunnels and clients stand meanwhile.
                     std::thread::sleep(Duration::from_millis(random.random_range(0..600)));
                     lab.signal_agent(node, Signal::SIGCONT)?;
                     return Ok(true);

@@ -131,6 +131,7 @@ fn talk(mut stream: TcpStream, random: &mut StdRng) -> Result<(), Failed> {
                 stream.write_all(&sent).map_err(told("write"))?;
                 exactly(&mut stream, &pattern, at, sent.len())?;
                 at += sent.len() as u64;
+                // An application that thinks, so that faults find connections idle, too.
                 std::thread::sleep(Duration::from_millis(random.random_range(0..40)));
             }
             Ok(())

@@ -1,6 +1,9 @@
 //! Both machines against each other, tunnel after tunnel, in any schedule: records on their way for as long as it likes,
 //! lost or swapped (which TLS notices), either end gone at any moment. With a model of what each application did and saw.
 
+mod act;
+mod flow;
+
 use std::collections::VecDeque;
 
 use kumiko_abi::Reason;
@@ -8,6 +11,9 @@ use kumiko_abi::Reason;
 use super::ends::{Checked, open};
 use super::spec::Makes;
 use crate::frame::Frame;
+
+use self::act::{ACCEPTOR, Act, DIALLER};
+use self::flow::Flow;
 
 /// Runs the schedule that `acts` spell, one byte an act, ends what is open, and checks what became of every flow.
 pub fn schedule(acts: &[u8]) {
@@ -26,66 +32,6 @@ pub fn schedule(acts: &[u8]) {
         let flow = &world.flows[world.carried[world.carried.len() - 1]];
         assert!(flow.opened && flow.sides[ACCEPTOR].got == 1, "{flow:?}");
         world.settle();
-    }
-}
-
-const DIALLER: usize = 0;
-const ACCEPTOR: usize = 1;
-
-/// What happens next; a number says at which end.
-#[derive(Clone, Copy, Debug)]
-enum Act {
-    Open,
-    Cancel,
-    Opened,
-    Refuse,
-    Drain,
-    Bytes(usize),
-    Urgent(usize),
-    Fin(usize),
-    Reset(usize),
-    /// The oldest record on its way to this end comes.
-    Deliver(usize),
-    /// It is lost, and what is behind it goes on.
-    Lose(usize),
-    /// It comes after the one behind it.
-    Swap(usize),
-    /// All that is on its way to this end is lost, and the connection with it.
-    Cut(usize),
-    /// This end closes the tunnel.
-    Close(usize),
-}
-
-impl Act {
-    /// Letters, lower case for the dialler: a corpus can be read. Any other byte is one of them, too.
-    fn of(byte: u8) -> Self {
-        const OFTEN: &[u8] = b"ooocbbbbuffrOOONBBBBUFFR>>>>>>>>>>>><<<<<<<<<<<<obOBfF>><<rRcND";
-        match byte {
-            b'o' => Self::Open,
-            b'c' => Self::Cancel,
-            b'O' => Self::Opened,
-            b'N' => Self::Refuse,
-            b'D' => Self::Drain,
-            b'b' => Self::Bytes(DIALLER),
-            b'B' => Self::Bytes(ACCEPTOR),
-            b'u' => Self::Urgent(DIALLER),
-            b'U' => Self::Urgent(ACCEPTOR),
-            b'f' => Self::Fin(DIALLER),
-            b'F' => Self::Fin(ACCEPTOR),
-            b'r' => Self::Reset(DIALLER),
-            b'R' => Self::Reset(ACCEPTOR),
-            b'<' => Self::Deliver(DIALLER),
-            b'>' => Self::Deliver(ACCEPTOR),
-            b'l' => Self::Lose(DIALLER),
-            b'L' => Self::Lose(ACCEPTOR),
-            b's' => Self::Swap(DIALLER),
-            b'S' => Self::Swap(ACCEPTOR),
-            b'k' => Self::Cut(DIALLER),
-            b'K' => Self::Cut(ACCEPTOR),
-            b'x' => Self::Close(DIALLER),
-            b'X' => Self::Close(ACCEPTOR),
-            other => Self::of(OFTEN[usize::from(other) % OFTEN.len()]),
-        }
     }
 }
 
@@ -113,37 +59,6 @@ struct Wire {
     came: u64,
     /// The connection ends behind the last record.
     ends: bool,
-}
-
-/// What one application did and saw of its flow.
-#[derive(Default, Debug, Clone)]
-struct Side {
-    sent: u32,
-    got: u32,
-    /// It ended its stream.
-    fin: bool,
-    /// It saw the other's stream end.
-    end: bool,
-    /// Its end of the tunnel said RESET.
-    reset: bool,
-    /// It was reset by the other.
-    hit: bool,
-    /// The tunnel ended under it.
-    lost: bool,
-}
-
-#[derive(Default, Debug, Clone)]
-struct Flow {
-    /// How often an acceptor took it up.
-    taken: u32,
-    /// The acceptor said OPENED, REFUSED.
-    said_opened: bool,
-    said_refused: bool,
-    /// What the dialler heard.
-    opened: bool,
-    refused: bool,
-    cancelled: bool,
-    sides: [Side; 2],
 }
 
 struct World {
@@ -415,27 +330,5 @@ impl World {
                 self.flows[index].check(whole);
             }
         }
-    }
-}
-
-impl Flow {
-    /// What holds of every flow that is over. `whole`: nothing of its tunnel was lost.
-    fn check(&self, whole: bool) {
-        assert!(self.taken <= 1);
-        for (end, side) in self.sides.iter().enumerate() {
-            let other = &self.sides[1 - end];
-            let cut = |side: &Side| side.reset || side.hit || side.lost;
-            assert!(side.got <= other.sent, "{self:?}");
-            // Bytes and their end come, or both sides know that the flow was cut off.
-            if other.fin && !side.end {
-                assert!(cut(side) || !whole, "{self:?}");
-            }
-            assert!(!side.end || cut(side) || side.got == other.sent, "{self:?}");
-            // Who resets is heard, unless the other was through with the flow, or never began.
-            let through = side.end && side.fin || self.said_refused || self.taken == 0;
-            assert!(!(whole && other.reset) || side.reset || side.hit || through, "{self:?}");
-        }
-        let answered = self.opened || self.refused || self.cancelled || self.sides[DIALLER].lost;
-        assert!(answered || !whole, "{self:?}");
     }
 }

@@ -44,6 +44,7 @@ fn send_to_error(stream: &mut TcpStream) -> io::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while Instant::now() < deadline {
         stream.write_all(b".")?;
+        // Slow enough that no buffer on the way fills.
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
