@@ -130,7 +130,7 @@ impl Links {
                 let link = sys::get(&path).map_err(|source| BpfError::PinDir { path: path.clone(), source })?;
                 let alive = sys::link_info(link.as_fd()).is_ok_and(|info| info.target != 0);
                 if !alive || sys::update_link(link.as_fd(), datapath.fds.agent_lookup.as_fd()).is_err() {
-                    unpin(&path)?;
+                    remove_link(&path)?;
                 }
                 continue;
             }
@@ -139,7 +139,7 @@ impl Links {
                 true if hook.has_filter()? => self.attach_clsact(datapath, hook)?,
                 true => remove_filter(&self.dir, hook)?,
                 false if self.adopt_tcx(datapath, hook)? => {}
-                false => unpin(&path)?,
+                false => remove_link(&path)?,
             }
         }
         Ok(())
@@ -189,7 +189,7 @@ impl Links {
         }
         // Gone, detached, or of a namespace that was made anew meanwhile.
         let path = self.dir.join(LOOKUP);
-        unpin(&path)?;
+        remove_link(&path)?;
         let link = sys::link(prog, sys::netns_target(netns), AttachType::SkLookup).map_err(lookup_failed)?;
         sys::pin(link.as_fd(), &path).map_err(lookup_failed)
     }
@@ -229,7 +229,7 @@ impl Links {
         if self.adopt_tcx(datapath, hook)? {
             return Ok(());
         }
-        unpin(&path)?;
+        remove_link(&path)?;
         if self.clsact.load(Ordering::Relaxed) {
             return self.attach_clsact(datapath, hook);
         }
@@ -274,7 +274,7 @@ impl Links {
     }
 
     fn detach(&self, hook: Hook) -> Result<(), BpfError> {
-        unpin(&self.dir.join(hook.pin()))?;
+        remove_link(&self.dir.join(hook.pin()))?;
         remove_filter(&self.dir, hook)
     }
 }
@@ -317,7 +317,7 @@ pub(super) fn remove_everything(pin_dir: &Path) -> Result<(), BpfError> {
     for name in &names_of_links {
         match Hook::of_pin(name) {
             Some((hook, true)) => note(remove_filter(&links, hook)),
-            _ => note(unpin(&links.join(name))),
+            _ => note(remove_link(&links.join(name))),
         }
     }
     for name in names(pin_dir)?.iter().filter(|name| *name != LINKS_DIR) {
@@ -346,6 +346,16 @@ fn names(dir: &Path) -> Result<Vec<String>, BpfError> {
         .map_err(failed)?
         .map(|entry| entry.map_err(failed).map(|e| e.file_name().to_string_lossy().into_owned()))
         .collect()
+}
+
+/// Detaches a pinned link and removes its pin. Without the former the program would be there for a while yet, and could
+/// not be attached again meanwhile.
+fn remove_link(path: &Path) -> Result<(), BpfError> {
+    if let Ok(link) = sys::get(path) {
+        // An error means that it is detached already, with its interface or its namespace.
+        let _gone = sys::detach_link(link.as_fd());
+    }
+    unpin(path)
 }
 
 fn unpin(path: &Path) -> Result<(), BpfError> {

@@ -31,6 +31,7 @@ enum Cmd {
     MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 fn bpf<T>(cmd: Cmd, attr: &mut T) -> io::Result<i32> {
@@ -320,6 +321,16 @@ struct Update {
 pub(super) fn update_link(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = Update { link_fd: raw(link), new_prog_fd: raw(prog), flags: 0, old_prog_fd: 0 };
     bpf(Cmd::LinkUpdate, &mut attr).map(drop)
+}
+
+#[repr(C)]
+struct Detach {
+    link_fd: u32,
+}
+
+/// Takes a link's program off its hook before the call ends; closing or unpinning it alone does so some time later.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(Cmd::LinkDetach, &mut Detach { link_fd: raw(link) }).map(drop)
 }
 
 #[repr(C)]

@@ -1,6 +1,6 @@
 //! The programs load, within their budgets, and a second agent takes over what the first one pinned.
 
-use std::{fs, os::fd::AsFd, path::Path};
+use std::{fs, io, os::fd::AsFd, path::Path};
 
 use kumiko_abi::{CommandResult, Stage, programs};
 use kumiko_kernel::bpf::{BpfError, Datapath};
@@ -9,6 +9,7 @@ use nix::net::if_::if_nametoindex;
 use crate::{
     commands::{some_flow, some_key},
     fixture::{alone, config, endpoint, ip, load, load_result, pins},
+    world::wait,
 };
 
 /// Most instructions that the verifier may walk. Measured on 6.18: 44,434, 12,983, 4,198, 522, 1,617; the rest is room
@@ -93,7 +94,11 @@ fn a_second_agent_takes_over() {
 
         assert!(!second.restore_agent_veth(agent).unwrap());
         fs::remove_file(pins(dir).join(format!("links/agent-{agent}-in"))).unwrap();
-        assert!(second.restore_agent_veth(agent).unwrap());
+        // The kernel takes it off in its own time, and until then the program is there already.
+        assert!(wait("the link is gone", || match second.restore_agent_veth(agent) {
+            Err(BpfError::Attach { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => None,
+            other => Some(other.unwrap()),
+        }));
         assert_eq!(links(dir), before);
         let here = fs::File::open("/proc/thread-self/ns/net").unwrap();
         assert!(!second.restore_lookup(here.as_fd()).unwrap());
@@ -118,6 +123,22 @@ fn a_second_agent_takes_over() {
         Datapath::remove_everything(&pins(dir)).unwrap();
         assert!(!dir.join("bpf/kumiko").exists());
         Datapath::remove_everything(&pins(dir)).unwrap();
+    });
+}
+
+#[test]
+fn detached_hooks_can_be_attached_again_at_once() {
+    alone("detached_hooks_can_be_attached_again_at_once", |dir| {
+        let (pod, agent) = (veth("pod0"), veth("agent0"));
+        for _ in 0..2 {
+            let datapath = load(dir);
+            for _ in 0..50 {
+                attach_all(&datapath, pod, agent);
+                datapath.detach_pod(pod).unwrap();
+            }
+            drop(datapath);
+            Datapath::remove_everything(&pins(dir)).unwrap();
+        }
     });
 }
 
