@@ -31,7 +31,7 @@ use crate::options::{RunOptions, WithoutAgent};
 use crate::reconcile::{Reconciled, Reconciler};
 use crate::shard::{self, Common, Parts, Refusals, Registry, TunnelList};
 use crate::signals::EndSignals;
-use crate::telemetry::{Collector, Settings, flow_reports};
+use crate::telemetry::{Collector, CurrentNames, Settings, flow_reports};
 
 use inputs::{Inputs, listen_for_metrics};
 
@@ -136,6 +136,7 @@ async fn serve(
     let settings = Settings::new(&options.node, Duration::from_secs(options.idle_check), TABLE_CAPACITY);
     let collector = Collector::new(settings, reports, options.collect_every());
     let telemetry = collector.telemetry();
+    telemetry.set_directory(Arc::new(CurrentNames::new(reconciled.state.clone())));
     let flows =
         Box::new(feeds::Flows::new(&datapath, reconciled.state.clone(), host.try_clone()?, agent.netns.try_clone()?));
     let events = datapath.event_ring()?;
@@ -165,7 +166,6 @@ async fn serve(
         threads.push(start_shard(index, &common, &datapath, &host, &agent, ended.clone())?);
     }
     tokio::spawn(stop_gone(reconciled.clone(), common.registry.clone()));
-    tokio::spawn(feeds::names(reconciled.clone(), telemetry.clone()));
 
     let view = Arc::new(view::View::new(
         options,

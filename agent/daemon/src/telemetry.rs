@@ -23,7 +23,7 @@ use kumiko_core::flow_record::{Directory, FlowFilter, FlowRecord};
 use tokio::sync::{broadcast, mpsc};
 
 pub use collector::{Collector, EventSource, FlowSource};
-pub use directory::WorldNames;
+pub use directory::{CurrentNames, WorldNames};
 pub use metrics::{MAX_PAIR_SERIES, MetricsInput, Pair, render};
 pub use report::{FlowEnded, FlowOpened, FlowReport, FlowReports, FlowSink, FlowStart, REPORT_QUEUE, flow_reports};
 
@@ -104,7 +104,7 @@ impl Telemetry {
         }
     }
 
-    /// Takes a new model's names.
+    /// Takes the names that records give.
     pub fn set_directory(&self, directory: Arc<dyn Directory + Send + Sync>) {
         self.directory.store(Arc::new(directory));
     }

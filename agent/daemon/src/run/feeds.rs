@@ -1,4 +1,4 @@
-//! The kernel's side of telemetry: flow table, event ring, pods' sockets, names.
+//! The kernel's side of telemetry: flow table, event ring, pods' sockets.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,8 +14,8 @@ use kumiko_kernel::netns::Netns;
 use kumiko_kernel::readable::Readable;
 use kumiko_kernel::veth;
 
-use crate::reconcile::{Reconciled, SharedState};
-use crate::telemetry::{EventSource, FlowSource, Telemetry, WorldNames};
+use crate::reconcile::SharedState;
+use crate::telemetry::{EventSource, FlowSource};
 
 /// The flow table, and the namespaces behind it: the pods' and the agent's own.
 pub(super) struct Flows {
@@ -115,16 +115,5 @@ impl EventSource for Events {
 
     fn next_event(&mut self) -> Option<Event> {
         self.next.take().or_else(|| self.ring.next())
-    }
-}
-
-/// Gives telemetry the names of each new snapshot.
-pub(super) async fn names(mut reconciled: Reconciled, telemetry: Telemetry) {
-    loop {
-        reconciled.changed.borrow_and_update();
-        telemetry.set_directory(Arc::new(WorldNames::new(reconciled.state.load_full())));
-        if reconciled.changed.changed().await.is_err() {
-            return;
-        }
     }
 }

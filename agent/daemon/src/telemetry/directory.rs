@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kumiko_abi::flow::{TCP, UDP};
 use kumiko_core::flow_record::{Directory, PartyKind, PartyName, ServiceName};
 use kumiko_core::model::{Protocol, Workload};
 
-use crate::reconcile::NodeState;
+use crate::reconcile::{NodeState, SharedState};
 
 /// Before the first model.
 #[derive(Debug)]
@@ -32,14 +32,23 @@ impl Directory for Nobody {
 #[derive(Debug)]
 pub struct WorldNames {
     state: Arc<NodeState>,
-    by_uid: HashMap<String, Arc<PartyName>>,
+    by_uid: Arc<HashMap<String, Arc<PartyName>>>,
 }
 
 impl WorldNames {
     /// Names of a snapshot.
     pub fn new(state: Arc<NodeState>) -> Self {
         let by_uid = state.world.workloads().map(|workload| (workload.uid.clone(), Arc::new(name(workload)))).collect();
-        Self { state, by_uid }
+        Self { state, by_uid: Arc::new(by_uid) }
+    }
+
+    /// Names of a later snapshot; of the same model they are the same.
+    fn next(&self, state: Arc<NodeState>) -> Self {
+        if Arc::ptr_eq(&self.state.world, &state.world) {
+            Self { state, by_uid: self.by_uid.clone() }
+        } else {
+            Self::new(state)
+        }
     }
 
     /// Principal of a class, for counters.
@@ -83,6 +92,45 @@ impl Directory for WorldNames {
     }
 }
 
+/// Names of the snapshot in force, whichever that is when they are looked up. A flow may be of a snapshot that is not
+/// announced yet: under older names its address would be called by who had it before.
+#[derive(Debug)]
+pub struct CurrentNames {
+    state: SharedState,
+    names: Mutex<Arc<WorldNames>>,
+}
+
+impl CurrentNames {
+    /// Names of whatever `state` holds.
+    pub fn new(state: SharedState) -> Self {
+        let names = Mutex::new(Arc::new(WorldNames::new(state.load_full())));
+        Self { state, names }
+    }
+
+    fn now(&self) -> Arc<WorldNames> {
+        let state = self.state.load_full();
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&names.state, &state) {
+            *names = Arc::new(names.next(state));
+        }
+        names.clone()
+    }
+}
+
+impl Directory for CurrentNames {
+    fn by_handle(&self, handle: u32) -> Option<Arc<PartyName>> {
+        self.now().by_handle(handle)
+    }
+
+    fn by_ip(&self, ip: IpAddr) -> Option<Arc<PartyName>> {
+        self.now().by_ip(ip)
+    }
+
+    fn service(&self, asked: SocketAddr, proto: u8) -> Option<Arc<ServiceName>> {
+        self.now().service(asked, proto)
+    }
+}
+
 fn name(workload: &Workload) -> PartyName {
     PartyName {
         kind: PartyKind::Workload,
@@ -92,5 +140,36 @@ fn name(workload: &Workload) -> PartyName {
         principal: workload.principal.to_string(),
         node: workload.node.clone(),
         stage: workload.stage,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+    use kumiko_core::manifest;
+    use kumiko_core::model::World;
+
+    use super::*;
+
+    fn state(epoch: u64, account: &str) -> Arc<NodeState> {
+        let text = format!(
+            "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {account}, namespace: demo, uid: u-{account}}}\n\
+             spec: {{serviceAccount: {account}, node: n1, ips: [10.0.0.1]}}\n"
+        );
+        let objects = manifest::parse("test.yaml", &text).unwrap();
+        let (world, _) = World::build("td", epoch, objects.iter().map(|o| ("test.yaml", o))).unwrap();
+        let mut state = NodeState::default();
+        state.world = Arc::new(world);
+        Arc::new(state)
+    }
+
+    #[test]
+    fn an_address_is_called_by_who_has_it_now() {
+        let shared: SharedState = Arc::new(ArcSwap::new(state(1, "first")));
+        let names = CurrentNames::new(shared.clone());
+        let called = || names.by_ip("10.0.0.1".parse().unwrap()).unwrap().name.clone();
+        assert_eq!(called(), "first");
+        shared.store(state(2, "heir"));
+        assert_eq!(called(), "heir");
     }
 }
