@@ -20,8 +20,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// The longest that one call may wait: a SYN is sent for the fourth time after 7 s, for the fifth after 15.
-const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// The longest that one call may wait: a SYN is sent for the fifth time after 15 s, for the sixth after 31.
+const CALL_LIMIT: Duration = Duration::from_secs(40);
 /// Connections at once, most of which wait for a SYN that is sent again when there are so many.
 const AT_ONCE: usize = 1_000;
 /// Of each listener.

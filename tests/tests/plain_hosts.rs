@@ -44,7 +44,7 @@ fn the_page_works_as_it_stands() {
     assert!(binary("kumiko-agent").is_ok());
     let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new("timeout")
-        .args(["120", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"])
+        .args(["600", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"])
         .env("PATH", path)
         .env_remove("KUMIKO_SOCKET")
         .current_dir(directory.path())

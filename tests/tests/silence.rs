@@ -25,7 +25,7 @@ const IDLE_CHECK: Duration = Duration::from_secs(2);
 /// A pod's kernel forgets a closed socket whose peer goes on after a second; then the agents look, once a second.
 const SILENCE: Duration = IDLE_CHECK.saturating_mul(4);
 /// Until a write to a pod that has forgotten must have failed; without the mesh it is the second one.
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();

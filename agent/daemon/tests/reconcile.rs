@@ -25,7 +25,7 @@ use nix::unistd::geteuid;
 use tokio::task::LocalSet;
 
 /// Nothing here takes long; a hang should be a failure.
-const WITHIN: Duration = Duration::from_secs(30);
+const WITHIN: Duration = Duration::from_secs(60);
 
 /// Runs a test on a thread with a network namespace that plays the host, and a bpf file system.
 fn alone<F: Future<Output = ()>>(name: &str, test: impl FnOnce(std::path::PathBuf) -> F + Send + 'static) {

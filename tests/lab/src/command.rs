@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+/// How many times longer everything may take on a machine that is busy with something else.
+const PATIENCE: u32 = 5;
+
 /// Runs `program` and returns its standard output; a non-zero exit is an error with its standard error.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program).args(args).stdin(Stdio::null()).output();
@@ -51,9 +54,10 @@ impl std::error::Error for Never {}
 /// Asks `probe` again and again until it gives a value; after `limit` the last cause is the error, and a
 /// [`Never`] is at once.
 ///
-/// `KUMIKO_LAB_PATIENCE` multiplies limits where processors are emulated.
+/// Limits are what an idle machine needs at the very most; a busy one gets [`PATIENCE`] times as long. They tell what
+/// comes late from what never comes, nothing else. `KUMIKO_LAB_PATIENCE` says how often where processors are emulated.
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
-    let patience = std::env::var("KUMIKO_LAB_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let patience = std::env::var("KUMIKO_LAB_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(PATIENCE);
     let limit = limit * patience;
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(5);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 
-const WITHIN: Duration = Duration::from_secs(20);
+const WITHIN: Duration = Duration::from_secs(60);
 
 fn workload(name: &str, ip: &str) -> String {
     format!(

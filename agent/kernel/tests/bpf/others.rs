@@ -105,7 +105,7 @@ fn a_flooded_connection_works() {
                     let (stream, _) = connect(Some("out"), socket(ip_of(server), port)).join().unwrap();
                     let mut stream = stream.unwrap();
                     let (mut served, from) = listener.accept().unwrap();
-                    served.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                    served.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
                     stream.write_all(b"flooded").unwrap();
                     let mut got = [0; 7];
                     served.read_exact(&mut got).unwrap();

@@ -14,7 +14,7 @@ use kumiko_kernel::netns::Netns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Nothing here takes long; a hang should be a failure.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(60);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -317,7 +317,7 @@ fn watched(test: impl Future<Output = ()> + Send + 'static) {
         local(test);
         done.send(())
     });
-    ended.recv_timeout(Duration::from_secs(10)).expect("the thread spins, or the test failed");
+    ended.recv_timeout(Duration::from_secs(90)).expect("the thread spins, or the test failed");
 }
 
 /// From now on every send leaves a report in the socket's error queue: an error event without anything to read, as an

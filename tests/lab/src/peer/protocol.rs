@@ -135,7 +135,7 @@ pub enum Step {
         /// Of which stream, from its begin.
         pattern: Pattern,
     },
-    /// Writes a byte every few milliseconds until a write fails (10 s at most): when the other side's RST arrives is
+    /// Writes a byte every few milliseconds until a write fails (a minute at most): when the other side's RST arrives is
     /// not the script's to say, what the write then gives is.
     SendToError,
     /// Sends one byte of urgent data.
@@ -170,7 +170,7 @@ pub struct StepReport {
     pub step: String,
     /// Bytes written or read by it (read ones for steps that do both).
     pub bytes: u64,
-    /// The error of the call that ended it: an errno's name, or `timed out` after 30 s.
+    /// The error of the call that ended it: an errno's name, or `timed out` after a minute.
     pub error: Option<String>,
     /// Whether it read the end of the stream.
     pub eof: bool,

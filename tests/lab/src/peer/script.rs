@@ -41,7 +41,7 @@ pub(super) fn run(stream: TcpStream, steps: &[Step], around: &Around<'_>) -> Vec
 }
 
 fn send_to_error(stream: &mut TcpStream) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + CALL_LIMIT;
     while Instant::now() < deadline {
         stream.write_all(b".")?;
         // Slow enough that no buffer on the way fills.
