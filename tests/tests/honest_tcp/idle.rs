@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use kumiko_lab::pattern::{CAPTURED, Pattern};
 use kumiko_lab::peer::{Pending, Step};
 use kumiko_lab::{Family, Net};
@@ -48,6 +48,8 @@ fn case(opened: &str) -> Case {
         server: Some(vec![
             Step::Recv { bytes: 1_000, pattern: ask.clone() },
             Step::Send { bytes: 1_000, pattern: answer.clone() },
+            // A read would give up before the silence is over.
+            Step::Gate { name: GATE.into() },
             Step::Recv { bytes: 70_000, pattern: ask.clone() },
             Step::Send { bytes: 70_000, pattern: answer },
             Step::RecvToEnd { pattern: ask },
@@ -98,16 +100,19 @@ impl Idle {
         harness::trial(name, move || {
             std::thread::sleep(SILENCE.saturating_sub(since.elapsed()));
             for side in &sides {
-                side.client.open_gate(GATE)?;
+                [&side.client, &side.near, &side.far].iter().try_for_each(|peer| peer.open_gate(GATE))?;
             }
             let mut reports = Vec::new();
             for (client, server) in ends {
                 reports.push((client.report()?, Some(server.report()?)));
             }
-            match reports.as_slice() {
-                [direct, mesh] => twins::compare(&case, direct, mesh),
-                _ => anyhow::bail!("{} reports", reports.len()),
+            let [direct, mesh] = reports.as_slice() else { bail!("{} reports", reports.len()) };
+            // Both alike is not enough: that nothing ends them is what is to be seen.
+            for end in [&direct.0].into_iter().chain(&direct.1) {
+                let broken = end.steps.iter().any(|step| step.error.is_some() || !step.intact);
+                ensure!(end.connect.is_none() && !broken, "without the mesh: {end:?}");
             }
+            twins::compare(&case, direct, mesh)
         })
     }
 }
