@@ -50,7 +50,12 @@ fn start(run: &Run<'_>, dir: &Path, port: u16) -> Result<Server> {
     ] {
         server.args(["-c", setting]);
     }
-    run.serve(dir, &mut server, &[port])
+    let server = run.serve(dir, &mut server, &[port])?;
+    // It listens before it takes sessions: until its start is over it refuses them.
+    wait_for("the database takes sessions", Duration::from_secs(60), || {
+        ask(run.server()?, run.at(port)?, "select 1").with_context(|| server.said()).map(drop)
+    })?;
+    Ok(server)
 }
 
 fn psql(to: SocketAddr) -> Command {

@@ -42,7 +42,7 @@ fn start_nginx(run: &Run<'_>, dir: &Path, port: u16) -> Result<Server> {
     let config = format!(
         "daemon off; user root; worker_processes 2; pid {dir}/pid; error_log stderr;\n\
          events {{ worker_connections 1024; }}\n\
-         http {{ access_log off; {temporary}\n  server {{ listen {at}; root {dir}/www;\n    \
+         http {{ access_log off; keepalive_requests 1000000; {temporary}\n  server {{ listen {at}; root {dir}/www;\n    \
          location ~ /include {{ ssi on; default_type text/html; }} }} }}\n",
         dir = dir.display(),
     );
@@ -97,11 +97,19 @@ end
 fn wrk(run: &Run<'_>, dir: &Path, to: SocketAddr) -> Result<String> {
     let (script, file) = (dir.join("check.lua"), dir.join("www/16384"));
     write(&script, CHECK)?;
-    let mut wrk = command(&["wrk", "-t", "2", "-c", CLIENTS, "-d", "2s", "--timeout", "30s", "-s", &text(&script)]);
-    wrk.args([&format!("http://{to}/16384"), "--", &text(&file)]);
-    let said = programs::run(run.client()?, &mut wrk)?.well()?;
-    let line = said.lines().find(|line| line.starts_with("more than")).with_context(|| format!("wrk said:\n{said}"))?;
+    let ask_for = |time: &str| -> Result<String> {
+        let mut wrk = command(&["wrk", "-t", "2", "-c", CLIENTS, "-d", time, "--timeout", "30s", "-s", &text(&script)]);
+        wrk.args([&format!("http://{to}/16384"), "--", &text(&file)]);
+        let said = programs::run(run.client()?, &mut wrk)?.well()?;
+        let line = said.lines().find(|line| line.starts_with("more than"));
+        Ok(line.with_context(|| format!("wrk said:\n{said}"))?.to_owned())
+    };
     let wanted = "more than one each: true, wrong 0, connect 0, read 0, write 0, status 0, timeout 0";
+    let mut line = ask_for("2s")?;
+    if line == wanted.replace("true", "false") {
+        // All right, but a busy machine's connections were hardly made by then.
+        line = ask_for("30s")?;
+    }
     ensure!(line == wanted, "wrk: {line}");
     Ok(format!("wrk: {line}\n"))
 }
