@@ -68,26 +68,9 @@ fn joined(handle: thread::JoinHandle<Result<TcpStream>>) -> Result<TcpStream> {
     handle.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the connecting thread panicked")))
 }
 
-/// Whether a socket of the namespace has sent its SYN from this port.
-fn tries(ns: &Netns, port: u16) -> Result<()> {
-    let rows = ns.within(|| std::fs::read_to_string("/proc/thread-self/net/tcp").context("listing sockets"))?;
-    // "sl local remote st": 02 is SYN_SENT.
-    let there = rows.lines().any(|row| {
-        let words: Vec<&str> = row.split_whitespace().take(4).collect();
-        matches!(words.as_slice(), [_, local, _, "02"] if local.ends_with(&format!(":{port:04X}")))
-    });
-    ensure!(there, "no SYN from port {port}:\n{rows}");
-    Ok(())
-}
-
 /// How often a namespace has sent a SYN again.
 fn sent_again(ns: &Netns) -> Result<u64> {
-    let text = ns.within(|| std::fs::read_to_string("/proc/thread-self/net/netstat").context("reading counters"))?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return Ok(0) };
-    let mut found = names.split_whitespace().zip(values.split_whitespace());
-    let (_, value) = found.find(|(name, _)| *name == "TCPSynRetrans").context("no such counter")?;
-    Ok(value.parse()?)
+    ns.tcp_counter("TCPSynRetrans")
 }
 
 /// What lies in the ring belongs to an agent that is no more: the next one must not dial it, nor refuse it, under an entry
@@ -123,13 +106,18 @@ fn left(side: &mut Side) -> Result<()> {
 fn both_ends(side: &mut Side) -> Result<()> {
     let (one, other) = (side.lab.pod("client-1")?.clone(), side.lab.pod("server-2")?.clone());
     let [near, far] = [(&one, 31_500), (&other, 31_501)].map(|(pod, port)| SocketAddr::new(pod.ip(Family::V4), port));
+    let before = [(&one, sent_again(&one.netns)?), (&other, sent_again(&other.netns)?)];
     for node in 1..=2 {
         side.lab.signal_agent(node, Signal::SIGSTOP)?;
     }
     let calls = [connecting(&one.netns, near, far), connecting(&other.netns, far, near)];
-    let sent = [(&one, near), (&other, far)]
-        .iter()
-        .try_for_each(|(pod, from)| wait_for("both have called", LIMIT, || tries(&pod.netns, from.port())));
+    // A socket shows itself before its first SYN is out; at the second one the first is parked for sure.
+    let sent = before.iter().try_for_each(|(pod, before)| {
+        wait_for("both have called", LIMIT, || {
+            ensure!(sent_again(&pod.netns)? > *before, "{} has not sent its SYN again yet", pod.name);
+            Ok(())
+        })
+    });
     for node in 1..=2 {
         side.lab.signal_agent(node, Signal::SIGCONT)?;
     }

@@ -2,7 +2,6 @@
 //! firewall that lets nothing through.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -10,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use kumiko_lab::agents::agent_netns_name;
 use kumiko_lab::spec::node_ips;
 use kumiko_lab::{Family, Lab, LabSpec, Net, Netns, PodSpec, Stage, command};
@@ -182,19 +181,10 @@ fn syn_cookies() -> Result<()> {
     // Both the agents, which answer clients, and the pods have sent some.
     let pods = mesh.lab.pods.iter().filter(|pod| pod.name.starts_with("server")).map(|pod| pod.netns.clone());
     for ns in agent_namespaces(&mesh.lab).take(1).chain(pods) {
-        let sent = cookies_sent(&ns)?;
+        let sent = ns.tcp_counter("SyncookiesSent")?;
         ensure!(sent > 0, "no SYN cookies were sent in {}", ns.name);
     }
     Ok(())
-}
-
-/// `SyncookiesSent` of a namespace.
-fn cookies_sent(ns: &Netns) -> Result<u64> {
-    let text = ns.within(|| fs::read_to_string("/proc/thread-self/net/netstat").context("reading counters"))?;
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_whitespace);
-    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { bail!("no counters of TCP") };
-    let found = names.zip(values).find(|(name, _)| *name == "SyncookiesSent");
-    found.and_then(|(_, value)| value.parse().ok()).context("no SyncookiesSent")
 }
 
 /// A chain that drops all that is forwarded, but lets neighbours find each other.

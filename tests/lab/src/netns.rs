@@ -62,6 +62,17 @@ impl Netns {
         self.within(|| std::fs::write(&path, value).with_context(|| format!("setting {name}={value}")))
     }
 
+    /// A counter of its TCP, by the name that `nstat` has for it without `TcpExt`.
+    pub fn tcp_counter(&self, name: &str) -> Result<u64> {
+        let text =
+            self.within(|| std::fs::read_to_string("/proc/thread-self/net/netstat").context("reading counters"))?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+        let (Some(names), Some(values)) = (lines.next(), lines.next()) else { bail!("no counters of TCP: {text}") };
+        let mut found = names.split_whitespace().zip(values.split_whitespace());
+        let (_, value) = found.find(|(one, _)| *one == name).with_context(|| format!("no counter {name}"))?;
+        value.parse().with_context(|| format!("counter {name}"))
+    }
+
     /// Runs `work` on a thread that lives in this namespace.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let file = File::open(self.path()).with_context(|| format!("opening namespace {}", self.name))?;
