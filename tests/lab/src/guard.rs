@@ -1,15 +1,17 @@
 //! The guard: a process that takes a lab down when its maker is gone, whatever ended it.
 
+use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::agents::binary;
 use crate::command::wait_for;
 use crate::state;
+use crate::topology::netns_name;
 
 /// A running guard. Its end of the pipe closes with the owner.
 #[derive(Debug)]
@@ -41,5 +43,16 @@ pub fn run(id: &str) -> Result<()> {
     let _ = std::io::stdin().read_to_end(&mut rest);
     let _lock = state::lock()?;
     // What its maker had just started (an `ip` that makes a namespace) may come to its end only now.
-    wait_for("the lab goes", Duration::from_secs(30), || state::remove(id))
+    wait_for("the lab goes", Duration::from_secs(30), || {
+        ensure!(!is_made(id)?, "a namespace of it is being made");
+        state::remove(id)
+    })
+}
+
+/// Whether an `ip netns add` for the lab still runs.
+fn is_made(id: &str) -> Result<bool> {
+    let wanted = format!("\0netns\0add\0{}", netns_name(id, ""));
+    let processes = fs::read_dir("/proc").context("listing processes")?.flatten();
+    let lines = processes.filter_map(|process| fs::read_to_string(process.path().join("cmdline")).ok());
+    Ok(lines.into_iter().any(|line| line.contains(&wanted)))
 }
