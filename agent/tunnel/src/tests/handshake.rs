@@ -90,7 +90,8 @@ async fn drain_that_crosses_an_open_is_not_processed() {
 
 #[tokio::test]
 async fn a_dialler_that_connects_to_nobody_says_so() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // An address of its own: on the others' another test could be given the port meanwhile.
+    let listener = tokio::net::TcpListener::bind("127.0.0.3:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     drop(listener);
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -118,6 +119,7 @@ async fn a_silent_peer_is_given_up() {
     let (a, b) = sockets().await;
     let result = crate::accept(a, identities.server(), options).await;
     assert_eq!(result.unwrap_err().reason(), Reason::HandshakeTimedOut);
+    let options = TunnelOptions::default();
     let result = crate::dial(b, &identities, &principal("client"), &principal("server"), options).await;
     // The acceptor has closed.
     assert_eq!(result.unwrap_err().reason(), Reason::TlsFailed);
