@@ -273,6 +273,14 @@ impl Datapath {
     }
 }
 
+/// How often a load that was interrupted is tried again.
+const LOADS_AGAIN: u32 = 20;
+
+/// The verifier takes up to seconds on a busy machine, and gives up with EAGAIN when a signal comes for its thread.
+fn is_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
 /// Loads one program; its descriptor outlives aya's object.
 fn load_program(
     ebpf: &mut Ebpf,
@@ -281,12 +289,18 @@ fn load_program(
 ) -> Result<OwnedFd, BpfError> {
     let program = ebpf.program_mut(name).ok_or(BpfError::MissingProgram(name))?;
     let failed = |source: ProgramError| BpfError::Program { program: name, source: Box::new(source) };
-    match program {
-        Program::SchedClassifier(classifier) => SchedClassifier::load(classifier),
-        Program::SkLookup(lookup) => SkLookup::load(lookup),
-        _ => return Err(BpfError::MissingProgram(name)),
+    let mut left = LOADS_AGAIN;
+    loop {
+        let loaded = match program {
+            Program::SchedClassifier(classifier) => SchedClassifier::load(classifier),
+            Program::SkLookup(lookup) => SkLookup::load(lookup),
+            _ => return Err(BpfError::MissingProgram(name)),
+        };
+        match loaded {
+            Err(error) if left > 0 && is_interrupted(&error) => left -= 1,
+            other => break other.map_err(failed)?,
+        }
     }
-    .map_err(failed)?;
     let count = program.info().map_err(failed)?.verified_instruction_count();
     verified.push((name, count.unwrap_or(0)));
     let fd = program.fd().map_err(failed)?;

@@ -209,3 +209,29 @@ fn a_map_of_another_layout_is_refused() {
         assert!(error.to_string().contains("cleanup"));
     });
 }
+
+extern "C" fn nothing(_: std::ffi::c_int) {}
+
+/// The verifier gives up a program when a signal comes for its thread.
+#[test]
+fn signals_do_not_keep_programs_out() {
+    use nix::libc::{SIGUSR2, pthread_kill, pthread_self};
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    alone("signals_do_not_keep_programs_out", |dir| {
+        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
+        // SAFETY: it cannot fail.
+        let loading = unsafe { pthread_self() };
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    // SAFETY: the thread waits for this one's end.
+                    assert_eq!(unsafe { pthread_kill(loading, SIGUSR2) }, 0);
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                }
+            });
+            load(dir);
+        });
+    });
+}
