@@ -2,6 +2,8 @@
 //! and other flows do not notice.
 
 mod authority;
+mod crowds;
+mod opened;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -10,24 +12,20 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use kumiko_abi::{FlowId, Reason};
+use kumiko_abi::Reason;
 use kumiko_core::Principal;
-use kumiko_core::frame::Open;
-use kumiko_core::model::node_hash;
 use kumiko_lab::agents::TRUST_DOMAIN;
 use kumiko_lab::command::wait_for;
 use kumiko_lab::pattern::{CAPTURED, Pattern};
-use kumiko_lab::peer::{Action, Pending, Step};
+use kumiko_lab::peer::{Pending, Step};
 use kumiko_lab::spec::node_ips;
 use kumiko_lab::wire::TUNNEL_PORT;
 use kumiko_lab::{Family, Net, Stage, manifests};
 use kumiko_tests::harness;
 use kumiko_tests::twins::{Path, Side};
-use kumiko_tunnel::identity::{ALPN, Bundle, Identities, Svid};
-use kumiko_tunnel::{TunnelOptions, dial};
+use kumiko_tunnel::identity::ALPN;
 use libtest_mimic::Arguments;
-use nix::sys::signal::Signal;
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, SupportedProtocolVersion, version};
 use serde_json::Value;
 
@@ -80,8 +78,6 @@ const CHECKS: &[Check] = &[
     ("a_tuple_that_its_target_is_dialling", Reason::TupleBusy, World::simultaneous),
 ];
 
-/// More silent connections than there are handshakes at once.
-const CROWD: usize = 1200;
 /// A certificate's, which a handshake fits in, on a busy machine too.
 const SHORT_LIFE: Duration = Duration::from_secs(8);
 /// The longest that a node takes to end a connection: several times the five seconds that a handshake has.
@@ -190,114 +186,6 @@ impl World {
         ends(&mut stream)
     }
 
-    /// A crowd of connections from one address, each of which says this. Made fast: the first are given up after seconds.
-    fn crowd_that_says(&self, bytes: &[u8]) -> Result<Vec<TcpStream>> {
-        let [v4, _] = node_ips(NODE);
-        let one = || {
-            let mut stream = TcpStream::connect((v4, TUNNEL_PORT)).context("connecting")?;
-            stream.set_read_timeout(Some(LIMIT)).context("limiting reads")?;
-            stream.write_all(bytes).context("speaking")?;
-            Ok(stream)
-        };
-        self.side.lab.node(1)?.netns.within(|| (0..CROWD).map(|_| one()).collect())
-    }
-
-    /// So many connections that say nothing that they would take all turns: none of them does.
-    fn crowd(&self) -> Result<()> {
-        let (turned_away, given_up) = (self.count(Reason::TunnelLimit)?, self.count(Reason::HandshakeTimedOut)?);
-        for mut stream in self.crowd_that_says(b"")? {
-            ends(&mut stream)?;
-        }
-        wait_for("all of them are given up", Duration::from_secs(5), || {
-            let now = self.count(Reason::HandshakeTimedOut)?;
-            ensure!(now == given_up + CROWD as u64, "{given_up} before, {now} now: {:?}", self.refusals()?);
-            Ok(())
-        })?;
-        ensure!(self.count(Reason::TunnelLimit)? == turned_away, "some waited for a turn: {:?}", self.refusals()?);
-        // Whoever knocks does not write this node's log.
-        let log = std::fs::read_to_string(&self.side.lab.node(NODE)?.files.log).context("reading the log")?;
-        let lines = log.lines().filter(|line| line.contains(Reason::HandshakeTimedOut.name())).count();
-        ensure!(lines < CROWD / 10, "{lines} lines about {CROWD} silent connections");
-        Ok(())
-    }
-
-    /// So many connections that begin a handshake and stop, all from one of n1's addresses, that they would take every
-    /// turn: whoever comes from another address shakes hands all the same.
-    fn half_spoken_crowd(&self) -> Result<()> {
-        // A record of 512 bytes, a ClientHello of 508: the rest never comes.
-        const BEGUN: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 252];
-        let [_, v6] = node_ips(NODE);
-        let crowd = self.crowd_that_says(BEGUN)?;
-        wait_for("most of the crowd is inside", Duration::from_secs(4), || {
-            let status = self.side.lab.admin(NODE, "/v1/status")?;
-            let arriving = status.pointer("/tunnels/arriving").and_then(Value::as_u64).context("no arriving")?;
-            ensure!(arriving > CROWD as u64 * 3 / 4, "{arriving} of {CROWD}");
-            Ok(())
-        })?;
-        let (chain, key) = self.issuer.sign(&client(), self.now - HOUR, self.now + HOUR)?;
-        let root = CertificateDer::from_pem_file(self.side.lab.dir().join("issuer/root.pem")).context("the root")?;
-        let identities = Identities::new([Arc::new(Svid::new(chain, key)?)], &Bundle::new(TRUST_DOMAIN, vec![root]))?;
-        let principal = |name: &str| Principal::new(TRUST_DOMAIN, "demo", name);
-        let stream = self.connect_to(v6)?;
-        stream.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let dialled = runtime.block_on(async {
-            let stream = tokio::net::TcpStream::from_std(stream)?;
-            let (local, expected) = (principal("client")?, principal("server")?);
-            anyhow::Ok(dial(stream, &identities, &local, &expected, TunnelOptions::default()).await)
-        })?;
-        drop(dialled.with_context(|| format!("behind {CROWD} half-spoken handshakes of another address"))?);
-        drop(crowd);
-        Ok(())
-    }
-
-    /// Opens a flow with a right certificate of `client`, as if from `source`, for what it says is server-2's address.
-    fn open(&self, source: &str, destination: &str) -> Result<()> {
-        self.open_until(source, destination, self.now + HOUR, Duration::ZERO)
-    }
-
-    /// The same by a certificate that ends after `life`, on a tunnel that is older.
-    fn open_at_the_end_of(&self, source: &str, destination: &str, life: Duration) -> Result<()> {
-        // Certificates tell whole seconds.
-        self.open_until(source, destination, SystemTime::now() + life, life + Duration::from_secs(1))
-    }
-
-    fn open_until(&self, source: &str, destination: &str, to: SystemTime, wait: Duration) -> Result<()> {
-        let open = Open {
-            flow_id: FlowId([9; 16]),
-            client: SocketAddr::new(self.side.lab.pod(source)?.ip(Family::V4), 40_000),
-            destination: SocketAddr::new(self.side.lab.pod(destination)?.ip(Family::V4), 8080),
-            destination_uid: self.uid("server-2")?,
-            source_uid: self.uid(source)?,
-            label_digest: Vec::new(),
-            service: None,
-        };
-        self.ask(&open, to, wait)
-    }
-
-    /// Opens a flow on a tunnel of `client` to `server` that is right in itself; must be refused.
-    fn ask(&self, open: &Open, to: SystemTime, wait: Duration) -> Result<()> {
-        let (chain, key) = self.issuer.sign(&client(), self.now - HOUR, to)?;
-        let root = CertificateDer::from_pem_file(self.side.lab.dir().join("issuer/root.pem")).context("the root")?;
-        let svid = Arc::new(Svid::new(chain, key)?);
-        let identities = Identities::new([svid], &Bundle::new(TRUST_DOMAIN, vec![root]))?;
-        let principal = |name: &str| Principal::new(TRUST_DOMAIN, "demo", name);
-        let stream = self.connect()?;
-        stream.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let stream = tokio::net::TcpStream::from_std(stream)?;
-            let (local, expected) = (principal("client")?, principal("server")?);
-            let dialled = dial(stream, &identities, &local, &expected, TunnelOptions::default()).await;
-            let mut tunnel = dialled.context("the handshake itself is right")?;
-            tokio::time::sleep(wait).await;
-            match tunnel.open(open).await {
-                Ok(()) => bail!("the flow was opened: {open:?}"),
-                Err(_) => Ok(()),
-            }
-        })
-    }
-
     /// A record that never comes to its end.
     fn drip(&self) -> Result<()> {
         let mut stream = self.connect()?;
@@ -313,47 +201,6 @@ impl World {
             }
         }
         bail!("the node waits for the end of a record that never ends")
-    }
-
-    /// server-2 dials client-1, whose agent stands still; meanwhile the same tuple is opened from the other end.
-    fn simultaneous(&self) -> Result<()> {
-        let client = SocketAddr::new(self.side.lab.pod("client-1")?.ip(Family::V4), 40_100);
-        let server = SocketAddr::new(self.side.lab.pod("server-2")?.ip(Family::V4), 8080);
-        self.side.lab.signal_agent(1, Signal::SIGSTOP)?;
-        let dialling = Action::Connect {
-            to: client,
-            from: Some(server),
-            within_ms: Some(20_000),
-            count: 1,
-            script: vec![Step::Close],
-        };
-        let dialling = self.side.far.begin(dialling)?;
-        let waits = wait_for("server-2's connect waits", Duration::from_secs(10), || {
-            let status = self.side.lab.admin(NODE, "/v1/status")?;
-            let pending = status.get("flows").and_then(|flows| flows.get("pending")?.as_u64());
-            ensure!(pending == Some(1), "{pending:?}");
-            Ok(())
-        });
-        let mut flow_id = [7; 16];
-        for (to, from) in flow_id.iter_mut().zip(node_hash("n1")) {
-            *to = from;
-        }
-        let open = Open {
-            flow_id: FlowId(flow_id),
-            client,
-            destination: server,
-            destination_uid: self.uid("server-2")?,
-            source_uid: self.uid("client-1")?,
-            label_digest: Vec::new(),
-            service: None,
-        };
-        let asked = waits.and_then(|()| self.ask(&open, self.now + HOUR, Duration::ZERO));
-        self.side.lab.signal_agent(1, Signal::SIGCONT)?;
-        asked?;
-        // Nobody listens there: told when its own agent goes on.
-        let report = dialling.report()?;
-        ensure!(report.connect.as_deref() == Some("ECONNREFUSED"), "{report:?}");
-        Ok(())
     }
 
     fn uid(&self, pod: &str) -> Result<String> {
