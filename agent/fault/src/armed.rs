@@ -6,6 +6,7 @@
 //!   `delay:MILLISECONDS` (of the whole thread);
 //! - `disarm`: all of them;
 //! - `records-per-key N`: of tunnels that are made from now on; 0 is the ordinary limit;
+//! - `model-within MILLISECONDS`: for which an acceptor waits for its model from now on; 0 is the ordinary time;
 //! - `hits`: how often each point was passed and how often it acted, as `NAME PASSED ACTED` separated by `;`.
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -53,6 +54,7 @@ static SLOTS: [Slot; Point::ALL.len()] = [const {
 }; Point::ALL.len()];
 
 static RECORDS_PER_KEY: AtomicU64 = AtomicU64::new(0);
+static MODEL_WITHIN: AtomicU64 = AtomicU64::new(0);
 
 fn slot(point: Point) -> Option<&'static Slot> {
     SLOTS.get(point as usize)
@@ -121,6 +123,14 @@ pub fn records_per_key(default: u64) -> u64 {
     }
 }
 
+/// How long an acceptor waits for its model: `default`, or what a test has set.
+pub fn model_within(default: Duration) -> Duration {
+    match MODEL_WITHIN.load(Ordering::Relaxed) {
+        0 => default,
+        set => Duration::from_millis(set),
+    }
+}
+
 /// Takes a test's demands at `run_dir`, on a thread of its own.
 ///
 /// # Errors
@@ -156,6 +166,7 @@ fn obey(line: &str) -> Result<String, String> {
         }
         ["disarm"] => SLOTS.iter().for_each(|slot| slot.set(None)),
         ["records-per-key", records] => RECORDS_PER_KEY.store(number(records)?, Ordering::Relaxed),
+        ["model-within", time] => MODEL_WITHIN.store(number(time)?, Ordering::Relaxed),
         ["hits"] => {
             let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
             let line = |(point, slot): (&Point, &Slot)| {

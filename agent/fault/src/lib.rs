@@ -1,13 +1,16 @@
 //! Named places where a test may stop, kill or fail the agent.
 //!
-//! Without the feature `points` [`hit`] is a constant and [`records_per_key`] its argument. With it (in
-//! `kumiko-agent-faults` only) a test arms points through a socket in the run directory: see `armed`.
+//! Without the feature `points` [`hit`] is a constant, [`records_per_key`] and [`model_within`] their arguments. With it
+//! (in `kumiko-agent-faults` only) a test arms points through a socket in the run directory: see `armed`.
+
+#[cfg(not(any(test, feature = "points")))]
+use std::time::Duration;
 
 #[cfg(any(test, feature = "points"))]
 mod armed;
 
 #[cfg(any(test, feature = "points"))]
-pub use armed::{SOCKET, hit, records_per_key, serve};
+pub use armed::{SOCKET, hit, model_within, records_per_key, serve};
 
 /// A test asked for the operation at this point to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,8 @@ points! {
     DiallerInjected = "dialler-injected",
     /// Dialler: both sides are there; no byte was relayed.
     DiallerAccepted = "dialler-accepted",
+    /// Acceptor: a name or an OPEN is about what the model does not know; the wait for it begins.
+    ModelAwaited = "model-awaited",
     /// Acceptor: OPEN is right; nothing was done for it.
     AcceptorAsked = "acceptor-asked",
     /// Acceptor: the entry is made; the pod was not asked.
@@ -94,5 +99,13 @@ pub fn hit(_point: Point) -> Result<(), Injected> {
 #[cfg(not(any(test, feature = "points")))]
 #[inline(always)]
 pub fn records_per_key(default: u64) -> u64 {
+    default
+}
+
+/// How long an acceptor waits for its model: `default`, or what a test has set.
+#[cfg(not(any(test, feature = "points")))]
+#[inline(always)]
+#[allow(clippy::missing_const_for_fn, reason = "with the feature it is none")]
+pub fn model_within(default: Duration) -> Duration {
     default
 }

@@ -51,6 +51,8 @@ pub struct NodeFiles {
     pub run_dir: PathBuf,
     /// The node's own bpffs.
     pub bpffs: PathBuf,
+    /// The folder that its agent watches, when it is its own.
+    pub manifests: PathBuf,
     /// Its join token.
     pub token: PathBuf,
     /// The agent's log.
@@ -61,7 +63,13 @@ impl NodeFiles {
     /// Those of a node of the lab in `dir`.
     pub fn new(dir: &Path, node: u8) -> Self {
         let dir = dir.join(format!("n{node}"));
-        Self { run_dir: dir.join("run"), bpffs: dir.join("bpf"), token: dir.join("token"), log: dir.join("agent.log") }
+        Self {
+            run_dir: dir.join("run"),
+            bpffs: dir.join("bpf"),
+            manifests: dir.join("manifests"),
+            token: dir.join("token"),
+            log: dir.join("agent.log"),
+        }
     }
 
     /// The admin socket.
@@ -132,10 +140,11 @@ pub fn write_token(dir: &Path, files: &NodeFiles, node: u8) -> Result<()> {
 pub fn start_agent(dir: &Path, state: &LabState, node: u8, ns: &Netns) -> Result<Child> {
     let (id, files) = (&state.id, NodeFiles::new(dir, node));
     let program = if state.spec.faults { "kumiko-agent-faults" } else { "kumiko-agent" };
+    let manifests = if state.spec.own_folders { files.manifests.clone() } else { dir.join("manifests") };
     let mut command = Command::new(binary(program)?);
     command
         .args(["run", "--node", &format!("n{node}")])
-        .args(["--source", &format!("dir:{}", dir.join("manifests").display())])
+        .args(["--source", &format!("dir:{}", manifests.display())])
         .args(["--issuer", &issuer_address().to_string(), "--trust-domain", TRUST_DOMAIN])
         .arg("--issuer-root")
         .arg(dir.join("issuer/root.pem"))

@@ -108,6 +108,9 @@ impl Lab {
         manifests::write(&self.manifests(), id, spec)?;
         for node in &self.nodes {
             node.files.prepare(id, node.number)?;
+            if spec.own_folders {
+                manifests::write(&node.files.manifests, id, spec)?;
+            }
         }
         Ok(())
     }
@@ -249,7 +252,7 @@ impl Lab {
         state::dir(&self.state.id)
     }
 
-    /// The watched folder.
+    /// The watched folder: of the issuer, and of every agent unless they have [`LabSpec::own_folders`].
     pub fn manifests(&self) -> PathBuf {
         self.dir().join("manifests")
     }

@@ -130,6 +130,9 @@ pub struct LabSpec {
     /// Whether its agents are those with fault points.
     #[serde(default)]
     pub faults: bool,
+    /// Whether each node reads a folder of its own, in which a test may tell it other things than the others.
+    #[serde(default)]
+    pub own_folders: bool,
     /// Whether it stays when its maker ends.
     pub keep: bool,
 }
@@ -161,6 +164,7 @@ impl LabSpec {
             agent_args: Vec::new(),
             svid_ttl: "4h".into(),
             faults: false,
+            own_folders: false,
             keep: false,
         }
     }

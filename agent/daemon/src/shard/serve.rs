@@ -22,8 +22,13 @@ use super::tunnels::CERTIFICATE_WITHIN;
 use super::{Shard, carry, report};
 use crate::telemetry::FlowOpened;
 
-/// How long an OPEN waits for the model to learn about its source.
+/// How long an OPEN waits for the model to learn about its ends, and a handshake about the name that it asks for.
 const MODEL_WITHIN: Duration = Duration::from_millis(500);
+
+/// The same, unless a test has said otherwise.
+fn model_within() -> Duration {
+    kumiko_fault::model_within(MODEL_WITHIN)
+}
 
 /// Serves one connection on the tunnel port until it ends.
 pub(super) async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr) {
@@ -92,7 +97,12 @@ async fn handshake(shard: &Shard, stream: TcpStream, peer: IpAddr) -> Result<Tun
             let state = shard.common.state.load();
             state.world.workloads_on(&shard.common.node).any(|workload| workload.principal.server_name() == name)
         };
-        let within = if known { CERTIFICATE_WITHIN } else { MODEL_WITHIN };
+        let within = if known {
+            CERTIFICATE_WITHIN
+        } else {
+            at(Point::ModelAwaited).ok()?;
+            model_within()
+        };
         shard.common.identities.server_for(name, within).await
     };
     kumiko_tunnel::accept_late(stream, server, options, late).await
@@ -166,7 +176,7 @@ async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: Ip
 /// Checks OPEN against the model; what the model does not know yet waits a moment for it.
 async fn check(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Result<Accepted, Reason> {
     let mut changed = shard.common.changed.clone();
-    let deadline = tokio::time::Instant::now() + MODEL_WITHIN;
+    let deadline = tokio::time::Instant::now() + model_within();
     loop {
         // Marked as seen before the look, so that no change is missed.
         changed.borrow_and_update();
@@ -178,7 +188,10 @@ async fn check(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Res
             reason,
             Reason::UnknownSource | Reason::StaleIdentity | Reason::DestinationGone | Reason::EndpointNotAttached
         );
-        if !late || !matches!(tokio::time::timeout_at(deadline, changed.changed()).await, Ok(Ok(()))) {
+        if !late || at(Point::ModelAwaited).is_err() {
+            return Err(reason);
+        }
+        if !matches!(tokio::time::timeout_at(deadline, changed.changed()).await, Ok(Ok(()))) {
             return Err(reason);
         }
     }
