@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-pub use info::{TcpInfo, tcp_info};
+pub use info::{Owed, TcpInfo, tcp_info};
 pub use plain::{
     at_mark, connect_as, connect_from, plain_side, send_oob, set_linger_off, set_linger_reset, transparent_listener,
 };

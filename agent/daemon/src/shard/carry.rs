@@ -3,11 +3,11 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kumiko_abi::{FlowId, Reason};
 use kumiko_core::flow_record::{FlowClose, FlowSide};
-use kumiko_kernel::sockets;
+use kumiko_kernel::sockets::{self, Owed};
 use kumiko_tunnel::{RelayEnd, SideEnd, Tunnel, Urgent, Who};
 use tokio::net::TcpStream;
 
@@ -100,9 +100,10 @@ pub(super) async fn on_node(shard: &Rc<Shard>, id: FlowId, client: TcpStream, de
 /// its kernel answering every probe).
 async fn stopped(stop: &Stop, tunnel: Arc<TcpStream>) -> Reason {
     let silent = async {
+        let mut owed = Owed::default();
         loop {
             tokio::time::sleep(LOOK).await;
-            if sockets::tcp_info(&*tunnel).is_ok_and(|info| info.unanswered() > SILENCE) {
+            if sockets::tcp_info(&*tunnel).is_ok_and(|info| owed.look(&info, Instant::now()) > SILENCE) {
                 return Reason::NodeUnreachable;
             }
         }

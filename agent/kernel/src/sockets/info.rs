@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::socklen_of;
 
@@ -42,6 +42,8 @@ pub struct TcpInfo {
     pub bytes_acked: u64,
     /// Bytes received.
     pub bytes_received: u64,
+    /// Segments received.
+    pub segments_received: u32,
     /// Bytes written and not sent yet.
     pub notsent_bytes: u32,
     /// Bytes sent, with repetitions (4.19).
@@ -91,11 +93,41 @@ impl TcpInfo {
             total_retransmits: word(100),
             bytes_acked: long(120),
             bytes_received: long(128),
+            segments_received: word(140),
             notsent_bytes: word(144),
             min_rtt_us: word(148),
             bytes_sent: long(200),
             bytes_retransmitted: long(208),
         }
+    }
+}
+
+/// How long a peer has owed an answer, from looks at its connection now and then.
+///
+/// One look tells the time up to the last repetition only, which at 30 s is 25 s old; and where the kernel hears that the
+/// peer's address is unreachable (its neighbour entry is gone) it takes the doubling back, and one look tells next to
+/// nothing.
+#[derive(Debug, Default)]
+pub struct Owed {
+    /// Since when, and the segments that had been received by then.
+    since: Option<(Instant, u32)>,
+}
+
+impl Owed {
+    /// How long it is by now; zero when it owes none.
+    pub fn look(&mut self, info: &TcpInfo, now: Instant) -> Duration {
+        let unanswered = info.unanswered();
+        if unanswered.is_zero() {
+            self.since = None;
+            return Duration::ZERO;
+        }
+        let told = now.checked_sub(unanswered).unwrap_or(now);
+        let since = match self.since {
+            Some((before, segments)) if segments == info.segments_received => before.min(told),
+            _ => told,
+        };
+        self.since = Some((since, info.segments_received));
+        now.saturating_duration_since(since)
     }
 }
 
@@ -156,5 +188,53 @@ mod tests {
         };
         assert_eq!(closed.unanswered(), Duration::ZERO);
         assert!(TcpInfo { probes: 2, ..closed }.unanswered() > Duration::from_secs(50));
+    }
+
+    /// What the kernel says so many seconds after a peer fell silent, its timeout doubled by each repetition.
+    fn silent_for(seconds: u64) -> TcpInfo {
+        let first = Duration::from_millis(200);
+        let repeated = (0..).find(|n| first * ((2 << n) - 1) > Duration::from_secs(seconds)).unwrap();
+        TcpInfo {
+            retransmits: u8::try_from(repeated).unwrap(),
+            timeout: first * (1 << repeated),
+            last_ack_received: Duration::from_secs(seconds),
+            segments_received: 7,
+            ..TcpInfo::default()
+        }
+    }
+
+    #[test]
+    fn what_is_owed_grows_between_two_repetitions() {
+        let (mut owed, began) = (Owed::default(), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        assert!(silent_for(45).unanswered() < Duration::from_secs(30));
+        for seconds in (5..=45).step_by(5) {
+            let told = owed.look(&silent_for(seconds), at(seconds));
+            assert!(
+                told <= Duration::from_secs(seconds) && told + Duration::from_secs(3) > Duration::from_secs(seconds)
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_owed_grows_while_the_kernel_takes_the_doubling_back() {
+        let (mut owed, began) = (Owed::default(), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let taken_back = |seconds| TcpInfo { timeout: Duration::from_millis(400), ..silent_for(seconds) };
+        assert!(taken_back(31).unanswered() < Duration::from_secs(1));
+        owed.look(&taken_back(1), at(1));
+        assert!(owed.look(&taken_back(31), at(31)) >= Duration::from_secs(30));
+    }
+
+    #[test]
+    fn an_answer_pays_what_is_owed() {
+        let (mut owed, now) = (Owed::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        owed.look(&silent_for(5), at(5));
+        // One segment between two looks, and the next ones are lost again.
+        let answered = TcpInfo { segments_received: 8, last_ack_received: Duration::from_secs(1), ..silent_for(20) };
+        assert!(owed.look(&answered, at(20)) <= Duration::from_secs(1));
+        assert_eq!(owed.look(&TcpInfo::default(), at(25)), Duration::ZERO);
+        assert!(owed.look(&silent_for(5), at(30)) < Duration::from_secs(5));
     }
 }
