@@ -1,6 +1,7 @@
 //! Every way in which a TCP connection can begin and end, with the mesh and without: same errno at the same call, same
 //! end at each side, same bytes, same addresses. A capture between the nodes watches all of it.
 
+mod cut;
 mod idle;
 
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ const NETS: [Net; 2] = [Net::Routed, Net::Bridged];
 
 fn main() -> ExitCode {
     let names = names();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).chain([cut::NAME]).collect();
     harness::main(&names, run)
 }
 
@@ -25,6 +26,12 @@ type Sides = Vec<(Net, Arc<Side>, Arc<Side>)>;
 
 fn run(args: &Arguments) -> Result<bool> {
     let mesh = (!harness::without_mesh()).then_some(Stage::Strict);
+    // It is named whole, or runs with all others.
+    let alone = args.filter.as_deref() == Some(cut::NAME);
+    let cut = if mesh.is_some() && (alone || args.filter.is_none()) { Some(cut::begin()?) } else { None };
+    if alone {
+        return Ok(harness::run_afterwards(cut.into_iter().map(cut::Cut::trial).collect()));
+    }
     let mut sides = Sides::new();
     for net in NETS {
         let direct = Arc::new(Side::with_failures(&format!("direct-{net}"), net, None)?);
@@ -48,7 +55,8 @@ fn run(args: &Arguments) -> Result<bool> {
     // They are silent while everything else runs.
     let idle = if whole { idle::begin(&sides)? } else { Vec::new() };
     let mut well = harness::run_trials(args, trials);
-    well &= harness::run_afterwards(idle.into_iter().map(idle::Idle::trial).collect());
+    let waited = idle.into_iter().map(idle::Idle::trial).chain(cut.map(cut::Cut::trial));
+    well &= harness::run_afterwards(waited.collect());
 
     let on_wire = captures.into_iter().map(|(net, capture)| {
         harness::trial(format!("{net}::nothing_of_it_in_the_clear_between_the_nodes"), move || {
