@@ -66,6 +66,9 @@ const UNKNOWN: &[Unknown] = &[
         told: "ECONNREFUSED",
     },
 ];
+/// A pod of n2 that is attached slowly.
+const SLOW: &str = "server-4";
+const ATTACHED_SLOWLY: &str = "a_pod_that_is_being_attached_is_waited_for";
 
 type Check = fn(&Side, &Unknown) -> Result<()>;
 
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
 fn names() -> Vec<String> {
     let of =
         |unknown: &Unknown| CHECKS.iter().map(|(name, _)| format!("a_{}_{name}", unknown.what)).collect::<Vec<_>>();
-    UNKNOWN.iter().flat_map(of).collect()
+    UNKNOWN.iter().flat_map(of).chain([ATTACHED_SLOWLY.to_owned()]).collect()
 }
 
 fn run(args: &Arguments) -> Result<bool> {
@@ -99,6 +102,8 @@ fn run(args: &Arguments) -> Result<bool> {
         let side = Arc::clone(&side);
         trials.push(harness::trial(names.next().unwrap_or_default(), move || check(&side, unknown)));
     }
+    let slow = Arc::clone(&side);
+    trials.push(harness::trial(ATTACHED_SLOWLY, move || attached_slowly(&slow)));
     let mut well = harness::run_trials(&args, trials);
     let last = Arc::clone(&side);
     well &= harness::run_afterwards(vec![harness::trial("other_flows_are_unharmed", move || {
@@ -119,20 +124,22 @@ fn stand() -> Result<Side> {
         let node = if unknown.pod == unknown.client { 1 } else { NODE };
         spec = spec.with_pod(PodSpec { workload: false, ..PodSpec::new(unknown.pod, "demo", node) });
     }
+    spec = spec.with_pod(PodSpec { workload: false, ..PodSpec::new(SLOW, "demo", NODE) });
     spec.faults = true;
     spec.own_folders = true;
     let side = Side::of(&spec, true)?;
-    for unknown in UNKNOWN {
-        write(&side, &side.lab.manifests(), unknown.pod)?;
-        write(&side, &side.lab.node(1)?.files.manifests, unknown.pod)?;
+    let pods = || UNKNOWN.iter().map(|unknown| unknown.pod).chain([SLOW]);
+    for pod in pods() {
+        write(&side, &side.lab.manifests(), pod)?;
+        write(&side, &side.lab.node(1)?.files.manifests, pod)?;
     }
     wait_for("n1 knows all pods", LIMIT, || {
         let workloads = side.lab.admin(1, "/v1/workloads")?;
-        for unknown in UNKNOWN {
-            let named = |one: &&Value| one.get("name").and_then(Value::as_str) == Some(unknown.pod);
-            let found = workloads.as_array().into_iter().flatten().find(named).context(unknown.pod)?;
+        for pod in pods() {
+            let named = |one: &&Value| one.get("name").and_then(Value::as_str) == Some(pod);
+            let found = workloads.as_array().into_iter().flatten().find(named).context(pod)?;
             let hooked = found.get("attachment").and_then(Value::as_str) == Some("attached");
-            ensure!(hooked || unknown.pod != unknown.client, "{found}");
+            ensure!(hooked || found.get("local") != Some(&Value::Bool(true)), "{found}");
         }
         Ok(())
     })?;
@@ -227,4 +234,23 @@ fn late(side: &Side, unknown: &Unknown) -> Result<()> {
     let now = refused(side, unknown.reason)?;
     ensure!(now == before, "{}: {before} before, {now} now", unknown.reason.name());
     Ok(())
+}
+
+/// The model knows the pod and its hooks are not on yet: they go on while the flow waits.
+fn attached_slowly(side: &Side) -> Result<()> {
+    let server = side.lab.pod(SLOW)?;
+    let to = SocketAddr::new(server.ip(Family::V4), PORT);
+    let _echo = Echo::start(&server.netns, to)?;
+    side.lab.fault(NODE, "model-within 60000")?;
+    side.lab.fault(NODE, &format!("arm {} delay:2000 0 1", Point::Hook.name()))?;
+    write(side, &side.lab.node(NODE)?.files.manifests, SLOW)?;
+    wait_for("the model knows the pod", LIMIT, || {
+        let workloads = side.lab.admin(NODE, "/v1/workloads")?;
+        let named = |one: &Value| one.get("name").and_then(Value::as_str) == Some(SLOW);
+        ensure!(workloads.as_array().into_iter().flatten().any(named), "{workloads}");
+        Ok(())
+    })?;
+    let report = side.client.connect(to, 1, asking(None))?.report();
+    side.lab.fault(NODE, "model-within 0")?;
+    served(&report?)
 }

@@ -109,6 +109,12 @@ impl NodeState {
         self.world.workload(uid).is_some_and(|workload| workload.meshed()) || self.lowered.get(uid).is_some_and(recent)
     }
 
+    /// Whether the hooks of a meshed local workload are about to go on: nothing is wrong with it, but they are not there yet.
+    pub fn is_coming(&self, uid: &str) -> bool {
+        self.world.workload(uid).is_some_and(|workload| workload.meshed())
+            && self.endpoint(uid).is_some_and(|seen| seen.phase == Phase::Detached && seen.problem.is_empty())
+    }
+
     /// How the control loop sees a local workload.
     pub fn endpoint(&self, uid: &str) -> Option<&EndpointReport> {
         self.endpoints.get(uid)

@@ -204,8 +204,9 @@ fn check_now(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Resul
     if accepted.source.uid != open.source_uid {
         return Err(Reason::StaleIdentity);
     }
-    if !state.accepts(&accepted.target.uid, Instant::now()) {
-        // Not in the mesh here: nobody judges what comes back.
+    let uid = &accepted.target.uid;
+    if !state.accepts(uid, Instant::now()) || state.is_coming(uid) {
+        // Not in the mesh here, or not yet: nobody judges what comes back.
         return Err(Reason::EndpointNotAttached);
     }
     Ok(accepted)
