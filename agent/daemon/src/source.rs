@@ -4,10 +4,9 @@
 //! never truth. Atomic renames, editors' temporary files, ConfigMap mounts (`..data`) and folders that are replaced as
 //! a whole all end in the same reading. What is read comes into force as one new [`World`], or not at all.
 
-mod folder;
 mod watch;
 
-pub use folder::{MAX_FILES, Reading, read};
+pub use kumiko_folder::{MAX_FILES, Reading, read};
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -9,11 +9,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use kumiko_core::manifest::FileContent;
+use kumiko_folder::{Print, fingerprint};
 use notify::event::{AccessKind, AccessMode, CreateKind, DataChange, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{debug, warn};
 
-use super::folder::{self, Print, fingerprint};
 use super::{Publisher, read};
 
 /// Quiet time after a notification before the folder is read: one `kubectl`, `git` or editor makes many.
@@ -177,7 +177,7 @@ impl Watched {
         // A writer that is at it all the time is met again by its own notifications.
         for _ in 0..3 {
             match &reading {
-                Ok(whole) if whole.torn => reading = folder::read(&self.dir),
+                Ok(whole) if whole.torn => reading = read(&self.dir),
                 _ => break,
             }
         }

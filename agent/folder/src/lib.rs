@@ -1,4 +1,5 @@
-//! One complete reading of the folder.
+//! A folder of manifests, read whole: for the agent that brings it into force, and for the CLI that only asks what it would
+//! mean.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -115,7 +116,7 @@ fn end(text: &[u8]) -> Place {
 
 /// What tells a file, or the folder, from another one under its name.
 #[derive(Debug, PartialEq, Eq, Default)]
-pub(super) struct Print {
+pub struct Print {
     path: PathBuf,
     inode: u64,
     /// Bytes; for the folder its device.
@@ -125,7 +126,10 @@ pub(super) struct Print {
 
 /// What tells that the folder, or a file behind a link, is another one than before, without reading it. The first is
 /// the folder's own.
-pub(super) fn fingerprint(dir: &Path) -> io::Result<Vec<Print>> {
+///
+/// # Errors
+/// The folder itself cannot be listed.
+pub fn fingerprint(dir: &Path) -> io::Result<Vec<Print>> {
     let own = fs::metadata(dir)?;
     let mut prints = vec![Print { inode: own.ino(), size: own.dev(), ..Print::default() }];
     let mut paths = Vec::new();
