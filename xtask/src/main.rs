@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod crds;
 mod demo;
 mod fuzz;
 mod lab;
@@ -48,6 +49,8 @@ enum Chore {
     Vm(vm::VmArgs),
     /// Run the fuzz targets.
     Fuzz(fuzz::FuzzArgs),
+    /// Write deploy/crds from the types.
+    Crds,
     /// Formatting, clippy with warnings denied, and this repository's own rules.
     Lint,
 }
@@ -73,6 +76,7 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Bench(args) => bench::run(&args),
         Chore::Vm(args) => vm::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
+        Chore::Crds => crds::run(),
         Chore::Lint => lint::run(),
     }
 }

@@ -37,6 +37,8 @@ pub(crate) async fn run(cli: &Cli) -> Result<Answer, Error> {
         }
         Command::Flows(args) if args.follow => ask.follow(args).await,
         Command::Flows(args) => ask.flows(args).await,
+        // Asks no agent.
+        Command::Policy(command) => crate::policy::run(command, ask.json),
     }
 }
 
@@ -132,7 +134,7 @@ fn read<T: DeserializeOwned>(answer: &Whole) -> Result<T, Error> {
     serde_json::from_slice(&answer.body).map_err(|error| ClientError::Answer(error.to_string()).into())
 }
 
-fn print(text: &str, end: &str) -> Result<(), Error> {
+pub(crate) fn print(text: &str, end: &str) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(text.as_bytes())

@@ -5,6 +5,7 @@ pub mod options;
 mod client;
 mod fetch;
 mod format;
+mod policy;
 mod show;
 mod table;
 mod terminal;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use client::ClientError;
-use options::Cli;
+use options::{Cli, Command, Output};
 
 /// What was answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,16 +45,20 @@ pub enum Error {
     /// Nobody takes what is shown.
     #[error("cannot write the answer: {0}")]
     Output(#[source] io::Error),
+    /// A question that cannot be answered.
+    #[error("cannot say: {0}")]
+    CannotSay(String),
     /// This program cannot start.
     #[error("cannot start: {0}")]
     Start(#[source] io::Error),
 }
 
 impl Error {
-    /// 3 when the agent could not be reached or understood, else 1.
+    /// 3 when the agent could not be reached or understood, 2 when the question cannot be answered, else 1.
     pub fn code(&self) -> ExitCode {
         match self {
             Self::Agent(_) => ExitCode::from(3),
+            Self::CannotSay(_) => ExitCode::from(2),
             Self::Output(_) | Self::Start(_) => ExitCode::from(1),
         }
     }
@@ -64,8 +69,15 @@ impl Error {
 /// # Errors
 /// No answer; the text says why and what to do.
 pub fn run(cli: &Cli) -> Result<Answer, Error> {
+    if let Command::Policy(command) = &cli.command {
+        return whole(policy::run(command, cli.output == Output::Json));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
-    match runtime.block_on(fetch::run(cli)) {
+    whole(runtime.block_on(fetch::run(cli)))
+}
+
+fn whole(result: Result<Answer, Error>) -> Result<Answer, Error> {
+    match result {
         // `kumiko flows | head` has what it wanted.
         Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Answer::Positive),
         result => result,

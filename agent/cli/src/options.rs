@@ -33,6 +33,12 @@ Examples:
 With --follow and -o json each line is a flow that began, went on or ended (state), or {\"lost\":N}: this reader was too
 slow for N lines.";
 
+const EXPLAIN: &str = "\
+Exit codes: 0 allowed, 1 denied, 2 cannot say (wrong usage, nobody of that name, policy that cannot be read).
+
+Example:
+  kumiko policy explain --folder manifests --from orders/web-3 --to payments/api-5f2 --port 8443";
+
 /// Looks into the kumiko agent of this node.
 #[derive(Parser, Debug)]
 #[command(name = "kumiko", version, about, after_help = EXIT_CODES, propagate_version = true)]
@@ -86,6 +92,55 @@ pub enum Command {
     Tunnels,
     /// Certificates of this node's workloads.
     Certs,
+    /// Who may talk to whom, and why. No agent enforces policy yet: this reads a folder of manifests.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+/// Subcommands of `policy`.
+#[derive(Subcommand, Debug)]
+pub enum PolicyCommand {
+    /// Whether a flow may be, what decides it, and what to do.
+    #[command(after_help = EXPLAIN)]
+    Explain(ExplainArgs),
+    /// Whether the folder's policy can be read and does what it says.
+    Check(FolderArgs),
+}
+
+/// Where policy is read from.
+#[derive(Args, Debug)]
+pub struct FolderArgs {
+    /// Folder of manifests: policy, and the namespaces, nodes and workloads that it is about.
+    #[arg(long, value_name = "DIR")]
+    pub folder: PathBuf,
+}
+
+/// Options of `policy explain`.
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// Folder of manifests.
+    #[command(flatten)]
+    pub folder: FolderArgs,
+    /// Who begins the flow: NAMESPACE/WORKLOAD or an IP address.
+    #[arg(long, value_name = "WHO")]
+    pub from: PartyMatch,
+    /// Whom it goes to: NAMESPACE/WORKLOAD or an IP address.
+    #[arg(long, value_name = "WHOM")]
+    pub to: PartyMatch,
+    /// The destination's port: a pod's, not its Service's.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Transport protocol.
+    #[arg(long, value_enum, default_value_t = ProtocolName::Tcp)]
+    pub protocol: ProtocolName,
+}
+
+/// A transport protocol by its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "each variant is named after what it is")]
+pub enum ProtocolName {
+    Tcp,
+    Udp,
 }
 
 /// Options of `flows`.

@@ -22,6 +22,13 @@ pub use open::open;
 pub use schedule::schedule;
 
 use crate::frame::{Frame, MAX_FRAME};
+use crate::manifest::{Protocol, Scope};
+use crate::model::World;
+use crate::policy::explain::explain;
+use crate::policy::judge::View;
+use crate::policy::load::{Loaded, load};
+use crate::policy::port::Asked;
+use crate::policy::verdict::{End, Evaluator, Flow};
 
 /// Any bytes are a frame or are refused; a frame comes back from its own encoding.
 pub fn frame(bytes: &[u8]) {
@@ -37,9 +44,26 @@ pub fn manifest(bytes: &[u8]) {
     match crate::manifest::parse("f", text) {
         Ok(objects) => {
             let objects = objects.iter().map(|object| ("f", object));
-            crate::model::World::build("td", 1, objects).unwrap();
+            World::build("td", 1, objects).unwrap();
         }
         Err(diagnostics) => assert!(!diagnostics.is_empty()),
+    }
+}
+
+/// Any policy is read or refused with a place; what is read can be judged by.
+pub fn policy(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(objects) = crate::manifest::parse_in(Scope::Policy, "f", text) else { return };
+    let named = || objects.iter().map(|object| ("f", object));
+    let (world, _) = World::build("td", 1, named()).unwrap();
+    let Loaded { policies, settings, .. } = load(named());
+    let evaluator = Evaluator { world: &world, policies: &policies, settings: &settings };
+    let ends: Vec<End> = world.workloads().take(3).map(|workload| End::at(&world, workload.ips[0])).collect();
+    let asked = Asked { protocol: Protocol::Tcp, port: 80 };
+    for (source, destination) in ends.iter().flat_map(|source| ends.iter().map(move |to| (source, to))) {
+        let flow = Flow { source: source.clone(), destination: destination.clone(), asked };
+        let told = explain(&evaluator, &flow, 0);
+        assert_eq!(told.verdict == "allow", evaluator.judge(&flow, 0, View::Enforced).allows());
     }
 }
 
@@ -57,6 +81,7 @@ mod tests {
         replay("machines", super::machines);
         replay("manifest", super::manifest);
         replay("open", super::open);
+        replay("policy", super::policy);
         replay("schedule", super::schedule);
     }
 

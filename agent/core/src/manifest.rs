@@ -9,6 +9,7 @@ mod diagnostic;
 mod folder;
 mod kinds;
 mod node;
+mod policy;
 mod workload;
 
 pub use diagnostic::{Diagnostic, Place, Problem};
@@ -17,6 +18,7 @@ pub use kinds::{
     BackendPort, EndpointSliceObject, NamespaceObject, NodeObject, PortTarget, ServiceObject, ServicePortObject,
     SliceEndpoint,
 };
+pub use policy::{ExceptionObject, PlatformLabel, PolicyObject};
 pub use workload::{Attachment, WorkloadObject, WorkloadPort};
 
 use std::collections::HashMap;
@@ -24,6 +26,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use kumiko_abi::flow;
+
+use crate::policy::settings::Settings;
 
 /// Label of a namespace or workload that holds its stage.
 pub const STAGE_LABEL: &str = "kumiko.dev/stage";
@@ -55,6 +59,9 @@ pub enum Kind {
     Service(ServiceObject),
     EndpointSlice(EndpointSliceObject),
     Workload(WorkloadObject),
+    Policy(PolicyObject),
+    Exception(ExceptionObject),
+    Settings(Settings),
 }
 
 /// Something that one object at most may have.
@@ -118,12 +125,37 @@ impl Kind {
             Self::Service(_) => "Service",
             Self::EndpointSlice(_) => "EndpointSlice",
             Self::Workload(_) => "Workload",
+            Self::Policy(policy) => policy.object.id.kind.name(),
+            Self::Exception(_) => "MeshException",
+            Self::Settings(_) => "MeshSettings",
         }
     }
 }
 
-/// Reads every document of a file. Any problem refuses the whole file; all problems are told at once.
+/// Which kinds a reader takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Scope {
+    /// What an agent brings into force. It does not enforce policy yet, so it refuses policy: nothing is accepted and
+    /// silently not enforced.
+    #[default]
+    Agent,
+    /// Policy too: for who only asks what it would mean.
+    Policy,
+}
+
+/// Reads every document of a file that an agent may take.
+///
+/// # Errors
+/// Any problem refuses the whole file; all problems are told at once.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Object>, Vec<Diagnostic>> {
+    parse_in(Scope::Agent, file, text)
+}
+
+/// Reads every document of a file.
+///
+/// # Errors
+/// Any problem refuses the whole file; all problems are told at once.
+pub fn parse_in(scope: Scope, file: &str, text: &str) -> Result<Vec<Object>, Vec<Diagnostic>> {
     let told = |place, problem| vec![Diagnostic { file: file.to_owned(), place, problem }];
     if text.len() > MAX_BYTES {
         return Err(told(Place::FILE, Problem::TooLarge { bytes: text.len(), max: MAX_BYTES }));
@@ -132,7 +164,7 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Object>, Vec<Diagnostic>> {
     let mut objects = Vec::new();
     let mut problems = Vec::new();
     for document in &documents {
-        kinds::read(document, &mut objects, &mut problems);
+        kinds::read(scope, document, &mut objects, &mut problems);
     }
     let mut seen: HashMap<&Claim, Place> = HashMap::new();
     for (claim, place) in objects.iter().flat_map(|object| &object.claims) {

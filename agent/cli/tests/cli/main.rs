@@ -1,6 +1,7 @@
 //! The command against a real admin server on a Unix socket.
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
+mod policy;
 mod sample;
 
 use std::io::{BufRead as _, BufReader};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use kumiko_abi::Stage;
 
 use super::node::{Node, Step};
-use super::{Claim, Place, Problem, Protocol, STAGE_LABEL};
+use super::{Claim, Place, PlatformLabel, Problem, Protocol, STAGE_LABEL};
 use crate::stage;
 
 /// RFC 1123 label: a namespace, a workload's or Service's name.
@@ -31,15 +31,31 @@ pub(super) struct Checker<'a> {
     root: &'a Node,
     problems: &'a mut Vec<(Place, Problem)>,
     claims: Vec<(Claim, Place)>,
+    platforms: Vec<PlatformLabel>,
 }
 
 impl<'a> Checker<'a> {
     pub(super) fn new(root: &'a Node, problems: &'a mut Vec<(Place, Problem)>) -> Self {
-        Self { root, problems, claims: Vec::new() }
+        Self { root, problems, claims: Vec::new(), platforms: Vec::new() }
     }
 
     pub(super) fn claims(self) -> Vec<(Claim, Place)> {
         self.claims
+    }
+
+    /// A namespace label that only the platform may choose by: [`MeshSettings`](crate::policy::settings) say whether it
+    /// is one.
+    pub(super) fn platforms(&mut self, path: &[Step<'_>], key: &str) {
+        self.platforms.push(PlatformLabel {
+            key: key.to_owned(),
+            path: text_of(path),
+            place: self.root.place_of(path),
+        });
+    }
+
+    /// What [`Self::platforms`] has collected.
+    pub(super) fn take_platforms(&mut self) -> Vec<PlatformLabel> {
+        std::mem::take(&mut self.platforms)
     }
 
     pub(super) fn claim(&mut self, path: &[Step<'_>], claim: Claim) {
@@ -50,7 +66,8 @@ impl<'a> Checker<'a> {
         self.problems.push((self.root.place_of(path), problem));
     }
 
-    fn value(&mut self, path: &[Step<'_>], value: &str, rule: &'static str) {
+    /// A value that breaks a rule.
+    pub(super) fn broken(&mut self, path: &[Step<'_>], value: &str, rule: &'static str) {
         // A megabyte of nonsense must not be repeated into every status page.
         let value = value.chars().take(80).collect();
         self.problem(path, Problem::Value { path: text_of(path), value, rule });
@@ -58,7 +75,7 @@ impl<'a> Checker<'a> {
 
     fn must(&mut self, fine: bool, path: &[Step<'_>], value: &str, rule: &'static str) {
         if !fine {
-            self.value(path, value, rule);
+            self.broken(path, value, rule);
         }
     }
 
@@ -96,7 +113,7 @@ impl<'a> Checker<'a> {
     /// A unicast address; `None` when it is not one.
     pub(super) fn ip(&mut self, path: &[Step<'_>], value: &str) -> Option<IpAddr> {
         let Ok(ip) = value.parse::<IpAddr>() else {
-            self.value(path, value, IP_RULE);
+            self.broken(path, value, IP_RULE);
             return None;
         };
         let fine = is_unicast(ip);
@@ -108,7 +125,7 @@ impl<'a> Checker<'a> {
         match u16::try_from(value) {
             Ok(port) if port > 0 => port,
             _ => {
-                self.value(path, &value.to_string(), PORT_RULE);
+                self.broken(path, &value.to_string(), PORT_RULE);
                 0
             }
         }
@@ -124,7 +141,7 @@ impl<'a> Checker<'a> {
             Some("UDP") => Protocol::Udp,
             Some("SCTP") => Protocol::Sctp,
             Some(other) => {
-                self.value(path, other, PROTOCOL_RULE);
+                self.broken(path, other, PROTOCOL_RULE);
                 Protocol::Tcp
             }
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::{Claim, Diagnostic, MAX_DIAGNOSTICS, Object, Place, Problem, parse};
+use super::{Claim, Diagnostic, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in};
 
 /// What was read from a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,10 +46,16 @@ struct File {
 /// Every file of the folder with its last good version.
 #[derive(Clone, Debug, Default)]
 pub struct FolderState {
+    scope: Scope,
     files: BTreeMap<String, File>,
 }
 
 impl FolderState {
+    /// Of no file yet, for a reader of these kinds.
+    pub fn of(scope: Scope) -> Self {
+        Self { scope, files: BTreeMap::new() }
+    }
+
     /// Takes a complete reading of the folder, by file name; files that are not in it are gone. Says whether the objects
     /// in force or the diagnostics changed.
     pub fn apply(&mut self, read: BTreeMap<String, FileContent>) -> bool {
@@ -63,7 +69,7 @@ impl FolderState {
             let file = self.files.entry(name.clone()).or_default();
             if file.newest.is_none() || file.digest != digest {
                 file.digest = digest;
-                file.newest = Some(understand(&name, content));
+                file.newest = Some(understand(self.scope, &name, content));
                 changed = true;
             }
         }
@@ -218,10 +224,10 @@ fn claims(objects: Option<&Objects>) -> impl Iterator<Item = &(Claim, Place)> {
     objects.into_iter().flat_map(|objects| objects.iter().flat_map(|object| &object.claims))
 }
 
-fn understand(name: &str, content: FileContent) -> Result<Objects, Vec<Diagnostic>> {
+fn understand(scope: Scope, name: &str, content: FileContent) -> Result<Objects, Vec<Diagnostic>> {
     let place = if let FileContent::NotText(place) = content { place } else { Place::FILE };
     let problem = match content {
-        FileContent::Text(text) => return parse(name, &text).map(Arc::new),
+        FileContent::Text(text) => return parse_in(scope, name, &text).map(Arc::new),
         FileContent::NotText(_) => Problem::NotText,
         FileContent::TooLarge(bytes) => Problem::TooLarge { bytes, max: super::MAX_BYTES },
         FileContent::Unreadable(why) => Problem::Unreadable { why },

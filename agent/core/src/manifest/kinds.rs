@@ -11,7 +11,7 @@ use kumiko_abi::Stage;
 
 use super::check::Checker;
 use super::node::{Node, Step, Value};
-use super::{API_VERSION, Claim, Kind, Object, Place, Problem, Protocol, de, workload};
+use super::{API_VERSION, Claim, Kind, Object, Place, Problem, Protocol, Scope, de, policy, workload};
 
 /// `v1` Namespace.
 #[derive(Clone, PartialEq, Debug)]
@@ -20,6 +20,8 @@ pub struct NamespaceObject {
     pub name: String,
     /// Stage of its label, `off` without one.
     pub stage: Stage,
+    /// Labels, with the name that every API server adds.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// `v1` Node.
@@ -125,7 +127,7 @@ const NAMESPACE: [Step<'_>; 2] = [METADATA, Step::Key("namespace")];
 const LIST: &str = "List";
 
 /// Reads one document; a `v1` List counts as its items.
-pub(super) fn read(root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(Place, Problem)>) {
+pub(super) fn read(scope: Scope, root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(Place, Problem)>) {
     if !matches!(root.value, Value::Map(_)) {
         problems.push((root.place, Problem::NotAnObject));
         return;
@@ -138,7 +140,7 @@ pub(super) fn read(root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(P
     }
     let (Some(version), Some(kind)) = (version, kind) else { return };
     if (version, kind) == ("v1", LIST) {
-        return list(root, objects, problems);
+        return list(scope, root, objects, problems);
     }
     let before = problems.len();
     let read = match (version, kind) {
@@ -147,6 +149,11 @@ pub(super) fn read(root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(P
         ("v1", "Service") => service(root, problems),
         ("discovery.k8s.io/v1", "EndpointSlice") => endpoint_slice(root, problems),
         (API_VERSION, "Workload") => workload::read(root, problems).map(|(w, claims)| (Kind::Workload(w), claims)),
+        (API_VERSION, "MeshBaseline") if scope == Scope::Policy => policy::baseline(root, problems),
+        (API_VERSION, "MeshPolicy") if scope == Scope::Policy => policy::mesh_policy(root, problems),
+        (API_VERSION, "MeshException") if scope == Scope::Policy => policy::exception(root, problems),
+        (API_VERSION, "MeshSettings") if scope == Scope::Policy => policy::settings(root, problems),
+        ("networking.k8s.io/v1", "NetworkPolicy") if scope == Scope::Policy => policy::network_policy(root, problems),
         _ => {
             let place = root.place_of(&[Step::Key("kind")]);
             problems.push((place, Problem::UnknownKind { api_version: short(version), kind: short(kind) }));
@@ -162,7 +169,7 @@ fn short(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-fn list(root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(Place, Problem)>) {
+fn list(scope: Scope, root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(Place, Problem)>) {
     let Value::Map(entries) = &root.value else { return };
     for (key, node) in entries {
         match (key.name.as_str(), &node.value) {
@@ -173,7 +180,7 @@ fn list(root: &Node, objects: &mut Vec<Object>, problems: &mut Vec<(Place, Probl
                         let (api_version, kind) = ("v1".to_owned(), LIST.to_owned());
                         problems.push((item.place, Problem::UnknownKind { api_version, kind }));
                     } else {
-                        read(item, objects, problems);
+                        read(scope, item, objects, problems);
                     }
                 }
             }
@@ -218,7 +225,9 @@ fn namespace(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
     let name = check.label(&NAME, raw.metadata.name.as_deref());
     let stage = check.stage(raw.metadata.labels.as_ref()).unwrap_or_default();
     check.claim(&NAME, Claim::Name("Namespace", String::new(), name.clone()));
-    Some((Kind::Namespace(NamespaceObject { name, stage }), check.claims()))
+    let mut labels = raw.metadata.labels.unwrap_or_default();
+    labels.entry("kubernetes.io/metadata.name".to_owned()).or_insert_with(|| name.clone());
+    Some((Kind::Namespace(NamespaceObject { name, stage, labels }), check.claims()))
 }
 
 fn node(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {

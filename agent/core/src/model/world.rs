@@ -12,12 +12,18 @@ use crate::manifest::{Diagnostic, Kind, Object, Problem, WorkloadObject};
 use crate::principal::{Principal, PrincipalError};
 use crate::stage;
 
+#[derive(Clone, PartialEq, Debug)]
+struct Namespace {
+    stage: Stage,
+    labels: BTreeMap<String, String>,
+}
+
 /// Everything that is desired, at one moment. Addresses, UIDs and names are unique in it.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct World {
     epoch: u64,
     trust_domain: String,
-    namespaces: BTreeMap<String, Stage>,
+    namespaces: BTreeMap<String, Namespace>,
     workloads: BTreeMap<String, Arc<Workload>>,
     by_name: BTreeMap<(String, String), Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
@@ -45,7 +51,8 @@ impl World {
         for (file, object) in objects {
             match &object.kind {
                 Kind::Namespace(namespace) => {
-                    world.namespaces.entry(namespace.name.clone()).or_insert(namespace.stage);
+                    let (name, stage, labels) = (namespace.name.clone(), namespace.stage, namespace.labels.clone());
+                    world.namespaces.entry(name).or_insert(Namespace { stage, labels });
                 }
                 Kind::Node(node) => {
                     let node = Node { name: node.name.clone(), addresses: node.addresses.clone() };
@@ -57,6 +64,8 @@ impl World {
                 Kind::Service(service) => services.push(service),
                 Kind::EndpointSlice(slice) => slices.push(slice),
                 Kind::Workload(workload) => workloads.push((file, workload)),
+                // They say nothing of who is where; `crate::policy` reads them.
+                Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_) => {}
             }
         }
         let mut diagnostics = Vec::new();
@@ -165,12 +174,18 @@ impl World {
 
     /// Stage of a namespace, `off` if it is not known.
     pub fn namespace_stage(&self, name: &str) -> Stage {
-        self.namespaces.get(name).copied().unwrap_or_default()
+        self.namespaces.get(name).map_or_else(Stage::default, |namespace| namespace.stage)
     }
 
     /// Namespaces with their stages, by name.
     pub fn namespaces(&self) -> impl Iterator<Item = (&str, Stage)> {
-        self.namespaces.iter().map(|(name, stage)| (name.as_str(), *stage))
+        self.namespaces.iter().map(|(name, namespace)| (name.as_str(), namespace.stage))
+    }
+
+    /// Labels of a namespace; one that is not known has none.
+    pub fn namespace_labels(&self, name: &str) -> &BTreeMap<String, String> {
+        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
+        self.namespaces.get(name).map_or(NONE, |namespace| &namespace.labels)
     }
 
     /// All workloads, by UID.

@@ -17,7 +17,9 @@ fn only(text: &str) -> Kind {
 
 #[test]
 fn a_namespace() {
-    assert_eq!(only(NAMESPACE), Kind::Namespace(NamespaceObject { name: "demo".into(), stage: Stage::Strict }));
+    let Kind::Namespace(NamespaceObject { name, stage, labels }) = only(NAMESPACE) else { panic!() };
+    assert_eq!((name.as_str(), stage), ("demo", Stage::Strict));
+    assert_eq!(labels["kubernetes.io/metadata.name"], "demo");
 }
 
 #[test]
@@ -81,5 +83,7 @@ fn a_list_is_its_items() {
 fn json_is_yaml() {
     let text =
         r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"demo","labels":{"kumiko.dev/stage":"observe"}}}"#;
-    assert_eq!(only(text), Kind::Namespace(NamespaceObject { name: "demo".into(), stage: Stage::Observe }));
+    let Kind::Namespace(NamespaceObject { name, stage, labels }) = only(text) else { panic!() };
+    assert_eq!((name.as_str(), stage), ("demo", Stage::Observe));
+    assert_eq!(labels["kubernetes.io/metadata.name"], "demo", "as every API server adds it");
 }

@@ -1,0 +1,335 @@
+//! `kumiko.dev/v1alpha1` MeshBaseline, MeshPolicy, MeshException and MeshSettings, `networking.k8s.io/v1` NetworkPolicy.
+
+mod kubernetes;
+mod rules;
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::check::Checker;
+use super::kinds::typed;
+use super::node::{Node, Step};
+use super::{Claim, Kind, Place, Problem};
+use crate::policy::object::{
+    Action, BaselineDirection, BaselineSubject, EgressRule, IngressRule, MeshBaselineSpec, MeshExceptionSpec,
+    MeshPolicySpec, MeshSettingsSpec, Mode, OnRevoke, Peer, Port,
+};
+use crate::policy::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Rule, Rules, Suspended};
+use crate::policy::selector::{Requirement, Selector};
+use crate::policy::settings::{MinStage, Settings};
+
+use rules::{Of, peers, ports};
+
+pub(super) use kubernetes::network_policy;
+
+const METADATA: Step<'_> = Step::Key("metadata");
+const SPEC: Step<'_> = Step::Key("spec");
+const RULE_NAME_RULE: &str = "is the name of another rule of this list already: verdicts are told by it";
+const PLATFORM_RULE: &str = "does not begin with a prefix that MeshSettings lists in platformLabelPrefixes: a label that \
+    its namespace's own team may set would let the team choose whether the rule is about it";
+
+/// A baseline or policy.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PolicyObject {
+    /// What it says.
+    pub object: Object,
+    /// Namespace labels that it chooses by and that only the platform may set.
+    pub platform_labels: Vec<PlatformLabel>,
+}
+
+/// An exception.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ExceptionObject {
+    /// What it says.
+    pub exception: Exception,
+    /// Namespace labels that it chooses by and that only the platform may set.
+    pub platform_labels: Vec<PlatformLabel>,
+}
+
+/// A namespace label that something of the platform's chooses by.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlatformLabel {
+    /// Its key.
+    pub key: String,
+    /// The field that names it.
+    pub path: String,
+    /// Where that stands.
+    pub place: Place,
+}
+
+/// As written; positions and unknown fields are the reader's.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<S> {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: Metadata,
+    spec: S,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: Option<String>,
+    namespace: Option<String>,
+    /// For people.
+    #[serde(default, rename = "labels")]
+    _labels: Option<BTreeMap<String, String>>,
+    #[serde(default, rename = "annotations")]
+    _annotations: Option<BTreeMap<String, String>>,
+}
+
+type Read = Option<(Kind, Vec<(Claim, Place)>)>;
+
+/// The name of an object of the whole cluster.
+fn cluster_wide(check: &mut Checker<'_>, kind: ObjectKind, metadata: &Metadata) -> ObjectId {
+    let name = check.subdomain(&[METADATA, Step::Key("name")], metadata.name.as_deref());
+    if let Some(namespace) = &metadata.namespace {
+        let rule = "has no place here: objects of this kind are the whole cluster's";
+        check.broken(&[METADATA, Step::Key("namespace")], namespace, rule);
+    }
+    claim(check, ObjectId { kind, namespace: String::new(), name })
+}
+
+fn claim(check: &mut Checker<'_>, id: ObjectId) -> ObjectId {
+    let what = Claim::Name(id.kind.name(), id.namespace.clone(), id.name.clone());
+    check.claim(&[METADATA, Step::Key("name")], what);
+    id
+}
+
+pub(super) fn baseline(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: Document<MeshBaselineSpec> = typed(root, "MeshBaseline", problems)?;
+    let mut check = Checker::new(root, problems);
+    let id = cluster_wide(&mut check, ObjectKind::MeshBaseline, &raw.metadata);
+    let spec = raw.spec;
+    let subject = baseline_subject(&mut check, &spec.subject);
+    let on_revoke = on_revoke(&mut check, "onRevoke", spec.on_revoke);
+    let ingress = spec.ingress.map(|raw| baseline_direction(&mut check, "ingress", "from", &raw));
+    let egress = spec.egress.map(|raw| baseline_direction(&mut check, "egress", "to", &raw));
+    let object = Object { id, mode: spec.mode, replaces: Vec::new(), on_revoke, subject, ingress, egress };
+    let platform_labels = check.take_platforms();
+    Some((Kind::Policy(PolicyObject { object, platform_labels }), check.claims()))
+}
+
+pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: Document<MeshPolicySpec> = typed(root, "MeshPolicy", problems)?;
+    let mut check = Checker::new(root, problems);
+    let namespace = check.label(&[METADATA, Step::Key("namespace")], raw.metadata.namespace.as_deref());
+    let name = check.subdomain(&[METADATA, Step::Key("name")], raw.metadata.name.as_deref());
+    let id = claim(&mut check, ObjectId { kind: ObjectKind::MeshPolicy, namespace, name });
+    let spec = raw.spec;
+    if spec.mode == Mode::Enforce && !spec.replaces.is_empty() {
+        let rule =
+            "is for a policy in mode audit: one that is enforced takes nobody's place; remove the other one instead";
+        check.broken(&[SPEC, Step::Key("replaces")], &spec.replaces.join(", "), rule);
+    }
+    let subject = Selector {
+        namespace: Some(id.namespace.clone()),
+        labels: requirements(&spec.subject.labels),
+        service_account: spec.subject.service_account,
+        ..Selector::default()
+    };
+    let on_revoke = on_revoke(&mut check, "onRevoke", spec.on_revoke);
+    let ingress = spec.ingress.map(|raw| team(&mut check, "ingress", "from", &raw));
+    let egress = spec.egress.map(|raw| team(&mut check, "egress", "to", &raw));
+    let object = Object { id, mode: spec.mode, replaces: spec.replaces, on_revoke, subject, ingress, egress };
+    Some((Kind::Policy(PolicyObject { object, platform_labels: Vec::new() }), check.claims()))
+}
+
+pub(super) fn exception(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: Document<MeshExceptionSpec> = typed(root, "MeshException", problems)?;
+    let mut check = Checker::new(root, problems);
+    let id = cluster_wide(&mut check, ObjectKind::MeshException, &raw.metadata);
+    let spec = raw.spec;
+    let mut suspends = Vec::new();
+    for (number, raw) in spec.suspends.iter().enumerate() {
+        for (index, text) in raw.rules.iter().enumerate() {
+            let path = [SPEC, Step::Key("suspends"), Step::Index(number), Step::Key("rules"), Step::Index(index)];
+            match suspended(&raw.baseline, text) {
+                Some(suspended) => suspends.push(suspended),
+                None => check.broken(
+                    &path,
+                    text,
+                    "must be ingress.deny.NAME, egress.deny.NAME, ingress.allow or egress.allow (a whole ceiling)",
+                ),
+            }
+        }
+    }
+    if spec.suspends.iter().all(|raw| raw.rules.is_empty()) {
+        check.problem(&[SPEC, Step::Key("suspends")], Problem::Missing { path: "spec.suspends[].rules".to_owned() });
+    }
+    check.present(&[SPEC, Step::Key("owner")], Some(&spec.owner));
+    let subject = baseline_subject(&mut check, &spec.subject);
+    let of = Of { path: &[SPEC], peers: "peers", list: List::Ceiling };
+    let rule = Rule {
+        name: id.name.clone(),
+        list: List::Ceiling,
+        peers: peers(&mut check, &of, Some(&spec.peers)),
+        ports: ports(&mut check, &of, spec.ports.as_deref()),
+        unauthenticated: false,
+    };
+    let on_expiry = on_revoke(&mut check, "onExpiry", spec.on_expiry);
+    let (name, owner, expires) = (id.name, spec.owner, spec.expires.0);
+    let exception = Exception { name, suspends, subject, rule, owner, expires, on_expiry };
+    let platform_labels = check.take_platforms();
+    Some((Kind::Exception(ExceptionObject { exception, platform_labels }), check.claims()))
+}
+
+fn suspended(baseline: &str, text: &str) -> Option<Suspended> {
+    let (direction, rest) = text.split_once('.')?;
+    let direction = match direction {
+        "ingress" => Direction::Ingress,
+        "egress" => Direction::Egress,
+        _ => return None,
+    };
+    let deny = match rest.split_once('.') {
+        None if rest == "allow" => None,
+        Some(("deny", name)) if !name.is_empty() => Some(name.to_owned()),
+        _ => return None,
+    };
+    Some(Suspended { baseline: baseline.to_owned(), direction, deny })
+}
+
+pub(super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: Document<MeshSettingsSpec> = typed(root, "MeshSettings", problems)?;
+    let mut check = Checker::new(root, problems);
+    let path = [METADATA, Step::Key("name")];
+    let name = check.subdomain(&path, raw.metadata.name.as_deref());
+    if name != "mesh" {
+        check.broken(&path, &name, "must be mesh: there is one MeshSettings");
+    }
+    check.claim(&path, Claim::Name("MeshSettings", String::new(), name));
+    let spec = raw.spec;
+    for (index, prefix) in spec.platform_label_prefixes.iter().enumerate() {
+        if !prefix.ends_with('/') || prefix.len() < 2 {
+            let path = [SPEC, Step::Key("platformLabelPrefixes"), Step::Index(index)];
+            check.broken(&path, prefix, "must be a label's prefix with its slash, such as platform.example/");
+        }
+    }
+    let mut nets = |field, texts: &[String]| rules::nets(&mut check, &[SPEC, Step::Key(field)], texts);
+    let pods = nets("podCidrs", &spec.pod_cidrs);
+    let services = nets("serviceCidrs", &spec.service_cidrs);
+    let nodes = nets("nodeCidrs", &spec.node_cidrs);
+    let mut api_server = Vec::new();
+    for (index, text) in spec.api_server.iter().enumerate() {
+        api_server.extend(check.ip(&[SPEC, Step::Key("apiServer"), Step::Index(index)], text));
+    }
+    let mut min_stages = Vec::new();
+    for (index, raw) in spec.min_stage.iter().enumerate() {
+        for key in raw.namespace_labels.keys() {
+            let path = [SPEC, Step::Key("minStage"), Step::Index(index), Step::Key("namespaceLabels"), Step::Key(key)];
+            if !spec.platform_label_prefixes.iter().any(|prefix| key.starts_with(prefix)) {
+                check.broken(&path, key, PLATFORM_RULE);
+            }
+        }
+        min_stages.push(MinStage { labels: requirements(&raw.namespace_labels), stage: raw.stage.into() });
+    }
+    let prefixes = spec.platform_label_prefixes;
+    let settings = Settings { platform_label_prefixes: prefixes, min_stages, pods, services, nodes, api_server };
+    Some((Kind::Settings(settings), check.claims()))
+}
+
+fn baseline_subject(check: &mut Checker<'_>, raw: &BaselineSubject) -> Selector {
+    let path = [SPEC, Step::Key("subject")];
+    let peer = Peer {
+        namespace: raw.namespace.clone(),
+        namespace_labels: raw.namespace_labels.clone(),
+        service_account: raw.service_account.clone(),
+        spiffe_id: raw.spiffe_id.clone(),
+        ..Peer::default()
+    };
+    rules::platforms(check, &path, &peer);
+    rules::selector(check, &path, &peer)
+}
+
+fn on_revoke(check: &mut Checker<'_>, field: &'static str, raw: Option<OnRevoke>) -> OnRevoke {
+    let on_revoke = raw.unwrap_or_default();
+    let path = [SPEC, Step::Key(field), Step::Key("seconds")];
+    match (on_revoke.action, on_revoke.seconds) {
+        (Action::Grace, None) => check.problem(&path, Problem::Missing { path: super::check::text_of(&path) }),
+        (Action::Grace, Some(seconds)) if !(1..=86_400).contains(&seconds) => {
+            check.broken(&path, &seconds.to_string(), "must be 1 to 86400");
+        }
+        (Action::Keep | Action::Cut, Some(seconds)) => {
+            check.broken(&path, &seconds.to_string(), "belongs to action grace: remove it, or write action: grace");
+        }
+        _ => {}
+    }
+    on_revoke
+}
+
+/// What both types of rules have.
+trait Written {
+    fn parts(&self) -> (&str, Option<&[Peer]>, Option<&[Port]>, bool);
+}
+
+impl Written for IngressRule {
+    fn parts(&self) -> (&str, Option<&[Peer]>, Option<&[Port]>, bool) {
+        (&self.name, self.from.as_deref(), self.ports.as_deref(), self.unauthenticated)
+    }
+}
+
+impl Written for EgressRule {
+    fn parts(&self) -> (&str, Option<&[Peer]>, Option<&[Port]>, bool) {
+        (&self.name, self.to.as_deref(), self.ports.as_deref(), self.unauthenticated)
+    }
+}
+
+fn baseline_direction<R: Written>(
+    check: &mut Checker<'_>,
+    direction: &'static str,
+    field: &'static str,
+    raw: &BaselineDirection<R>,
+) -> Rules {
+    let mut rules = Vec::new();
+    let allow = raw.allow.as_deref().unwrap_or_default();
+    let lists = [
+        ("deny", List::Deny, &raw.deny[..]),
+        ("allow", List::Ceiling, allow),
+        ("guarantee", List::Guarantee, &raw.guarantee),
+    ];
+    for (name, list, raw) in lists {
+        read(check, &[SPEC, Step::Key(direction), Step::Key(name)], field, list, raw, &mut rules);
+    }
+    Rules { rules, ceiling: raw.allow.is_some() }
+}
+
+fn team<R: Written>(check: &mut Checker<'_>, direction: &'static str, field: &'static str, raw: &[R]) -> Rules {
+    let mut rules = Vec::new();
+    read(check, &[SPEC, Step::Key(direction)], field, List::Team, raw, &mut rules);
+    Rules { rules, ceiling: false }
+}
+
+/// Reads a list of rules.
+fn read<R: Written>(
+    check: &mut Checker<'_>,
+    path: &[Step<'_>],
+    field: &'static str,
+    list: List,
+    raw: &[R],
+    rules: &mut Vec<Rule>,
+) {
+    for (index, raw) in raw.iter().enumerate() {
+        let path = [path, &[Step::Index(index)]].concat();
+        let (name, peers_written, ports_written, unauthenticated) = raw.parts();
+        let at = |step| [path.as_slice(), &[Step::Key(step)]].concat();
+        let named = check.label(&at("name"), Some(name));
+        if rules.iter().any(|other| other.list == list && other.name == named) {
+            check.broken(&at("name"), name, RULE_NAME_RULE);
+        }
+        if list == List::Deny && unauthenticated {
+            let rule = "says nothing in a deny rule: a claim is enough to be denied; remove it";
+            check.broken(&at("unauthenticated"), "true", rule);
+        }
+        let of = Of { path: &path, peers: field, list };
+        let (peers, ports) = (peers(check, &of, peers_written), ports(check, &of, ports_written));
+        rules.push(Rule { name: named, list, peers, ports, unauthenticated });
+    }
+}
+
+/// All of these labels.
+fn requirements(labels: &BTreeMap<String, String>) -> Vec<Requirement> {
+    labels.iter().map(|(key, value)| Requirement::In(key.clone(), vec![value.clone()])).collect()
+}

@@ -1,0 +1,173 @@
+//! Peers and ports of rules.
+
+use ipnet::IpNet;
+
+use super::super::check::Checker;
+use super::super::node::Step;
+use super::super::{Problem, check};
+use super::requirements;
+use crate::policy::object::{IpBlock, Peer, Port, PortRef};
+use crate::policy::port::Ports;
+use crate::policy::rule::List;
+use crate::policy::selector::{Block, Selector, Who};
+use crate::principal::Principal;
+
+/// Where a rule stands, and what may stand in it.
+pub(super) struct Of<'p, 's> {
+    /// The rule.
+    pub(super) path: &'p [Step<'s>],
+    /// The field of its peers: `from`, `to` or `peers`.
+    pub(super) peers: &'static str,
+    /// Of which list.
+    pub(super) list: List,
+}
+
+/// The peers of a rule; an empty list is refused, for Kubernetes' own policies mean everybody by it.
+pub(super) fn peers(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Peer]>) -> Option<Vec<Who>> {
+    let raw = raw?;
+    let path = [of.path, &[Step::Key(of.peers)]].concat();
+    if raw.is_empty() {
+        let rule = "is empty: leave the field out to mean anybody, or remove the rule";
+        check.broken(&path, "[]", rule);
+    }
+    let each = raw.iter().enumerate();
+    Some(
+        each.filter_map(|(index, raw)| peer(check, &[&path[..], &[Step::Index(index)]].concat(), of.list, raw))
+            .collect(),
+    )
+}
+
+fn peer(check: &mut Checker<'_>, path: &[Step<'_>], list: List, raw: &Peer) -> Option<Who> {
+    let workload = raw.namespace.is_some()
+        || raw.service_account.is_some()
+        || raw.spiffe_id.is_some()
+        || !raw.namespace_labels.is_empty()
+        || !raw.labels.is_empty();
+    match (&raw.ip_block, raw.entity, workload) {
+        (Some(block), None, false) => ip_block(check, &[path, &[Step::Key("ipBlock")]].concat(), block).map(Who::Block),
+        (None, Some(entity), false) => Some(Who::Entity(entity)),
+        (None, None, true) => {
+            if list == List::Deny {
+                platforms(check, path, raw);
+            }
+            if list == List::Deny && !raw.labels.is_empty() {
+                let rule = "cannot be denied by: a pod's author drops a label and escapes; deny by namespace, account or \
+                            SPIFFE ID";
+                check.broken(&[path, &[Step::Key("labels")]].concat(), "pod labels", rule);
+            }
+            Some(Who::Workload(selector(check, path, raw)))
+        }
+        _ => {
+            let rule = "must be a workload (namespace, namespaceLabels, serviceAccount, spiffeId, labels), or an ipBlock, \
+                        or an entity: exactly one of the three";
+            check.broken(path, "the peer", rule);
+            None
+        }
+    }
+}
+
+/// A workload's conditions.
+pub(super) fn selector(check: &mut Checker<'_>, path: &[Step<'_>], raw: &Peer) -> Selector {
+    let at = |field| [path, &[Step::Key(field)]].concat();
+    if let Some(name) = &raw.namespace {
+        check.label(&at("namespace"), Some(name));
+    }
+    let placed = raw.namespace.is_some() || !raw.namespace_labels.is_empty();
+    if let Some(name) = &raw.service_account {
+        check.subdomain(&at("serviceAccount"), Some(name));
+        if !placed {
+            let rule = "is an account of any namespace, then: add namespace or namespaceLabels";
+            check.broken(&at("serviceAccount"), name, rule);
+        }
+    }
+    if !raw.labels.is_empty() && !placed {
+        let rule = "are pods of any namespace, then, whoever makes them: add namespace or namespaceLabels";
+        check.broken(&at("labels"), "labels", rule);
+    }
+    let principal = raw.spiffe_id.as_ref().and_then(|text| {
+        text.parse::<Principal>()
+            .map_err(|error| {
+                let (path, why) = (at("spiffeId"), error.to_string());
+                check.problem(&path, Problem::Shape { path: check::text_of(&path), why });
+            })
+            .ok()
+    });
+    Selector {
+        namespace: raw.namespace.clone(),
+        namespace_labels: requirements(&raw.namespace_labels),
+        labels: requirements(&raw.labels),
+        service_account: raw.service_account.clone(),
+        principal,
+    }
+}
+
+/// Notes labels that only the platform may choose by, for when the settings are known.
+pub(super) fn platforms(check: &mut Checker<'_>, path: &[Step<'_>], raw: &Peer) {
+    for key in raw.namespace_labels.keys() {
+        let path = [path, &[Step::Key("namespaceLabels"), Step::Key(key)]].concat();
+        check.platforms(&path, key);
+    }
+}
+
+/// The ports of a rule.
+pub(super) fn ports(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Port]>) -> Option<Vec<Ports>> {
+    let raw = raw?;
+    let path = [of.path, &[Step::Key("ports")]].concat();
+    if raw.is_empty() {
+        check.broken(&path, "[]", "is empty: leave the field out to mean any port, or remove the rule");
+    }
+    for (index, raw) in raw.iter().enumerate() {
+        let at = |field| [&path[..], &[Step::Index(index), Step::Key(field)]].concat();
+        match &raw.port {
+            PortRef::Number(number) => {
+                check.port(&at("port"), i64::from(*number));
+                if let Some(end) = raw.end_port.filter(|end| end < number) {
+                    check.broken(&at("endPort"), &end.to_string(), "must not be lower than port");
+                }
+            }
+            PortRef::Name(name) => {
+                check.port_name(&at("port"), name);
+                if of.list == List::Deny {
+                    let rule = "cannot be denied by: a pod's author names its ports; deny numbers";
+                    check.broken(&at("port"), name, rule);
+                }
+                if let Some(end) = raw.end_port {
+                    check.broken(&at("endPort"), &end.to_string(), "needs a number as port");
+                }
+            }
+        }
+    }
+    Some(raw.iter().map(Ports::from).collect())
+}
+
+fn ip_block(check: &mut Checker<'_>, path: &[Step<'_>], raw: &IpBlock) -> Option<Block> {
+    let net = net(check, &[path, &[Step::Key("cidr")]].concat(), &raw.cidr)?;
+    let mut except = Vec::new();
+    for (index, text) in raw.except.iter().enumerate() {
+        let path = [path, &[Step::Key("except"), Step::Index(index)]].concat();
+        let Some(part) = self::net(check, &path, text) else { continue };
+        if !net.contains(&part) || part == net {
+            check.broken(&path, text, "must be a part of cidr");
+        }
+        except.push(part);
+    }
+    Some(Block { net, except })
+}
+
+/// Networks of a list.
+pub(super) fn nets(check: &mut Checker<'_>, path: &[Step<'_>], texts: &[String]) -> Vec<IpNet> {
+    let each = texts.iter().enumerate();
+    each.filter_map(|(index, text)| net(check, &[path, &[Step::Index(index)]].concat(), text)).collect()
+}
+
+pub(super) fn net(check: &mut Checker<'_>, path: &[Step<'_>], text: &str) -> Option<IpNet> {
+    let Ok(net) = text.parse::<IpNet>() else {
+        check.broken(path, text, "must be a network, such as 192.0.2.0/24 or 2001:db8::/32");
+        return None;
+    };
+    if net.addr() != net.network() {
+        check.broken(path, text, "has bits set behind its prefix: write the network's own address");
+        return None;
+    }
+    Some(net)
+}

@@ -1,0 +1,17 @@
+//! Who may talk to whom: the objects that teams write, and the one evaluator of them.
+//!
+//! [`object`] has the documents' types, [`load`] takes them from manifests, [`judge`] is the formula, [`verdict`] asks it
+//! for both ends of a flow, [`explain`] says why.
+
+pub mod explain;
+pub mod judge;
+pub mod load;
+pub mod object;
+pub mod port;
+pub mod rule;
+pub mod selector;
+pub mod settings;
+pub mod verdict;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,325 @@
+//! Why a flow may be, or may not: for people, and as values for programs.
+
+mod nearest;
+
+use serde::Serialize;
+
+use super::judge::{Answer, Proof, Source, Term, View};
+use super::port::Asked;
+use super::rule::{Direction, Exception, List, ObjectKind, Rule};
+use super::selector::Requirement;
+use super::verdict::{End, Evaluator, Flow, Judged};
+use crate::model::Workload;
+use crate::stage;
+
+/// Why.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// `allow` or `deny`.
+    pub verdict: &'static str,
+    /// What kind of term refused it; empty for an allowed flow.
+    pub because: &'static str,
+    /// Which end refused it.
+    pub side: Option<String>,
+    /// Who begins the flow.
+    pub from: String,
+    /// Whom it goes to.
+    pub to: String,
+    /// Transport protocol.
+    pub protocol: String,
+    /// The destination's port.
+    pub port: u16,
+    /// `tls`, `veth` or `claim`.
+    pub proof: &'static str,
+    /// Each end's terms.
+    pub sides: Vec<SideView>,
+    /// The same for people: a word, and what is to be said of it.
+    pub lines: Vec<Line>,
+}
+
+/// One end's terms.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SideView {
+    /// `egress` or `ingress`.
+    pub direction: String,
+    /// The end's stage.
+    pub stage: &'static str,
+    /// Whether its rules let the flow.
+    pub allows: bool,
+    /// Whether that counts.
+    pub enforced: bool,
+    /// Whether they would let it with every object in audit enforced.
+    pub with_audit: bool,
+    /// Terms in their order; none: the end is not enrolled, or talks to itself.
+    pub terms: Vec<TermView>,
+}
+
+/// One term.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TermView {
+    /// Its name.
+    pub term: String,
+    /// Whether it lets the flow.
+    pub holds: bool,
+    /// Rules or objects that made it so; none: nothing speaks in it.
+    pub by: Vec<String>,
+    /// Exceptions but for which it would be otherwise.
+    pub suspended_by: Vec<String>,
+}
+
+/// A line for people.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Line {
+    /// A word.
+    pub label: String,
+    /// What is to be said of it.
+    pub text: String,
+}
+
+struct Lines(Vec<Line>);
+
+impl Lines {
+    fn say(&mut self, label: &str, text: impl Into<String>) {
+        self.0.push(Line { label: label.to_owned(), text: text.into() });
+    }
+}
+
+/// Explains a flow's verdict at a moment (seconds since 1970).
+pub fn explain(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> Explanation {
+    let verdict = evaluator.judge(flow, now, View::Enforced);
+    let audited = evaluator.judge(flow, now, View::WithAudit);
+    let ends = [
+        (Direction::Egress, &verdict.egress, &audited.egress),
+        (Direction::Ingress, &verdict.ingress, &audited.ingress),
+    ];
+    let mut lines = Lines(Vec::new());
+    let refusing = ends.iter().find(|(_, judged, _)| judged.refuses());
+    let (mut because, mut side) = ("", None);
+    if let Some((direction, judged, _)) = refusing {
+        side = Some(direction.to_string());
+        because = refusal(evaluator, flow, *direction, judged, now, &mut lines);
+    } else {
+        for (direction, judged, _) in &ends {
+            allowed(flow, *direction, judged, &mut lines);
+        }
+    }
+    for (direction, judged, audited) in &ends {
+        if judged.allows() != audited.allows() {
+            let would = if audited.allows() { "allow" } else { "refuse" };
+            lines.say("audit", format!("{direction}: with what is in audit it would {would} this"));
+        }
+    }
+    let view = |(direction, judged, audited): &(Direction, &Judged<'_>, &Judged<'_>)| SideView {
+        direction: direction.to_string(),
+        stage: stage::name(judged.stage),
+        allows: judged.allows(),
+        enforced: judged.enforced(),
+        with_audit: audited.allows(),
+        terms: judged.side.iter().flat_map(|side| &side.answers).map(|answer| term_view(*direction, answer)).collect(),
+    };
+    let Asked { protocol, port } = flow.asked;
+    Explanation {
+        verdict: if refusing.is_some() { "deny" } else { "allow" },
+        because,
+        side,
+        from: name(&flow.source),
+        to: name(&flow.destination),
+        protocol: protocol.to_string(),
+        port,
+        proof: proof_word(flow.proof()),
+        sides: ends.iter().map(view).collect(),
+        lines: lines.0,
+    }
+}
+
+fn term_view(direction: Direction, answer: &Answer<'_>) -> TermView {
+    TermView {
+        term: answer.term.to_string(),
+        holds: answer.holds,
+        by: answer.by.iter().map(|source| provenance(direction, source)).collect(),
+        suspended_by: answer.suspended_by.iter().map(|exception| exception_name(exception)).collect(),
+    }
+}
+
+/// An end by its name, or its address.
+pub fn name(end: &End) -> String {
+    match &end.workload {
+        Some(workload) => format!("{}/{}", workload.namespace, workload.name),
+        None => end.ip.to_string(),
+    }
+}
+
+fn proof_word(proof: Proof) -> &'static str {
+    match proof {
+        Proof::Claim => "claim",
+        Proof::Veth => "veth",
+        Proof::Tls => "tls",
+    }
+}
+
+/// `MeshBaseline/bank ingress.deny.no-dev`.
+fn provenance(direction: Direction, source: &Source<'_>) -> String {
+    let id = &source.object.id;
+    match source.rule {
+        Some(rule) => format!("{id} {}", rule_name(direction, rule)),
+        None if id.kind == ObjectKind::MeshBaseline => format!("{id} {direction}.allow: none matches"),
+        None => id.to_string(),
+    }
+}
+
+fn rule_name(direction: Direction, rule: &Rule) -> String {
+    match rule.list {
+        List::Deny => format!("{direction}.deny.{}", rule.name),
+        List::Ceiling => format!("{direction}.allow.{}", rule.name),
+        List::Guarantee => format!("{direction}.guarantee.{}", rule.name),
+        List::Team => format!("{direction}.{}", rule.name),
+        List::Kubernetes => format!("{direction}[{}]", rule.name),
+    }
+}
+
+fn exception_name(exception: &Exception) -> String {
+    let date = exception.expires.strftime("%Y-%m-%d");
+    format!("MeshException/{}, {date}, {}", exception.name, exception.owner)
+}
+
+/// Says why an end refuses; returns the word for it.
+fn refusal(
+    evaluator: &Evaluator<'_>,
+    flow: &Flow,
+    direction: Direction,
+    judged: &Judged<'_>,
+    now: i64,
+    lines: &mut Lines,
+) -> &'static str {
+    let Some(side) = &judged.side else { return "" };
+    let Some(answer) = side.refusal() else { return "" };
+    let of = |term| side.answers.iter().find(move |answer| answer.term == term);
+    let own = flow.end(direction);
+    match answer.term {
+        Term::Deny | Term::Ceiling => {
+            let mut first = true;
+            for refusing in [Term::Deny, Term::Ceiling].into_iter().filter_map(of).filter(|answer| !answer.holds) {
+                for source in &refusing.by {
+                    lines.say(if first { "by" } else { "also" }, provenance(direction, source));
+                    first = false;
+                }
+            }
+            if answer.term == Term::Ceiling {
+                near(evaluator, flow, direction, answer, judged.proof, lines);
+            }
+            lines.say("team", "cannot allow this");
+            expired(evaluator, flow, direction, answer, now, lines);
+            lines.say("next", "ask platform for a MeshException");
+            if answer.term == Term::Deny { "baseline" } else { "ceiling" }
+        }
+        Term::NetworkPolicy | Term::Team => {
+            lines.say("by", format!("no {direction} rule matches"));
+            for source in &answer.by {
+                let selects = selects(&source.object.subject.labels);
+                lines.say("default", format!("caused by {} (selects {selects})", source.object.id));
+            }
+            near(evaluator, flow, direction, answer, judged.proof, lines);
+            for source in of(Term::Ceiling).iter().flat_map(|ceiling| &ceiling.by) {
+                lines.say("ceiling", format!("{} would allow it", provenance(direction, source)));
+            }
+            let namespace = own.workload.as_ref().map_or("", |workload| workload.namespace.as_str());
+            lines.say("next", format!("team {namespace} adds a rule"));
+            if answer.term == Term::Team { "team default" } else { "network policy" }
+        }
+        Term::Proof => {
+            let peer = name(flow.end(direction.opposite()));
+            lines.say("by", format!("{} is strict, and only an address speaks for {peer}", name(own)));
+            lines.say("next", format!("enrol {peer}, or allow it by a rule with unauthenticated: true"));
+            "unproved"
+        }
+    }
+}
+
+fn selects(labels: &[Requirement]) -> String {
+    if labels.is_empty() {
+        return "every workload of its namespace".to_owned();
+    }
+    labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The rule that came nearest to allowing the flow.
+fn near(
+    evaluator: &Evaluator<'_>,
+    flow: &Flow,
+    direction: Direction,
+    answer: &Answer<'_>,
+    proof: Proof,
+    lines: &mut Lines,
+) {
+    let (own, other) = (flow.end(direction), flow.end(direction.opposite()));
+    let Some(subject) = &own.workload else { return };
+    let peer = evaluator.peer(other, subject, direction, flow.asked);
+    let destination = flow.destination.workload.as_deref();
+    if let Some((rule, why)) = nearest::find(direction, answer, &peer, flow.asked, destination, proof) {
+        lines.say("nearest", format!("rule {}: {}", rule.name, why.join("; ")));
+    }
+}
+
+/// Exceptions that would have suspended what refuses, had they not ended.
+fn expired(
+    evaluator: &Evaluator<'_>,
+    flow: &Flow,
+    direction: Direction,
+    answer: &Answer<'_>,
+    now: i64,
+    lines: &mut Lines,
+) {
+    let lapsed = evaluator.ask(flow, direction, now, |question| {
+        let each = answer.by.iter().flat_map(|source| evaluator.policies.lapsed(question, source));
+        each.map(exception_name).collect::<Vec<_>>()
+    });
+    lapsed.unwrap_or_default().into_iter().for_each(|name| lines.say("expired", name));
+}
+
+/// Says why an end lets the flow.
+fn allowed(flow: &Flow, direction: Direction, judged: &Judged<'_>, lines: &mut Lines) {
+    let own = flow.end(direction);
+    let label = direction.to_string();
+    let Some(side) = &judged.side else {
+        let why = if own.workload.is_some() && judged.stage == kumiko_abi::Stage::Off {
+            "is off: no rule is asked"
+        } else if own.workload.is_some() {
+            "talks to itself"
+        } else {
+            "is no workload: no rule is asked"
+        };
+        return lines.say(&label, format!("{} {why}", name(own)));
+    };
+    let stage = stage::name(judged.stage);
+    let enforced = if judged.enforced() { String::new() } else { ", so nothing is enforced".to_owned() };
+    lines.say(&label, format!("{} is {stage}{enforced}", name(own)));
+    for answer in &side.answers {
+        let by: Vec<String> = answer.by.iter().map(|source| provenance(direction, source)).collect();
+        let (verb, by) = (if answer.holds { "yes" } else { "would refuse" }, by.join(", "));
+        match (by.is_empty(), answer.holds) {
+            (true, true) => {}
+            (true, false) => lines.say(&format!("  {}", answer.term), verb),
+            (false, _) => lines.say(&format!("  {}", answer.term), format!("{verb}: {by}")),
+        }
+        for exception in &answer.suspended_by {
+            lines.say(&format!("  {}", answer.term), format!("suspended by {}", exception_name(exception)));
+        }
+    }
+    let other = flow.end(direction.opposite());
+    if let Some(peer) = &other.workload {
+        lines.say("  peer", proved(peer, judged.proof));
+    }
+}
+
+fn proved(peer: &Workload, proof: Proof) -> String {
+    let labels: Vec<String> = peer.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let claimed = if labels.is_empty() { String::new() } else { format!("; claimed: {}", labels.join(", ")) };
+    match proof {
+        Proof::Tls => format!("proved by TLS: {}{claimed}", peer.principal),
+        Proof::Veth => format!("proved by its veth: {}{claimed}", peer.principal),
+        Proof::Claim => format!("claimed by its address: {}{claimed}", peer.principal),
+    }
+}

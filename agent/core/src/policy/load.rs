@@ -1,0 +1,136 @@
+//! Policy from documents: what only all of them together can say is checked here.
+
+use std::collections::BTreeSet;
+
+use thiserror::Error;
+
+use super::judge::Policies;
+use super::rule::{Direction, Exception, List, Object, ObjectKind, Suspended};
+use super::settings::Settings;
+use crate::manifest::{self, Kind, Place, PlatformLabel};
+
+/// Policy that may be judged by.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Loaded {
+    /// Who may talk to whom.
+    pub policies: Policies,
+    /// What the platform decides.
+    pub settings: Settings,
+    /// Why some of it would not do what it says; while there is any, no verdict is sure.
+    pub problems: Vec<Told>,
+}
+
+/// A problem with its place.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("{file}:{}:{}: {problem}", place.line, place.column)]
+pub struct Told {
+    /// File, relative to the folder.
+    pub file: String,
+    /// Where in it.
+    pub place: Place,
+    /// What.
+    pub problem: Unfit,
+}
+
+/// Why an object would not do what it says.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Unfit {
+    /// A label that the namespace's own team may set.
+    #[error(
+        "{object}: {path}: {key:?} is no label of the platform's: a team that sets it would choose for itself; list its \
+         prefix in MeshSettings' platformLabelPrefixes, or choose by namespace"
+    )]
+    TeamsLabel {
+        /// The object.
+        object: String,
+        /// The field.
+        path: String,
+        /// The label.
+        key: String,
+    },
+    /// An exception suspends what is not there.
+    #[error(
+        "{exception}: there is no {rule} in a MeshBaseline {baseline}: see its name, or remove it from spec.suspends"
+    )]
+    NothingToSuspend {
+        /// The exception.
+        exception: String,
+        /// The baseline that it names.
+        baseline: String,
+        /// The rule that it names.
+        rule: String,
+    },
+    /// A policy in audit takes the place of none.
+    #[error("{policy}: there is no MeshPolicy {replaced} to replace: see its name, or remove it from spec.replaces")]
+    NothingToReplace {
+        /// The policy.
+        policy: String,
+        /// What it names.
+        replaced: String,
+    },
+}
+
+/// Takes the policy among objects, each with its file.
+pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>) -> Loaded {
+    let (mut policies, mut exceptions, mut settings) = (Vec::new(), Vec::new(), Settings::default());
+    for (file, object) in objects {
+        match &object.kind {
+            Kind::Policy(policy) => policies.push((file, object.place, policy)),
+            Kind::Exception(exception) => exceptions.push((file, object.place, exception)),
+            Kind::Settings(found) => settings = found.clone(),
+            _ => {}
+        }
+    }
+    let mut problems = Vec::new();
+    let mut told = |file: &str, place, problem| problems.push(Told { file: file.to_owned(), place, problem });
+    let foreign = |labels: &[PlatformLabel], object: &str| -> Vec<(Place, Unfit)> {
+        let labels = labels.iter().filter(|label| !settings.is_platforms(&label.key));
+        let unfit = |label: &PlatformLabel| Unfit::TeamsLabel {
+            object: object.to_owned(),
+            path: label.path.clone(),
+            key: label.key.clone(),
+        };
+        labels.map(|label| (label.place, unfit(label))).collect()
+    };
+    let names: BTreeSet<_> = policies.iter().map(|(_, _, policy)| &policy.object.id).collect();
+    for (file, place, policy) in &policies {
+        let id = &policy.object.id;
+        for (place, unfit) in foreign(&policy.platform_labels, &id.to_string()) {
+            told(file, place, unfit);
+        }
+        for name in &policy.object.replaces {
+            let wanted = super::rule::ObjectId { name: name.clone(), ..id.clone() };
+            if !names.contains(&wanted) {
+                let replaced = format!("{}/{name}", id.namespace);
+                told(file, *place, Unfit::NothingToReplace { policy: id.to_string(), replaced });
+            }
+        }
+    }
+    for (file, place, exception) in &exceptions {
+        let name = format!("{}/{}", ObjectKind::MeshException.name(), exception.exception.name);
+        for (place, unfit) in foreign(&exception.platform_labels, &name) {
+            told(file, place, unfit);
+        }
+        let known = |suspended: &&Suspended| !policies.iter().any(|(_, _, policy)| has(&policy.object, suspended));
+        for suspended in exception.exception.suspends.iter().filter(known) {
+            let (baseline, rule) = (suspended.baseline.clone(), suspended.to_string());
+            told(file, *place, Unfit::NothingToSuspend { exception: name.clone(), baseline, rule });
+        }
+    }
+    let objects: Vec<Object> = policies.iter().map(|(_, _, policy)| policy.object.clone()).collect();
+    let exceptions: Vec<Exception> = exceptions.iter().map(|(_, _, exception)| exception.exception.clone()).collect();
+    Loaded { policies: Policies::new(objects, exceptions), settings, problems }
+}
+
+/// Whether an object is the baseline with what is to be suspended.
+fn has(object: &Object, suspended: &Suspended) -> bool {
+    let rules = match suspended.direction {
+        Direction::Ingress => &object.ingress,
+        Direction::Egress => &object.egress,
+    };
+    let found = rules.as_ref().is_some_and(|rules| match &suspended.deny {
+        Some(name) => rules.of(&[List::Deny]).any(|rule| rule.name == *name),
+        None => rules.ceiling,
+    });
+    object.id.kind == ObjectKind::MeshBaseline && object.id.name == suspended.baseline && found
+}

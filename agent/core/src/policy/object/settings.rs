@@ -1,0 +1,77 @@
+//! `MeshSettings`: what the platform decides for the whole mesh.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use kumiko_abi::Stage;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A stage, by its name in labels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StageName {
+    /// Not enrolled.
+    Off,
+    /// Seen, not changed.
+    Observe,
+    /// In tunnels where it can be.
+    Permissive,
+    /// In tunnels, or refused.
+    Strict,
+}
+
+impl From<StageName> for Stage {
+    fn from(name: StageName) -> Self {
+        match name {
+            StageName::Off => Self::Off,
+            StageName::Observe => Self::Observe,
+            StageName::Permissive => Self::Permissive,
+            StageName::Strict => Self::Strict,
+        }
+    }
+}
+
+/// The lowest stage of some namespaces.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MinStage {
+    /// Namespaces with all of these labels, whose prefixes are listed in `platformLabelPrefixes`; without any, all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespace_labels: BTreeMap<String, String>,
+    /// A label that asks for less is refused.
+    pub stage: StageName,
+}
+
+/// What the platform decides for the whole mesh. There is one, named `mesh`.
+#[derive(CustomResource, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, KubeSchema)]
+#[kube(group = "kumiko.dev", version = "v1alpha1", kind = "MeshSettings", plural = "meshsettings", category = "kumiko")]
+#[kube(doc = "What the platform decides for the whole mesh.")]
+#[kube(validation = ("self.metadata.name == 'mesh'", "there is one MeshSettings, named mesh"))]
+#[serde(rename_all = "camelCase")]
+pub struct MeshSettingsSpec {
+    /// Prefixes of the namespace labels that only the platform sets, such as `platform.bank/`: baselines select by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub platform_label_prefixes: Vec<String>,
+    /// Lowest stages, by namespace label; the highest that fits counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub min_stage: Vec<MinStage>,
+    /// Networks of pods.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub pod_cidrs: Vec<String>,
+    /// Networks of Services' addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub service_cidrs: Vec<String>,
+    /// Networks of nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub node_cidrs: Vec<String>,
+    /// Addresses of the API server: the entity `kube-apiserver`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub api_server: Vec<String>,
+}

@@ -1,0 +1,46 @@
+//! What the platform decides for the whole mesh, as it is used.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kumiko_abi::Stage;
+
+use super::selector::Requirement;
+
+/// The lowest stage of some namespaces.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MinStage {
+    /// Which; without any requirement, all.
+    pub labels: Vec<Requirement>,
+    /// Their lowest stage.
+    pub stage: Stage,
+}
+
+/// `MeshSettings`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// Prefixes of namespace labels that only the platform sets.
+    pub platform_label_prefixes: Vec<String>,
+    /// Lowest stages.
+    pub min_stages: Vec<MinStage>,
+    /// Networks of pods.
+    pub pods: Vec<IpNet>,
+    /// Networks of Services' addresses.
+    pub services: Vec<IpNet>,
+    /// Networks of nodes.
+    pub nodes: Vec<IpNet>,
+    /// Addresses of the API server.
+    pub api_server: Vec<IpAddr>,
+}
+
+impl Settings {
+    /// Whether only the platform sets a namespace label.
+    pub fn is_platforms(&self, key: &str) -> bool {
+        self.platform_label_prefixes.iter().any(|prefix| key.starts_with(prefix))
+    }
+
+    /// Whether an address is of the cluster's networks.
+    pub fn inside(&self, ip: IpAddr) -> bool {
+        [&self.pods, &self.services, &self.nodes].into_iter().flatten().any(|net| net.contains(&ip))
+    }
+}

@@ -1,0 +1,81 @@
+//! Random worlds, asked of the evaluator (by way of documents and their reader) and of the naive one.
+
+use std::collections::BTreeMap;
+
+use super::naive::{self, Asked, Everything};
+use super::random::{Random, documents};
+use crate::manifest::{Protocol, Scope, parse_in};
+use crate::model::World;
+use crate::policy::judge::{Side, Term, View};
+use crate::policy::load::load;
+use crate::policy::port;
+use crate::policy::verdict::{End, Evaluator, Flow};
+
+const WORLDS: u64 = 10_000;
+const QUESTIONS: usize = 10;
+
+/// What the naive evaluator says of a side, from the evaluator's answer.
+fn refusal(side: &Side<'_>) -> naive::Refusal {
+    let answer = side.refusal()?;
+    let letter = match answer.term {
+        Term::Deny => 'D',
+        Term::Ceiling => 'C',
+        Term::NetworkPolicy => 'K',
+        Term::Team => 'T',
+        Term::Proof => 'P',
+    };
+    Some((letter, answer.by.first().map_or(String::new(), |source| source.object.id.name.clone())))
+}
+
+/// Asks both; the error says how they differ.
+fn compare(all: &Everything, world: &World, evaluator: &Evaluator<'_>, asked: Asked) -> [Option<naive::Refusal>; 4] {
+    let protocol = if asked.udp { Protocol::Udp } else { Protocol::Tcp };
+    let asked_port = port::Asked { protocol, port: asked.port };
+    let flow = Flow { source: End::at(world, asked.from), destination: End::at(world, asked.to), asked: asked_port };
+    let mut found = [const { None }; 4];
+    for (audit, view) in [(false, View::Enforced), (true, View::WithAudit)] {
+        let verdict = evaluator.judge(&flow, all.now, view);
+        let ours = [&verdict.egress, &verdict.ingress].map(|judged| judged.side.as_ref().map(refusal));
+        let theirs = naive::verdict(all, asked, audit);
+        assert_eq!(ours, theirs, "{asked:?}, with audit {audit}: {flow:#?}\n{}", documents(all));
+        for (at, one) in theirs.into_iter().enumerate() {
+            found[2 * usize::from(audit) + at] = one;
+        }
+    }
+    found
+}
+
+#[test]
+fn the_evaluator_says_what_the_formula_says() {
+    let mut decided: BTreeMap<(usize, Option<char>), u64> = BTreeMap::new();
+    for seed in 0..WORLDS {
+        let mut random = Random::new(seed);
+        let all = random.everything();
+        let text = documents(&all);
+        let objects = parse_in(Scope::Policy, "f", &text)
+            .unwrap_or_else(|problems| panic!("seed {seed}: {}\n{text}", problems[0]));
+        let named = || objects.iter().map(|object| ("f", object));
+        let (world, _) = World::build("td", 1, named()).unwrap();
+        let loaded = load(named());
+        assert_eq!(loaded.problems, [], "seed {seed}: {text}");
+        let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
+        for _ in 0..QUESTIONS {
+            let asked = random.asked(&all);
+            let found = std::panic::catch_unwind(|| compare(&all, &world, &evaluator, asked));
+            let found = found.unwrap_or_else(|_| panic!("seed {seed}: {asked:?}"));
+            for (at, refusal) in found.iter().enumerate() {
+                if let Some(refusal) = refusal {
+                    *decided.entry((at, refusal.as_ref().map(|(letter, _)| *letter))).or_default() += 1;
+                }
+            }
+        }
+    }
+    println!("{decided:?}");
+    let each = ['D', 'C', 'K', 'T', 'P'].map(Some);
+    for (side, letters) in [(0, &each[..4]), (1, &each[..])] {
+        for letter in letters.iter().chain([&None]) {
+            let times = decided.get(&(side, *letter)).copied().unwrap_or(0);
+            assert!(times >= 100, "{letter:?} decided side {side} only {times} times");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What is refused, with its place and what to do about it.
+
+use crate::manifest::{Scope, parse, parse_in};
+use crate::policy::load::load;
+
+const HEAD: &str = "apiVersion: kumiko.dev/v1alpha1\n";
+
+/// The first problem of a document whose second line on is `text`.
+fn refused(text: &str) -> String {
+    let problems = parse_in(Scope::Policy, "f", &format!("{HEAD}{text}")).unwrap_err();
+    problems[0].to_string()
+}
+
+fn baseline(spec: &str) -> String {
+    refused(&format!("kind: MeshBaseline\nmetadata: {{name: b}}\nspec:\n{spec}"))
+}
+
+fn policy(spec: &str) -> String {
+    refused(&format!("kind: MeshPolicy\nmetadata: {{name: p, namespace: n}}\nspec:\n{spec}"))
+}
+
+/// Each a document's spec, and the beginning of what is said of it.
+const POLICIES: &[(&str, &str)] = &[
+    ("  ingress: [{from: [{namespace: a}]}]", "f:5:13: spec.ingress[0]: the field name is missing: add it"),
+    ("  ingress: [{name: A}]", "f:5:20: spec.ingress[0].name: \"A\" must be 1 to 63 lower-case letters"),
+    ("  ingress: [{name: a}, {name: a}]", "f:5:31: spec.ingress[1].name: \"a\" is the name of another rule"),
+    ("  ingress: [{name: a, from: []}]", "f:5:29: spec.ingress[0].from: \"[]\" is empty: leave the field out"),
+    ("  ingress: [{name: a, ports: []}]", "f:5:30: spec.ingress[0].ports: \"[]\" is empty: leave the field out"),
+    ("  ingress: [{name: a, from: [{}]}]", "f:5:30: spec.ingress[0].from[0]: \"the peer\" must be a workload"),
+    (
+        "  ingress: [{name: a, from: [{namespace: a, entity: world}]}]",
+        "f:5:30: spec.ingress[0].from[0]: \"the peer\" must be",
+    ),
+    (
+        "  ingress: [{name: a, from: [{serviceAccount: x}]}]",
+        "f:5:47: spec.ingress[0].from[0].serviceAccount: \"x\" is an account of any",
+    ),
+    (
+        "  ingress: [{name: a, from: [{labels: {a: b}}]}]",
+        "f:5:39: spec.ingress[0].from[0].labels: \"labels\" are pods of any",
+    ),
+    (
+        "  ingress: [{name: a, from: [{spiffeId: x}]}]",
+        "f:5:41: spec.ingress[0].from[0].spiffeId: \"x\" is not of the form spiffe://",
+    ),
+    ("  ingress: [{name: a, from: [{entity: moon}]}]", "f:5:39: spec.ingress[0].from[0].entity: "),
+    (
+        "  ingress: [{name: a, from: [{ipBlock: {cidr: 10.0.0.1/8}}]}]",
+        "f:5:47: spec.ingress[0].from[0].ipBlock.cidr: \"10.0.0.1/8\" has bits set behind",
+    ),
+    (
+        "  ingress: [{name: a, from: [{ipBlock: {cidr: ten}}]}]",
+        "f:5:47: spec.ingress[0].from[0].ipBlock.cidr: \"ten\" must be a network",
+    ),
+    (
+        "  ingress: [{name: a, from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}]}]",
+        "f:5:68: spec.ingress[0].from[0].ipBlock.except[0]: \"11.0.0.0/8\" must be a part of cidr",
+    ),
+    ("  egress: [{name: a, ports: [{port: 0}]}]", "f:5:37: spec.egress[0].ports[0].port: \"0\" must be a port number"),
+    (
+        "  egress: [{name: a, ports: [{port: 9, endPort: 8}]}]",
+        "f:5:49: spec.egress[0].ports[0].endPort: \"8\" must not be lower",
+    ),
+    (
+        "  egress: [{name: a, ports: [{port: web, endPort: 8}]}]",
+        "f:5:51: spec.egress[0].ports[0].endPort: \"8\" needs a number",
+    ),
+    ("  egress: [{name: a, ports: [{port: 8, protocol: SCTP}]}]", "f:5:50: spec.egress[0].ports[0].protocol: "),
+    ("  replaces: [x]", "f:5:13: spec.replaces: \"x\" is for a policy in mode audit"),
+    ("  onRevoke: {action: grace}", "f:5:13: spec.onRevoke.seconds is missing"),
+    ("  onRevoke: {action: cut, seconds: 1}", "f:5:36: spec.onRevoke.seconds: \"1\" belongs to action grace"),
+    ("  mode: maybe", "f:5:9: spec.mode: "),
+    ("  subjects: {}", "f:5:3: MeshPolicy has no field spec.subjects"),
+];
+
+const BASELINES: &[(&str, &str)] = &[
+    ("  ingress: {deny: []}", "f:5:3: spec: the field subject is missing"),
+    ("  subject: {labels: {a: b}}", "f:5:13: MeshBaseline has no field spec.subject.labels"),
+    (
+        "  subject: {}\n  ingress: {deny: [{name: a, from: [{namespace: n, labels: {a: b}}]}]}",
+        "f:6:60: spec.ingress.deny[0].from[0].labels: \"pod labels\" cannot be denied by",
+    ),
+    (
+        "  subject: {}\n  egress: {deny: [{name: a, ports: [{port: web}]}]}",
+        "f:6:44: spec.egress.deny[0].ports[0].port: \"web\" cannot be denied by",
+    ),
+    (
+        "  subject: {}\n  ingress: {deny: [{name: a, unauthenticated: true}]}",
+        "f:6:47: spec.ingress.deny[0].unauthenticated: \"true\" says nothing in a deny rule",
+    ),
+];
+
+#[test]
+fn every_bad_document_is_refused_with_its_place() {
+    let policies = POLICIES.iter().map(|(spec, said)| (policy(spec), *said));
+    let baselines = BASELINES.iter().map(|(spec, said)| (baseline(spec), *said));
+    let wrong: Vec<_> = policies.chain(baselines).filter(|(told, said)| !told.starts_with(said)).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let settings = refused("kind: MeshSettings\nmetadata: {name: other}\nspec: {}\n");
+    assert!(settings.starts_with("f:3:18: metadata.name: \"other\" must be mesh"), "{settings}");
+    let prefix = refused("kind: MeshSettings\nmetadata: {name: mesh}\nspec: {platformLabelPrefixes: [x]}\n");
+    assert!(prefix.starts_with("f:4:32: spec.platformLabelPrefixes[0]: \"x\" must be a label's prefix"), "{prefix}");
+    let exception = "kind: MeshException\nmetadata: {name: e}\nspec: {suspends: [{baseline: b, rules: [x]}], subject: {}, \
+                     peers: [{namespace: n}], owner: o, expires: 2026-12-31T00:00:00Z}\n";
+    let told = refused(exception);
+    assert!(told.starts_with("f:4:41: spec.suspends[0].rules[0]: \"x\" must be ingress.deny.NAME"), "{told}");
+    let told = refused(&exception.replace("2026-12-31T00:00:00Z", "tomorrow").replace("[x]", "[ingress.allow]"));
+    assert!(told.contains("spec.expires: "), "{told}");
+}
+
+#[test]
+fn what_only_all_documents_together_say_is_told_too() {
+    let text = format!(
+        "{HEAD}kind: MeshBaseline\nmetadata: {{name: b}}\nspec:\n  subject: {{namespaceLabels: {{team/x: y}}}}\n---\n\
+         {HEAD}kind: MeshException\nmetadata: {{name: e}}\nspec: {{suspends: [{{baseline: b, rules: [ingress.deny.gone]}}], \
+         subject: {{}}, peers: [{{namespace: n}}], owner: o, expires: 2026-12-31T00:00:00Z}}\n---\n\
+         {HEAD}kind: MeshPolicy\nmetadata: {{name: p, namespace: n}}\nspec: {{mode: audit, replaces: [gone]}}\n"
+    );
+    let objects = parse_in(Scope::Policy, "f", &text).unwrap();
+    let told: Vec<String> =
+        load(objects.iter().map(|object| ("f", object))).problems.iter().map(ToString::to_string).collect();
+    let begin = [
+        "f:5:39: MeshBaseline/b: spec.subject.namespaceLabels.team/x: \"team/x\" is no label of the platform's",
+        "f:12:1: MeshPolicy/n/p: there is no MeshPolicy n/gone to replace",
+        "f:7:1: MeshException/e: there is no ingress.deny.gone in a MeshBaseline b",
+    ];
+    assert_eq!(told.len(), begin.len(), "{told:#?}");
+    for (told, begin) in told.iter().zip(begin) {
+        assert!(told.starts_with(begin), "{told}\n{begin}");
+    }
+}
+
+#[test]
+fn an_agent_takes_no_policy_that_it_would_not_enforce() {
+    for kind in ["MeshBaseline", "MeshPolicy", "MeshException", "MeshSettings"] {
+        let problems = parse("f", &format!("{HEAD}kind: {kind}\nmetadata: {{name: x}}\nspec: {{}}\n")).unwrap_err();
+        let told = problems[0].to_string();
+        assert!(told.contains("is not read here") && told.contains(kind), "{told}");
+    }
+}

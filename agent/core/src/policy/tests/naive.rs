@@ -1,0 +1,383 @@
+//! The formula once more, as it stands in the design, over the documents themselves: slow, and nothing shared with the
+//! evaluator but the documents' types.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::policy::object::{
+    BaselineSubject, Entity, IpBlock, MeshBaselineSpec, MeshExceptionSpec, MeshPolicySpec, Mode, Peer, Port, PortRef,
+    TransportProtocol,
+};
+
+/// A pod.
+#[derive(Clone, Debug)]
+pub(super) struct Pod {
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) namespace_labels: BTreeMap<String, String>,
+    pub(super) account: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) node: String,
+    pub(super) ips: Vec<IpAddr>,
+    /// Name, number, UDP, probed.
+    pub(super) ports: Vec<(String, u16, bool, bool)>,
+    /// 0 off, 1 observe, 2 permissive, 3 strict.
+    pub(super) stage: u8,
+}
+
+/// All that there is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Everything {
+    pub(super) pods: Vec<Pod>,
+    pub(super) nodes: Vec<(String, IpAddr)>,
+    pub(super) inside: Vec<String>,
+    pub(super) api_server: Vec<IpAddr>,
+    pub(super) baselines: Vec<(String, MeshBaselineSpec)>,
+    pub(super) policies: Vec<(String, String, MeshPolicySpec)>,
+    pub(super) network: Vec<(String, String, NetworkPolicySpec)>,
+    pub(super) exceptions: Vec<(String, MeshExceptionSpec)>,
+    pub(super) now: i64,
+}
+
+/// One question.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) from: IpAddr,
+    pub(super) to: IpAddr,
+    pub(super) port: u16,
+    pub(super) udp: bool,
+}
+
+/// What refuses on one side: a letter of the formula, and the first object of it by name.
+pub(super) type Refusal = Option<(char, String)>;
+
+struct Sided<'a> {
+    all: &'a Everything,
+    own: &'a Pod,
+    peer: IpAddr,
+    peer_pod: Option<&'a Pod>,
+    ingress: bool,
+    asked: Asked,
+    proved: bool,
+    audit: bool,
+}
+
+/// Egress and ingress; the outer `None`: nothing is asked.
+pub(super) fn verdict(all: &Everything, asked: Asked, audit: bool) -> [Option<Refusal>; 2] {
+    let pod = |ip: IpAddr| all.pods.iter().find(|pod| pod.ips.contains(&ip));
+    let (from, to) = (pod(asked.from), pod(asked.to));
+    let proved = match (from, to) {
+        (Some(a), Some(b)) if a.node == b.node && a.stage > 0 && b.stage > 0 => true,
+        (Some(a), Some(b)) => !asked.udp && a.stage > 1 && b.stage > 1,
+        _ => false,
+    };
+    let own = matches!((from, to), (Some(a), Some(b)) if a.name == b.name && a.namespace == b.namespace);
+    let side = |me: Option<&Pod>, peer: IpAddr, peer_pod, ingress| {
+        let me = me.filter(|me| me.stage > 0 && !own)?;
+        Some(Sided { all, own: me, peer, peer_pod, ingress, asked, proved, audit }.refusal())
+    };
+    [side(from, asked.to, to, false), side(to, asked.from, from, true)]
+}
+
+impl Sided<'_> {
+    fn refusal(&self) -> Refusal {
+        let mut denies = Vec::new();
+        let mut ceilings = Vec::new();
+        let (mut c_lenient, mut g, mut g_lenient) = (false, false, false);
+        for (name, spec) in &self.all.baselines {
+            let counts = if self.audit { true } else { spec.mode == Mode::Enforce };
+            if !counts || !self.subject(&spec.subject, self.own) {
+                continue;
+            }
+            let (deny, allow, guarantee) = match (self.ingress, &spec.ingress, &spec.egress) {
+                (true, Some(d), _) => (
+                    d.deny.iter().map(rule_in).collect::<Vec<_>>(),
+                    d.allow.as_ref().map(|r| r.iter().map(rule_in).collect::<Vec<_>>()),
+                    d.guarantee.iter().map(rule_in).collect::<Vec<_>>(),
+                ),
+                (false, _, Some(d)) => (
+                    d.deny.iter().map(rule_out).collect(),
+                    d.allow.as_ref().map(|r| r.iter().map(rule_out).collect()),
+                    d.guarantee.iter().map(rule_out).collect(),
+                ),
+                _ => continue,
+            };
+            for rule in &deny {
+                let matches = self.some_peer(rule.1, true, true) && self.some_port(rule.2);
+                if matches && !self.suspended(name, &format!("deny.{}", rule.0)) {
+                    denies.push(name.clone());
+                }
+            }
+            let hits = |rules: &[Raw<'_>]| {
+                let hit = rules.iter().filter(|rule| self.allows(rule));
+                (hit.clone().count() > 0, hit.clone().any(|rule| self.lenient(rule)))
+            };
+            let (guaranteed, guaranteed_lenient) = hits(&guarantee);
+            g |= guaranteed;
+            g_lenient |= guaranteed_lenient;
+            if let Some(allow) = &allow {
+                let (allowed, allowed_lenient) = hits(allow);
+                if !allowed && !guaranteed && !self.suspended(name, "allow") {
+                    ceilings.push(name.clone());
+                }
+                c_lenient |= allowed_lenient || guaranteed_lenient;
+            }
+        }
+        if let Some(name) = denies.iter().min() {
+            return Some(('D', name.clone()));
+        }
+        if let Some(name) = ceilings.iter().min() {
+            return Some(('C', name.clone()));
+        }
+        if let Some(name) = self.kubernetes() {
+            return Some(('K', name));
+        }
+        let (mut selecting, mut t, mut t_lenient) = (Vec::new(), false, false);
+        for (namespace, name, spec) in &self.all.policies {
+            let replaced = self
+                .all
+                .policies
+                .iter()
+                .any(|(other, _, by)| other == namespace && by.mode == Mode::Audit && by.replaces.contains(name));
+            let counts = if self.audit { !replaced } else { spec.mode == Mode::Enforce };
+            let account = spec.subject.service_account.as_ref().is_none_or(|account| *account == self.own.account);
+            if !counts || *namespace != self.own.namespace || !account || !has(&self.own.labels, &spec.subject.labels) {
+                continue;
+            }
+            let rules: Vec<Raw<'_>> = match (self.ingress, &spec.ingress, &spec.egress) {
+                (true, Some(rules), _) => rules.iter().map(rule_in).collect(),
+                (false, _, Some(rules)) => rules.iter().map(rule_out).collect(),
+                _ => continue,
+            };
+            selecting.push(name.clone());
+            for rule in rules.iter().filter(|rule| self.allows(rule)) {
+                t = true;
+                t_lenient |= self.lenient(rule);
+            }
+        }
+        if !selecting.is_empty() && !t && !g {
+            return selecting.into_iter().min().map(|name| ('T', name));
+        }
+        let probe = self.ingress && self.entity(Entity::Probe);
+        let fine = !self.ingress || self.believed() || probe || c_lenient || t_lenient || g_lenient;
+        (!fine).then(|| ('P', String::new()))
+    }
+
+    fn believed(&self) -> bool {
+        self.proved || self.own.stage < 3
+    }
+
+    /// A rule that allows: identities need belief, unless it says otherwise.
+    fn allows(&self, rule: &Raw<'_>) -> bool {
+        self.some_peer(rule.1, self.believed() || rule.3, false) && self.some_port(rule.2)
+    }
+
+    /// A rule that has matched: whether an address is enough for it.
+    fn lenient(&self, rule: &Raw<'_>) -> bool {
+        rule.3
+            || rule.1.is_some_and(|peers| {
+                peers
+                    .iter()
+                    .any(|peer| (peer.ip_block.is_some() || peer.entity.is_some()) && self.is(peer, true, false))
+            })
+    }
+
+    fn some_peer(&self, peers: Option<&[Peer]>, believed: bool, deny: bool) -> bool {
+        peers.is_none_or(|peers| peers.iter().any(|peer| self.is(peer, believed, deny)))
+    }
+
+    fn is(&self, peer: &Peer, believed: bool, deny: bool) -> bool {
+        if let Some(block) = &peer.ip_block {
+            return (deny || self.peer_pod.is_none()) && within(block, self.peer);
+        }
+        if let Some(entity) = peer.entity {
+            return self.entity(entity);
+        }
+        let Some(pod) = self.peer_pod else { return false };
+        believed
+            && peer.namespace.as_ref().is_none_or(|name| *name == pod.namespace)
+            && peer.service_account.as_ref().is_none_or(|name| *name == pod.account)
+            && peer.spiffe_id.as_ref().is_none_or(|id| *id == spiffe(pod))
+            && has(&pod.namespace_labels, &peer.namespace_labels)
+            && has(&pod.labels, &peer.labels)
+    }
+
+    fn subject(&self, subject: &BaselineSubject, pod: &Pod) -> bool {
+        subject.namespace.as_ref().is_none_or(|name| *name == pod.namespace)
+            && subject.service_account.as_ref().is_none_or(|name| *name == pod.account)
+            && subject.spiffe_id.as_ref().is_none_or(|id| *id == spiffe(pod))
+            && has(&pod.namespace_labels, &subject.namespace_labels)
+    }
+
+    fn suspended(&self, baseline: &str, what: &str) -> bool {
+        let wanted = format!("{}.{what}", if self.ingress { "ingress" } else { "egress" });
+        self.all.exceptions.iter().any(|(_, spec)| {
+            spec.expires.0.as_second() > self.all.now
+                && spec.suspends.iter().any(|s| s.baseline == baseline && s.rules.contains(&wanted))
+                && self.subject(&spec.subject, self.own)
+                && self.some_peer(Some(&spec.peers), self.believed(), false)
+                && self.some_port(spec.ports.as_deref())
+        })
+    }
+
+    fn some_port(&self, ports: Option<&[Port]>) -> bool {
+        ports.is_none_or(|ports| {
+            ports.iter().any(|port| {
+                let udp = port.protocol == TransportProtocol::Udp;
+                udp == self.asked.udp
+                    && match &port.port {
+                        PortRef::Number(first) => {
+                            *first <= self.asked.port && self.asked.port <= port.end_port.unwrap_or(*first)
+                        }
+                        PortRef::Name(name) => self.named(name, udp),
+                    }
+            })
+        })
+    }
+
+    /// Whether the destination's pod calls the asked port so.
+    fn named(&self, name: &str, udp: bool) -> bool {
+        let destination = if self.ingress { Some(self.own) } else { self.peer_pod };
+        destination.is_some_and(|pod| {
+            pod.ports.iter().any(|(its, number, is_udp, _)| its == name && *is_udp == udp && *number == self.asked.port)
+        })
+    }
+
+    fn entity(&self, entity: Entity) -> bool {
+        if self.peer_pod.is_some() {
+            return false;
+        }
+        let node = self.all.nodes.iter().find(|(_, ip)| *ip == self.peer);
+        let host = node.is_some_and(|(name, _)| *name == self.own.node);
+        let probed = |(_, number, udp, probe): &(String, u16, bool, bool)| {
+            *probe && *number == self.asked.port && *udp == self.asked.udp
+        };
+        match entity {
+            Entity::Host => host,
+            Entity::Node => node.is_some(),
+            Entity::Probe => host && self.ingress && self.own.ports.iter().any(probed),
+            Entity::KubeApiserver => self.all.api_server.contains(&self.peer),
+            Entity::World => node.is_none() && !self.all.inside.iter().any(|net| in_net(net, self.peer)),
+        }
+    }
+
+    /// The first NetworkPolicy that selects and none of which allows.
+    fn kubernetes(&self) -> Option<String> {
+        if self.entity(Entity::Host) {
+            return None;
+        }
+        let mut selecting = Vec::new();
+        for (namespace, name, spec) in &self.all.network {
+            if *namespace != self.own.namespace || !selects(spec.pod_selector.as_ref(), &self.own.labels) {
+                continue;
+            }
+            let types = spec.policy_types.clone().unwrap_or_default();
+            let has_egress = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+            let about = match (self.ingress, types.is_empty()) {
+                (true, true) => true,
+                (false, true) => has_egress,
+                (true, false) => types.contains(&"Ingress".to_owned()),
+                (false, false) => types.contains(&"Egress".to_owned()),
+            };
+            if !about {
+                continue;
+            }
+            selecting.push(name.clone());
+            let rules: Vec<(Vec<NetworkPolicyPeer>, Vec<NetworkPolicyPort>)> = if self.ingress {
+                let rules = spec.ingress.iter().flatten();
+                rules.map(|r| (r.from.clone().unwrap_or_default(), r.ports.clone().unwrap_or_default())).collect()
+            } else {
+                let rules = spec.egress.iter().flatten();
+                rules.map(|r| (r.to.clone().unwrap_or_default(), r.ports.clone().unwrap_or_default())).collect()
+            };
+            for (peers, ports) in &rules {
+                let peer = peers.is_empty() || peers.iter().any(|peer| self.kubernetes_peer(namespace, peer));
+                let port = ports.is_empty() || ports.iter().any(|port| self.kubernetes_port(port));
+                if peer && port {
+                    return None;
+                }
+            }
+        }
+        selecting.into_iter().min()
+    }
+
+    fn kubernetes_peer(&self, namespace: &str, peer: &NetworkPolicyPeer) -> bool {
+        if let Some(block) = &peer.ip_block {
+            let except = block.except.clone().unwrap_or_default();
+            return within(&IpBlock { cidr: block.cidr.clone(), except }, self.peer);
+        }
+        self.peer_pod.is_some_and(|pod| {
+            let place = match &peer.namespace_selector {
+                Some(selector) => selects(Some(selector), &pod.namespace_labels),
+                None => pod.namespace == namespace,
+            };
+            place && selects(peer.pod_selector.as_ref(), &pod.labels)
+        })
+    }
+
+    fn kubernetes_port(&self, port: &NetworkPolicyPort) -> bool {
+        let udp = port.protocol.as_deref() == Some("UDP");
+        udp == self.asked.udp
+            && match (&port.port, port.end_port) {
+                (None, _) => true,
+                (Some(IntOrString::Int(first)), end) => {
+                    (*first..=end.unwrap_or(*first)).contains(&i32::from(self.asked.port))
+                }
+                (Some(IntOrString::String(name)), _) => self.named(name, udp),
+            }
+    }
+}
+
+/// Name, peers, ports, unauthenticated.
+type Raw<'a> = (&'a str, Option<&'a [Peer]>, Option<&'a [Port]>, bool);
+
+fn rule_in(rule: &crate::policy::object::IngressRule) -> Raw<'_> {
+    (&rule.name, rule.from.as_deref(), rule.ports.as_deref(), rule.unauthenticated)
+}
+
+fn rule_out(rule: &crate::policy::object::EgressRule) -> Raw<'_> {
+    (&rule.name, rule.to.as_deref(), rule.ports.as_deref(), rule.unauthenticated)
+}
+
+fn spiffe(pod: &Pod) -> String {
+    format!("spiffe://td/ns/{}/sa/{}", pod.namespace, pod.account)
+}
+
+fn has(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn selects(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) -> bool {
+    let Some(selector) = selector else { return true };
+    let expressions = selector.match_expressions.iter().flatten().all(|one| {
+        let value = labels.get(&one.key);
+        let listed = value.is_some_and(|value| one.values.iter().flatten().any(|other| other == value));
+        match one.operator.as_str() {
+            "In" => listed,
+            "NotIn" => !listed,
+            "Exists" => value.is_some(),
+            _ => value.is_none(),
+        }
+    });
+    expressions && selector.match_labels.as_ref().is_none_or(|wanted| has(labels, wanted))
+}
+
+fn within(block: &IpBlock, ip: IpAddr) -> bool {
+    in_net(&block.cidr, ip) && !block.except.iter().any(|net| in_net(net, ip))
+}
+
+/// Bit by bit.
+fn in_net(net: &str, ip: IpAddr) -> bool {
+    let (base, len) = net.split_once('/').unwrap();
+    let (base, len): (IpAddr, u32) = (base.parse().unwrap(), len.parse().unwrap());
+    let (a, b, width) = match (base, ip) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(u32::from(a)), u128::from(u32::from(b)), 32),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a), u128::from(b), 128),
+        _ => return false,
+    };
+    len == 0 || (a ^ b) >> (width - len) == 0
+}

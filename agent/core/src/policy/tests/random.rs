@@ -1,0 +1,389 @@
+//! Random worlds: few names, so that rules meet; every kind of object, stage, peer and port.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::networking::v1::{
+    IPBlock, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, Time};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::jiff::Timestamp;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::{Value, json};
+
+use super::naive::{Asked, Everything, Pod};
+use crate::policy::object::{
+    BaselineDirection, BaselineSubject, EgressRule, Entity, IngressRule, IpBlock, MeshBaselineSpec, MeshExceptionSpec,
+    MeshPolicySpec, Mode, Peer, PolicySubject, Port, PortRef, Suspends, TransportProtocol,
+};
+
+const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+const TIER: &str = "platform.example/tier";
+const TIERS: [&str; 2] = ["dev", "prod"];
+const STAGES: [&str; 4] = ["off", "observe", "permissive", "strict"];
+const ACCOUNTS: [&str; 2] = ["x", "y"];
+const NETS: [&str; 6] = ["10.0.0.0/28", "10.0.0.0/8", "192.0.2.0/24", "0.0.0.0/0", "fd00::/64", "2001:db8::/32"];
+const PORTS: [u16; 4] = [80, 81, 443, 9090];
+/// Seconds since 1970 of every question.
+const NOW: i64 = 1_800_000_000;
+
+pub(super) struct Random(StdRng);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(StdRng::seed_from_u64(seed))
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.0.random_range(0..end)
+    }
+
+    fn one_in(&mut self, many: usize) -> bool {
+        self.below(many) == 0
+    }
+
+    fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
+    }
+
+    fn some<T>(&mut self, one_in: usize, make: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        self.one_in(one_in).then(|| make(self))
+    }
+
+    fn list<T>(&mut self, most: usize, mut make: impl FnMut(&mut Self, usize) -> T) -> Vec<T> {
+        (0..self.below(most + 1)).map(|number| make(self, number)).collect()
+    }
+
+    pub(super) fn everything(&mut self) -> Everything {
+        let tiers: Vec<&str> = NAMESPACES.iter().map(|_| self.pick(&TIERS)).collect();
+        let stages: Vec<usize> = NAMESPACES.iter().map(|_| self.pick(&[0, 1, 2, 2, 3, 3, 3])).collect();
+        let pods = (0..7).map(|number| self.pod(number, &tiers, &stages)).collect();
+        let baselines = self.list(3, |r, n| (format!("base{n}"), r.baseline()));
+        let policies = self.list(4, |r, n| (r.pick(&NAMESPACES).to_owned(), format!("team{n}"), r.policy()));
+        let network = self.list(2, |r, n| (r.pick(&NAMESPACES).to_owned(), format!("net{n}"), r.network()));
+        let exceptions = if baselines.is_empty() {
+            Vec::new()
+        } else {
+            self.list(2, |r, n| (format!("exc{n}"), r.exception(&baselines)))
+        };
+        let exceptions = exceptions.into_iter().filter(|(_, spec)| !spec.suspends.is_empty()).collect();
+        let replaceable: Vec<(String, String)> =
+            policies.iter().map(|(namespace, name, _)| (namespace.clone(), name.clone())).collect();
+        let mut policies = policies;
+        for (namespace, name, spec) in policies.iter_mut().filter(|(_, _, spec)| spec.mode == Mode::Audit) {
+            let others = replaceable.iter().filter(|(other, its)| other == namespace && its != name);
+            spec.replaces = others.map(|(_, name)| name.clone()).take(self.below(2)).collect();
+        }
+        Everything {
+            pods,
+            nodes: vec![("n1".into(), ip("172.16.0.1")), ("n2".into(), ip("172.16.0.2"))],
+            // Nodes are known, within these networks or not.
+            inside: ["10.0.0.0/8", "fd00::/16", "172.16.0.0/16"][..2 + self.below(2)]
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            api_server: vec![ip("172.16.0.1")],
+            baselines,
+            policies,
+            network,
+            exceptions,
+            now: NOW,
+        }
+    }
+
+    fn pod(&mut self, number: usize, tiers: &[&str], stages: &[usize]) -> Pod {
+        let at = self.below(NAMESPACES.len());
+        let namespace = NAMESPACES[at].to_owned();
+        let own = [("kubernetes.io/metadata.name", namespace.as_str()), (TIER, tiers[at])];
+        let web = self.pick(&PORTS);
+        let ports = vec![("web".to_owned(), web, false, self.one_in(2)), ("dns".to_owned(), 443, true, false)];
+        Pod {
+            name: format!("pod{number}"),
+            namespace_labels: own.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            namespace,
+            account: self.pick(&ACCOUNTS).to_owned(),
+            labels: self.labels(),
+            node: self.pick(&["n1", "n2"]).to_owned(),
+            ips: vec![ip(&format!("10.0.0.{}", number * 5 + 1)), ip(&format!("fd00::{}", number + 1))],
+            ports,
+            stage: u8::try_from(stages[at]).unwrap(),
+        }
+    }
+
+    fn labels(&mut self) -> BTreeMap<String, String> {
+        let pairs = [("app", ["1", "2"]), ("role", ["p", "q"])];
+        pairs.iter().filter_map(|(key, of)| self.some(2, |r| ((*key).to_owned(), r.pick(of).to_owned()))).collect()
+    }
+
+    fn tier(&mut self, one_in: usize) -> BTreeMap<String, String> {
+        self.some(one_in, |r| (TIER.to_owned(), r.pick(&TIERS).to_owned())).into_iter().collect()
+    }
+
+    fn subject(&mut self) -> BaselineSubject {
+        let namespace = self.some(3, |r| r.pick(&NAMESPACES).to_owned());
+        let service_account = namespace.is_some().then(|| self.some(3, |r| r.pick(&ACCOUNTS).to_owned())).flatten();
+        BaselineSubject { namespace, service_account, namespace_labels: self.tier(3), spiffe_id: None }
+    }
+
+    fn peer(&mut self, deny: bool) -> Peer {
+        match self.below(6) {
+            0 => Peer { ip_block: Some(self.block()), ..Peer::default() },
+            1 => {
+                let all = [Entity::World, Entity::Host, Entity::Node, Entity::Probe, Entity::KubeApiserver];
+                Peer { entity: Some(self.pick(&all)), ..Peer::default() }
+            }
+            2 => {
+                let (namespace, account) = (self.pick(&NAMESPACES), self.pick(&ACCOUNTS));
+                let spiffe_id = Some(format!("spiffe://td/ns/{namespace}/sa/{account}"));
+                Peer { spiffe_id, ..Peer::default() }
+            }
+            3 => Peer {
+                namespace_labels: BTreeMap::from([(TIER.to_owned(), self.pick(&TIERS).to_owned())]),
+                ..Peer::default()
+            },
+            _ => Peer {
+                namespace: Some(self.pick(&NAMESPACES).to_owned()),
+                service_account: self.some(3, |r| r.pick(&ACCOUNTS).to_owned()),
+                labels: if deny { BTreeMap::new() } else { self.some(2, Self::labels).unwrap_or_default() },
+                ..Peer::default()
+            },
+        }
+    }
+
+    fn block(&mut self) -> IpBlock {
+        let cidr = self.pick(&NETS).to_owned();
+        let except = match cidr.as_str() {
+            "10.0.0.0/8" => vec!["10.0.0.0/29".to_owned()],
+            "0.0.0.0/0" => vec!["192.0.2.0/25".to_owned(), "10.0.0.16/28".to_owned()],
+            _ => Vec::new(),
+        };
+        IpBlock { cidr, except: if self.one_in(2) { except } else { Vec::new() } }
+    }
+
+    fn ports(&mut self, deny: bool) -> Option<Vec<Port>> {
+        self.some(2, |r| {
+            let one = |r: &mut Self| {
+                let protocol = if r.one_in(4) { TransportProtocol::Udp } else { TransportProtocol::Tcp };
+                if !deny && r.one_in(4) {
+                    let name = PortRef::Name(r.pick(&["web", "dns", "none"]).to_owned());
+                    return Port { protocol, port: name, end_port: None };
+                }
+                let first = r.pick(&PORTS);
+                Port { protocol, port: PortRef::Number(first), end_port: r.some(3, |r| first + r.pick(&[0, 1, 400])) }
+            };
+            (0..=r.below(2)).map(|_| one(r)).collect()
+        })
+    }
+
+    fn ingress(&mut self, number: usize, deny: bool) -> IngressRule {
+        let from = if self.one_in(8) { None } else { Some((0..=self.below(2)).map(|_| self.peer(deny)).collect()) };
+        let unauthenticated = !deny && self.one_in(4);
+        IngressRule { name: format!("r{number}"), from, ports: self.ports(deny), unauthenticated }
+    }
+
+    fn egress(&mut self, number: usize, deny: bool) -> EgressRule {
+        let IngressRule { name, from, ports, unauthenticated } = self.ingress(number, deny);
+        EgressRule { name, to: from, ports, unauthenticated }
+    }
+
+    fn direction<R>(&mut self, rule: impl Fn(&mut Self, usize, bool) -> R) -> BaselineDirection<R> {
+        BaselineDirection {
+            deny: self.list(1, |r, n| rule(r, n, true)),
+            allow: self.some(3, |r| r.list(3, |r, n| rule(r, n, false))),
+            guarantee: self.list(1, |r, n| rule(r, n, false)),
+        }
+    }
+
+    fn mode(&mut self) -> Mode {
+        if self.one_in(4) { Mode::Audit } else { Mode::Enforce }
+    }
+
+    fn baseline(&mut self) -> MeshBaselineSpec {
+        MeshBaselineSpec {
+            mode: self.mode(),
+            on_revoke: None,
+            subject: self.subject(),
+            ingress: self.some(2, |r| r.direction(Self::ingress)),
+            egress: self.some(2, |r| r.direction(Self::egress)),
+        }
+    }
+
+    fn policy(&mut self) -> MeshPolicySpec {
+        MeshPolicySpec {
+            mode: self.mode(),
+            replaces: Vec::new(),
+            on_revoke: None,
+            subject: PolicySubject {
+                labels: self.some(2, Self::labels).unwrap_or_default(),
+                service_account: self.some(4, |r| r.pick(&ACCOUNTS).to_owned()),
+            },
+            ingress: self.some(2, |r| r.list(3, |r, n| r.ingress(n, false))),
+            egress: self.some(2, |r| r.list(3, |r, n| r.egress(n, false))),
+        }
+    }
+
+    fn exception(&mut self, baselines: &[(String, MeshBaselineSpec)]) -> MeshExceptionSpec {
+        let (name, spec) = self.pick(baselines);
+        let mut rules = Vec::new();
+        if let Some(ingress) = &spec.ingress {
+            rules.extend(ingress.deny.iter().map(|rule| format!("ingress.deny.{}", rule.name)));
+            rules.extend(ingress.allow.as_ref().map(|_| "ingress.allow".to_owned()));
+        }
+        if let Some(egress) = &spec.egress {
+            rules.extend(egress.deny.iter().map(|rule| format!("egress.deny.{}", rule.name)));
+            rules.extend(egress.allow.as_ref().map(|_| "egress.allow".to_owned()));
+        }
+        rules.retain(|_| !self.one_in(3));
+        let suspends = if rules.is_empty() { Vec::new() } else { vec![Suspends { baseline: name, rules }] };
+        let seconds = NOW + i64::try_from(self.below(4)).unwrap() - 1;
+        MeshExceptionSpec {
+            suspends,
+            subject: self.subject(),
+            peers: (0..=self.below(2)).map(|_| self.peer(false)).collect(),
+            ports: self.ports(false),
+            owner: "somebody".to_owned(),
+            expires: Time(Timestamp::from_second(seconds).unwrap()),
+            on_expiry: None,
+        }
+    }
+
+    fn selector(&mut self, namespaces: bool) -> LabelSelector {
+        let labels = if namespaces { self.tier(2) } else { self.labels() };
+        let key = if namespaces { TIER } else { "app" };
+        let expression = self.some(3, |r| {
+            let operator = r.pick(&["In", "NotIn", "Exists", "DoesNotExist"]).to_owned();
+            let values = operator.ends_with("In").then(|| vec![r.pick(&["1", "dev"]).to_owned(), "2".to_owned()]);
+            LabelSelectorRequirement { key: key.to_owned(), operator, values }
+        });
+        LabelSelector { match_labels: Some(labels), match_expressions: expression.map(|one| vec![one]) }
+    }
+
+    fn network(&mut self) -> NetworkPolicySpec {
+        let types = [None, Some(vec!["Ingress"]), Some(vec!["Egress"]), Some(vec!["Ingress", "Egress"])];
+        let types = self.pick(&types).map(|types| types.into_iter().map(str::to_owned).collect());
+        let parts = |r: &mut Self| (r.list(2, |r, _| r.network_peer()), r.list(2, |r, _| r.network_port()));
+        let ingress = self.some(2, |r| r.list(2, |r, _| parts(r)));
+        let egress = self.some(2, |r| r.list(2, |r, _| parts(r)));
+        let rules_in = |rules: Vec<(Vec<_>, Vec<_>)>| {
+            let rule = |(from, ports)| NetworkPolicyIngressRule { from: Some(from), ports: Some(ports) };
+            rules.into_iter().map(rule).collect()
+        };
+        let rules_out = |rules: Vec<(Vec<_>, Vec<_>)>| {
+            let rule = |(to, ports)| NetworkPolicyEgressRule { to: Some(to), ports: Some(ports) };
+            rules.into_iter().map(rule).collect()
+        };
+        NetworkPolicySpec {
+            pod_selector: Some(self.selector(false)),
+            policy_types: types,
+            ingress: ingress.map(rules_in),
+            egress: egress.map(rules_out),
+        }
+    }
+
+    fn network_peer(&mut self) -> NetworkPolicyPeer {
+        if self.one_in(4) {
+            let IpBlock { cidr, except } = self.block();
+            let ip_block = Some(IPBlock { cidr, except: Some(except) });
+            return NetworkPolicyPeer { ip_block, ..NetworkPolicyPeer::default() };
+        }
+        let namespace_selector = self.some(2, |r| r.selector(true));
+        let pod_selector =
+            if namespace_selector.is_none() || self.one_in(2) { Some(self.selector(false)) } else { None };
+        NetworkPolicyPeer { ip_block: None, namespace_selector, pod_selector }
+    }
+
+    fn network_port(&mut self) -> NetworkPolicyPort {
+        let protocol = self.pick(&[None, Some("TCP"), Some("UDP")]).map(str::to_owned);
+        let (port, end_port) = match self.below(4) {
+            0 => (None, None),
+            1 => (Some(IntOrString::String(self.pick(&["web", "dns"]).to_owned())), None),
+            _ => {
+                let first = i32::from(self.pick(&PORTS));
+                (Some(IntOrString::Int(first)), self.some(3, |r| first + r.pick(&[0, 1, 400])))
+            }
+        };
+        NetworkPolicyPort { protocol, port, end_port }
+    }
+
+    pub(super) fn asked(&mut self, all: &Everything) -> Asked {
+        let v6 = self.one_in(3);
+        let some_ip = |r: &mut Self, pod: bool| {
+            if pod || !r.one_in(4) {
+                return all.pods[r.below(all.pods.len())].ips[usize::from(v6)];
+            }
+            let outer =
+                if v6 { ["2001:db8::1", "fd00::ffff", "fe00::1"] } else { ["192.0.2.1", "192.0.2.200", "172.16.0.1"] };
+            let near = if v6 { "fd00:1::1" } else { "172.16.0.2" };
+            ip(if r.one_in(3) { near } else { r.pick(&outer) })
+        };
+        let from_pod = self.one_in(2);
+        let from = some_ip(self, from_pod);
+        let to = some_ip(self, !from_pod);
+        Asked { from, to, port: self.pick(&PORTS), udp: self.one_in(4) }
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// The same as documents, one a line.
+pub(super) fn documents(all: &Everything) -> String {
+    let mut documents = vec![json!({
+        "apiVersion": "kumiko.dev/v1alpha1", "kind": "MeshSettings", "metadata": { "name": "mesh" },
+        "spec": { "platformLabelPrefixes": ["platform.example/"], "podCidrs": all.inside, "apiServer": all.api_server },
+    })];
+    let mut namespaces = BTreeMap::new();
+    for pod in &all.pods {
+        namespaces.insert(&pod.namespace, (&pod.namespace_labels, pod.stage));
+    }
+    for (name, (labels, stage)) in namespaces {
+        let mut labels = labels.clone();
+        labels.insert("kumiko.dev/stage".to_owned(), STAGES[usize::from(stage)].to_owned());
+        documents.push(json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels },
+        }));
+    }
+    for (name, ip) in &all.nodes {
+        documents.push(json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": name },
+            "status": { "addresses": [{ "type": "InternalIP", "address": ip }] },
+        }));
+    }
+    for pod in &all.pods {
+        let port = |(name, number, udp, probe): &(String, u16, bool, bool)| json!({ "name": name, "port": number, "protocol": if *udp { "UDP" } else { "TCP" }, "probe": probe });
+        documents.push(json!({
+            "apiVersion": "kumiko.dev/v1alpha1", "kind": "Workload",
+            "metadata": { "name": pod.name, "namespace": pod.namespace, "uid": pod.name, "labels": pod.labels },
+            "spec": {
+                "serviceAccount": pod.account, "node": pod.node, "ips": pod.ips,
+                "ports": pod.ports.iter().map(port).collect::<Vec<_>>(),
+            },
+        }));
+    }
+    let own = |kind: &str, namespace: Option<&String>, name: &String, spec: Value| {
+        let mut metadata = json!({ "name": name });
+        if let Some(namespace) = namespace {
+            metadata["namespace"] = json!(namespace);
+        }
+        json!({ "apiVersion": "kumiko.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec })
+    };
+    for (name, spec) in &all.baselines {
+        documents.push(own("MeshBaseline", None, name, json!(spec)));
+    }
+    for (namespace, name, spec) in &all.policies {
+        documents.push(own("MeshPolicy", Some(namespace), name, json!(spec)));
+    }
+    for (name, spec) in &all.exceptions {
+        documents.push(own("MeshException", None, name, json!(spec)));
+    }
+    for (namespace, name, spec) in &all.network {
+        documents.push(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": { "name": name, "namespace": namespace }, "spec": spec,
+        }));
+    }
+    documents.iter().map(|document| format!("---\n{document}\n")).collect()
+}

@@ -1,0 +1,140 @@
+//! What people are told: the examples of the design, and one of each other kind of answer.
+
+use crate::manifest::{Protocol, Scope, parse_in};
+use crate::model::World;
+use crate::policy::explain::explain;
+use crate::policy::load::load;
+use crate::policy::port::Asked;
+use crate::policy::verdict::{End, Evaluator, Flow};
+
+/// 2026-11-25.
+const NOW: i64 = 1_795_564_800;
+
+const WORLD: &str = include_str!("told/world.yaml");
+const POLICY: &str = include_str!("told/policy.yaml");
+
+fn told(more: &str, from: &str, to: &str, port: u16) -> String {
+    let text = format!("{WORLD}\n---\n{POLICY}\n---\n{more}");
+    let objects = parse_in(Scope::Policy, "f", &text).unwrap_or_else(|problems| panic!("{}", problems[0]));
+    let named = || objects.iter().map(|object| ("f", object));
+    let (world, _) = World::build("td", 1, named()).unwrap();
+    let loaded = load(named());
+    assert_eq!(loaded.problems, []);
+    let end = |who: &str| match who.parse() {
+        Ok(ip) => End::at(&world, ip),
+        Err(_) => {
+            let (namespace, name) = who.split_once('/').unwrap();
+            let workload = world.workload_named(namespace, name).unwrap().clone();
+            End { ip: workload.ips[0], workload: Some(workload) }
+        }
+    };
+    let flow = Flow { source: end(from), destination: end(to), asked: Asked { protocol: Protocol::Tcp, port } };
+    let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
+    let answer = explain(&evaluator, &flow, NOW);
+    let lines: Vec<String> = answer.lines.iter().map(|line| format!("{}: {}", line.label.trim(), line.text)).collect();
+    format!("{} ({})\n{}", answer.verdict, answer.because, lines.join("\n"))
+}
+
+#[test]
+fn a_baseline_denies() {
+    assert_eq!(
+        told("", "fx-dev/batch-1", "payments/api-5f2", 8443),
+        "deny (baseline)\n\
+         by: MeshBaseline/bank ingress.deny.no-dev\n\
+         also: MeshBaseline/bank ingress.allow: none matches\n\
+         team: cannot allow this\n\
+         expired: MeshException/fx-migration, 2026-10-31, fx-team@bank\n\
+         next: ask platform for a MeshException"
+    );
+}
+
+#[test]
+fn a_live_exception_leaves_it_to_the_team() {
+    let live = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshException\nmetadata: {name: live}\nspec:\n  \
+                suspends: [{baseline: bank, rules: [ingress.deny.no-dev, ingress.allow]}]\n  \
+                subject: {namespace: payments}\n  peers: [{namespace: fx-dev, serviceAccount: batch}]\n  \
+                owner: fx\n  expires: 2026-12-31T00:00:00Z\n";
+    let told = told(live, "fx-dev/batch-1", "payments/api-5f2", 8443);
+    assert!(told.starts_with("deny (team default)\nby: no ingress rule matches"), "{told}");
+    assert!(
+        told.contains(
+            "nearest: rule checkout: namespace is fx-dev, wants checkout; service account is batch, wants web"
+        ),
+        "{told}"
+    );
+}
+
+#[test]
+fn no_rule_of_the_team_has_it() {
+    assert_eq!(
+        told("", "orders/web-3", "payments/api-5f2", 8443),
+        "deny (team default)\n\
+         by: no ingress rule matches\n\
+         default: caused by MeshPolicy/payments/api (selects app=api)\n\
+         nearest: rule checkout: namespace is orders, wants checkout\n\
+         ceiling: MeshBaseline/bank ingress.allow.prod would allow it\n\
+         next: team payments adds a rule"
+    );
+    let told = told("", "checkout/web-1", "payments/api-5f2", 80);
+    assert!(told.contains("nearest: rule checkout: port is TCP 80, wants TCP 8443"), "{told}");
+}
+
+#[test]
+fn the_ceiling_has_not_got_it() {
+    let told = told("", "192.0.2.1", "payments/api-5f2", 8443);
+    assert_eq!(
+        told,
+        "deny (ceiling)\n\
+         by: MeshBaseline/bank ingress.allow: none matches\n\
+         nearest: rule prod: 192.0.2.1 is no workload, wants one\n\
+         team: cannot allow this\n\
+         next: ask platform for a MeshException"
+    );
+}
+
+#[test]
+fn kubernetes_refuses_and_a_strict_pod_wants_proof() {
+    let network = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: none, namespace: ledger}\n\
+                   spec: {podSelector: {}}\n";
+    let refused = told(network, "payments/api-5f2", "ledger/db-0", 5432);
+    assert!(
+        refused.starts_with(
+            "deny (network policy)\nby: no ingress rule matches\n\
+             default: caused by NetworkPolicy/ledger/none (selects every workload of its namespace)"
+        ),
+        "{refused}"
+    );
+    assert_eq!(
+        told("", "192.0.2.1", "tools/shell", 22),
+        "deny (unproved)\n\
+         by: tools/shell is strict, and only an address speaks for 192.0.2.1\n\
+         next: enrol 192.0.2.1, or allow it by a rule with unauthenticated: true"
+    );
+}
+
+#[test]
+fn an_allow_says_who_was_proved_and_by_which_rule() {
+    assert_eq!(
+        told("", "checkout/web-1", "payments/api-5f2", 8443),
+        "allow ()\n\
+         egress: checkout/web-1 is strict\n\
+         ceiling: yes: MeshBaseline/bank egress.allow.prod\n\
+         peer: proved by TLS: spiffe://td/ns/payments/sa/api; claimed: app=api\n\
+         ingress: payments/api-5f2 is strict\n\
+         ceiling: yes: MeshBaseline/bank ingress.allow.prod\n\
+         team: yes: MeshPolicy/payments/api ingress.checkout\n\
+         peer: proved by TLS: spiffe://td/ns/checkout/sa/web; claimed: app=web"
+    );
+}
+
+#[test]
+fn observe_says_what_strict_would_do_and_audit_what_it_would_change() {
+    let observed = told("", "192.0.2.1", "lab/seen", 8443);
+    assert!(observed.contains("allow ()"), "{observed}");
+    assert!(observed.contains("ingress: lab/seen is observe, so nothing is enforced\n"), "{observed}");
+    assert!(observed.contains("team: would refuse: MeshPolicy/lab/nobody"), "{observed}");
+    let audit = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: tight, namespace: payments}\n\
+                 spec: {mode: audit, replaces: [api], subject: {labels: {app: api}}, ingress: []}\n";
+    let audited = told(audit, "checkout/web-1", "payments/api-5f2", 8443);
+    assert!(audited.ends_with("audit: ingress: with what is in audit it would refuse this"), "{audited}");
+}
