@@ -69,6 +69,9 @@ fn list(dir: &Path, below: &mut PathBuf, depth: usize, paths: &mut Vec<PathBuf>)
                     other => other?,
                 }
                 below.pop();
+            } else {
+                // Told as if it were a file that is refused.
+                paths.push(below.join(&name));
             }
         } else if (text.ends_with(".yaml") || text.ends_with(".yml")) && paths.len() <= 2 * MAX_FILES {
             paths.push(below.join(&name));
@@ -77,8 +80,11 @@ fn list(dir: &Path, below: &mut PathBuf, depth: usize, paths: &mut Vec<PathBuf>)
     Ok(())
 }
 
-/// The content of a file, `None` if it is no regular file.
+/// The content of a file, `None` if it is neither a regular file nor a folder that lies too deep.
 fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        return Ok(Some(FileContent::TooDeep(MAX_DEPTH)));
+    }
     if !fs::metadata(path)?.is_file() {
         // Opening a pipe would wait for its writer.
         return Ok(None);
@@ -144,4 +150,23 @@ pub fn fingerprint(dir: &Path) -> io::Result<Vec<Print>> {
         prints.push(Print { path, ..print });
     }
     Ok(prints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_lies_too_deep_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let deepest = (0..MAX_DEPTH).fold(dir.path().to_owned(), |path, number| path.join(number.to_string()));
+        fs::create_dir_all(deepest.join("below")).unwrap();
+        for path in [deepest.join("read.yaml"), deepest.join("below/not.yaml")] {
+            fs::write(path, "kind: none").unwrap();
+        }
+        let files = read(dir.path()).unwrap().files;
+        assert_eq!(files["0/1/2/3/4/5/6/7/read.yaml"], FileContent::Text("kind: none".to_owned()));
+        assert_eq!(files["0/1/2/3/4/5/6/7/below"], FileContent::TooDeep(MAX_DEPTH));
+        assert_eq!(files.len(), 2);
+    }
 }

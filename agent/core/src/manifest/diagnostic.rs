@@ -78,6 +78,12 @@ pub enum Problem {
         /// The limit.
         max: usize,
     },
+    /// A folder below too many others.
+    #[error("lies below {max} other folders: nothing in it is read; move it up")]
+    FolderTooDeep {
+        /// The limit.
+        max: usize,
+    },
     /// Not YAML.
     #[error("is not YAML: {why}")]
     Syntax {

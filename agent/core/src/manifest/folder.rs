@@ -27,6 +27,8 @@ pub enum FileContent {
     Unfinished,
     /// The folder holds too many files; this one was not read. Carries the limit.
     TooMany(usize),
+    /// It is a folder that lies too deep; nothing in it was read. Carries the limit.
+    TooDeep(usize),
 }
 
 /// A file's objects, shared between versions.
@@ -233,6 +235,7 @@ fn understand(scope: Scope, name: &str, content: FileContent) -> Result<Objects,
         FileContent::Unreadable(why) => Problem::Unreadable { why },
         FileContent::Unfinished => Problem::Unfinished,
         FileContent::TooMany(max) => Problem::TooManyFiles { max },
+        FileContent::TooDeep(max) => Problem::FolderTooDeep { max },
     };
     Err(vec![Diagnostic { file: name.to_owned(), place, problem }])
 }
@@ -245,6 +248,7 @@ fn digest(content: &FileContent) -> [u8; 32] {
         FileContent::Unreadable(why) => ("unreadable", why.into()),
         FileContent::Unfinished => ("unfinished", Cow::default()),
         FileContent::TooMany(_) => ("too many", Cow::default()),
+        FileContent::TooDeep(_) => ("too deep", Cow::default()),
     };
     Sha256::new().chain_update(tag).chain_update([0]).chain_update(text.as_bytes()).finalize().into()
 }

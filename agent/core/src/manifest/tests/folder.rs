@@ -74,6 +74,7 @@ fn on_a_fresh_start_only_the_bad_file_is_left_out() {
     read.insert("e.yaml".into(), FileContent::Unreadable("Permission denied (os error 13)".into()));
     read.insert("f.yaml".into(), FileContent::TooMany(10_000));
     read.insert("g.yaml".into(), FileContent::Unfinished);
+    read.insert("h".into(), FileContent::TooDeep(8));
     state.apply(read);
     assert_eq!(in_force(&state), pairs([("b.yaml", "b")]));
     assert_eq!(
@@ -85,6 +86,7 @@ fn on_a_fresh_start_only_the_bad_file_is_left_out() {
             "e.yaml: cannot be read: Permission denied (os error 13): check its permissions",
             "f.yaml: the folder holds more than 10000 manifests: this file is left out; put several documents into one file",
             "g.yaml: is still being written: it is read when its writer closes it",
+            "h: lies below 8 other folders: nothing in it is read; move it up",
         ]
     );
     assert_eq!(state.files_in_force(), 1);
