@@ -26,9 +26,9 @@ type Sides = Vec<(Net, Arc<Side>, Arc<Side>)>;
 
 fn run(args: &Arguments) -> Result<bool> {
     let mesh = (!harness::without_mesh()).then_some(Stage::Strict);
-    // It is named whole, or runs with all others.
-    let alone = args.filter.as_deref() == Some(cut::NAME);
-    let cut = if mesh.is_some() && (alone || args.filter.is_none()) { Some(cut::begin()?) } else { None };
+    let wanted = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
+    let cut = if mesh.is_some() && wanted(cut::NAME) { Some(cut::begin()?) } else { None };
+    let alone = !names().iter().any(|name| wanted(name));
     if alone {
         return Ok(harness::run_afterwards(cut.into_iter().map(cut::Cut::trial).collect()));
     }
