@@ -5,6 +5,7 @@ mod rules;
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::check::Checker;
@@ -66,25 +67,14 @@ struct Document<S> {
     _api_version: String,
     #[serde(rename = "kind")]
     _kind: String,
-    metadata: Metadata,
+    metadata: ObjectMeta,
     spec: S,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    name: Option<String>,
-    namespace: Option<String>,
-    /// For people.
-    #[serde(default, rename = "labels")]
-    _labels: Option<BTreeMap<String, String>>,
-    #[serde(default, rename = "annotations")]
-    _annotations: Option<BTreeMap<String, String>>,
 }
 
 type Read = Option<(Kind, Vec<(Claim, Place)>)>;
 
 /// The name of an object of the whole cluster.
-fn cluster_wide(check: &mut Checker<'_>, kind: ObjectKind, metadata: &Metadata) -> ObjectId {
+fn cluster_wide(check: &mut Checker<'_>, kind: ObjectKind, metadata: &ObjectMeta) -> ObjectId {
     let name = check.subdomain(&[METADATA, Step::Key("name")], metadata.name.as_deref());
     if let Some(namespace) = &metadata.namespace {
         let rule = "has no place here: objects of this kind are the whole cluster's";

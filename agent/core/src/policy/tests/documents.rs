@@ -131,6 +131,21 @@ fn what_only_all_documents_together_say_is_told_too() {
 }
 
 #[test]
+fn documents_are_taken_as_a_cluster_prints_them() {
+    let metadata = "  name: p\n  namespace: n\n  uid: 0b6a2c1e-3d53-4d0c-8f5e-0d1f4b3f8f11\n  resourceVersion: \"812\"\n  \
+                    generation: 2\n  creationTimestamp: 2026-11-25T00:00:00Z\n  labels: {team: a}\n  \
+                    annotations: {kubectl.kubernetes.io/last-applied-configuration: x}\n  finalizers: [a.example/b]\n  \
+                    ownerReferences: [{apiVersion: v1, kind: ConfigMap, name: c, uid: u}]\n  \
+                    managedFields: [{manager: kubectl, operation: Apply, apiVersion: kumiko.dev/v1alpha1, fieldsType: \
+                    FieldsV1, time: 2026-11-25T00:00:00Z, fieldsV1: {f:spec: {f:mode: {}}}}]\n";
+    let network = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n";
+    for head in [format!("{HEAD}kind: MeshPolicy\n"), network.to_owned()] {
+        let text = format!("{head}metadata:\n{metadata}spec: {{}}\n");
+        assert_eq!(parse_in(Scope::Policy, "f", &text).map(|objects| objects.len()), Ok(1));
+    }
+}
+
+#[test]
 fn an_agent_takes_no_policy_that_it_would_not_enforce() {
     for kind in ["MeshBaseline", "MeshPolicy", "MeshException", "MeshSettings"] {
         let problems = parse("f", &format!("{HEAD}kind: {kind}\nmetadata: {{name: x}}\nspec: {{}}\n")).unwrap_err();
