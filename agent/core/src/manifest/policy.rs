@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::check::Checker;
 use super::kinds::typed;
-use super::node::{Node, Step};
+use super::node::{Node, Step, Value};
 use super::{Claim, Kind, Place, Problem};
 use crate::policy::object::{
     Action, BaselineDirection, BaselineSubject, EgressRule, IngressRule, MeshBaselineSpec, MeshExceptionSpec,
@@ -73,6 +73,40 @@ struct Document<S> {
 
 type Read = Option<(Kind, Vec<(Claim, Place)>)>;
 
+/// One of our own documents. A field whose lines are all commented out has no value, and is not taken for one that is
+/// not there: `from:` would mean anybody, `allow:` no ceiling.
+fn document<S: for<'de> Deserialize<'de>>(
+    root: &Node,
+    kind: &str,
+    problems: &mut Vec<(Place, Problem)>,
+) -> Option<Document<S>> {
+    let document = typed(root, kind, problems)?;
+    if let Some(spec) = root.get("spec") {
+        valueless(spec, &mut vec![SPEC], problems);
+    }
+    Some(document)
+}
+
+fn valueless<'n>(node: &'n Node, path: &mut Vec<Step<'n>>, problems: &mut Vec<(Place, Problem)>) {
+    let mut under = |step, node, problems: &mut _| {
+        path.push(step);
+        valueless(node, path, problems);
+        path.pop();
+    };
+    match &node.value {
+        Value::Null => {
+            let rule = "is no value: write one ([] for an empty list), or remove the field";
+            let path = super::check::text_of(path);
+            problems.push((node.place, Problem::Value { path, value: "null".to_owned(), rule }));
+        }
+        Value::List(items) => {
+            items.iter().enumerate().for_each(|(index, item)| under(Step::Index(index), item, problems));
+        }
+        Value::Map(entries) => entries.iter().for_each(|(key, node)| under(Step::Key(&key.name), node, problems)),
+        _ => {}
+    }
+}
+
 /// The name of an object of the whole cluster.
 fn cluster_wide(check: &mut Checker<'_>, kind: ObjectKind, metadata: &ObjectMeta) -> ObjectId {
     let name = check.subdomain(&[METADATA, Step::Key("name")], metadata.name.as_deref());
@@ -90,7 +124,7 @@ fn claim(check: &mut Checker<'_>, id: ObjectId) -> ObjectId {
 }
 
 pub(super) fn baseline(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
-    let raw: Document<MeshBaselineSpec> = typed(root, "MeshBaseline", problems)?;
+    let raw: Document<MeshBaselineSpec> = document(root, "MeshBaseline", problems)?;
     let mut check = Checker::new(root, problems);
     let id = cluster_wide(&mut check, ObjectKind::MeshBaseline, &raw.metadata);
     let spec = raw.spec;
@@ -104,7 +138,7 @@ pub(super) fn baseline(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Rea
 }
 
 pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
-    let raw: Document<MeshPolicySpec> = typed(root, "MeshPolicy", problems)?;
+    let raw: Document<MeshPolicySpec> = document(root, "MeshPolicy", problems)?;
     let mut check = Checker::new(root, problems);
     let namespace = check.label(&[METADATA, Step::Key("namespace")], raw.metadata.namespace.as_deref());
     let name = check.subdomain(&[METADATA, Step::Key("name")], raw.metadata.name.as_deref());
@@ -129,7 +163,7 @@ pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> 
 }
 
 pub(super) fn exception(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
-    let raw: Document<MeshExceptionSpec> = typed(root, "MeshException", problems)?;
+    let raw: Document<MeshExceptionSpec> = document(root, "MeshException", problems)?;
     let mut check = Checker::new(root, problems);
     let id = cluster_wide(&mut check, ObjectKind::MeshException, &raw.metadata);
     let spec = raw.spec;
@@ -183,7 +217,7 @@ fn suspended(baseline: &str, text: &str) -> Option<Suspended> {
 }
 
 pub(super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
-    let raw: Document<MeshSettingsSpec> = typed(root, "MeshSettings", problems)?;
+    let raw: Document<MeshSettingsSpec> = document(root, "MeshSettings", problems)?;
     let mut check = Checker::new(root, problems);
     let path = [METADATA, Step::Key("name")];
     let name = check.subdomain(&path, raw.metadata.name.as_deref());

@@ -70,6 +70,13 @@ const POLICIES: &[(&str, &str)] = &[
     ("  onRevoke: {action: grace}", "f:5:13: spec.onRevoke.seconds is missing"),
     ("  onRevoke: {action: cut, seconds: 1}", "f:5:36: spec.onRevoke.seconds: \"1\" belongs to action grace"),
     ("  mode: maybe", "f:5:9: spec.mode: "),
+    ("  ingress:\n  egress: []", "f:5:10: spec.ingress: \"null\" is no value: write one ([] for an empty list), or"),
+    ("  ingress:\n  - name: a\n    from:\n", "f:7:9: spec.ingress[0].from: \"null\" is no value"),
+    ("  ingress: [{name: a, ports: ~}]", "f:5:30: spec.ingress[0].ports: \"null\" is no value"),
+    (
+        "  ingress: [{name: a, from: [{namespaceLabels: {a: b}, namespace: }]}]",
+        "f:5:65: spec.ingress[0].from[0].namespace: \"null\" is no value",
+    ),
     ("  subjects: {}", "f:5:3: MeshPolicy has no field spec.subjects"),
 ];
 
@@ -80,6 +87,7 @@ const BASELINES: &[(&str, &str)] = &[
         "  subject: {}\n  ingress: {deny: [{name: a, from: [{namespace: n, labels: {a: b}}]}]}",
         "f:6:60: spec.ingress.deny[0].from[0].labels: \"pod labels\" cannot be denied by",
     ),
+    ("  subject: {}\n  ingress:\n    allow:\n", "f:7:10: spec.ingress.allow: \"null\" is no value"),
     (
         "  subject: {}\n  egress: {deny: [{name: a, ports: [{port: web}]}]}",
         "f:6:44: spec.egress.deny[0].ports[0].port: \"web\" cannot be denied by",
