@@ -12,7 +12,7 @@ use super::{METADATA, PolicyObject, Read, SPEC, claim, rules};
 use crate::policy::object::{IpBlock, Mode, OnRevoke};
 use crate::policy::port::Ports;
 use crate::policy::rule::{List, Object, ObjectId, ObjectKind, Rule, Rules};
-use crate::policy::selector::{Block, Requirement, Selector, Who};
+use crate::policy::selector::{Requirement, Selector, Who};
 
 type Steps<'a> = Vec<Step<'a>>;
 
@@ -102,10 +102,7 @@ fn peer(
             check.broken(&at(path, Step::Key("ipBlock")), &block.cidr, rule);
         }
         let raw = IpBlock { cidr: block.cidr.clone(), except: block.except.clone().unwrap_or_default() };
-        let path = at(path, Step::Key("ipBlock"));
-        let net = rules::net(check, &at(&path, Step::Key("cidr")), &raw.cidr)?;
-        let except = rules::nets(check, &at(&path, Step::Key("except")), &raw.except);
-        return Some(Who::Block(Block { net, except }));
+        return rules::ip_block(check, &at(path, Step::Key("ipBlock")), &raw, rules::masked).map(Who::Block);
     }
     if raw.pod_selector.is_none() && raw.namespace_selector.is_none() {
         check.broken(path, "{}", "must have a podSelector, a namespaceSelector or an ipBlock");

@@ -44,7 +44,9 @@ fn peer(check: &mut Checker<'_>, path: &[Step<'_>], list: List, raw: &Peer) -> O
         || !raw.namespace_labels.is_empty()
         || !raw.labels.is_empty();
     match (&raw.ip_block, raw.entity, workload) {
-        (Some(block), None, false) => ip_block(check, &[path, &[Step::Key("ipBlock")]].concat(), block).map(Who::Block),
+        (Some(block), None, false) => {
+            ip_block(check, &[path, &[Step::Key("ipBlock")]].concat(), block, net).map(Who::Block)
+        }
         (None, Some(entity), false) => Some(Who::Entity(entity)),
         (None, None, true) => {
             if list == List::Deny {
@@ -140,12 +142,16 @@ pub(super) fn ports(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Port
     Some(raw.iter().map(Ports::from).collect())
 }
 
-fn ip_block(check: &mut Checker<'_>, path: &[Step<'_>], raw: &IpBlock) -> Option<Block> {
-    let net = net(check, &[path, &[Step::Key("cidr")]].concat(), &raw.cidr)?;
+/// How a network is read.
+type ReadNet = fn(&mut Checker<'_>, &[Step<'_>], &str) -> Option<IpNet>;
+
+/// A network without parts of it.
+pub(super) fn ip_block(check: &mut Checker<'_>, path: &[Step<'_>], raw: &IpBlock, read: ReadNet) -> Option<Block> {
+    let net = read(check, &[path, &[Step::Key("cidr")]].concat(), &raw.cidr)?;
     let mut except = Vec::new();
     for (index, text) in raw.except.iter().enumerate() {
         let path = [path, &[Step::Key("except"), Step::Index(index)]].concat();
-        let Some(part) = self::net(check, &path, text) else { continue };
+        let Some(part) = read(check, &path, text) else { continue };
         if !net.contains(&part) || part == net {
             check.broken(&path, text, "must be a part of cidr");
         }
@@ -160,13 +166,27 @@ pub(super) fn nets(check: &mut Checker<'_>, path: &[Step<'_>], texts: &[String])
     each.filter_map(|(index, text)| net(check, &[path, &[Step::Index(index)]].concat(), text)).collect()
 }
 
-pub(super) fn net(check: &mut Checker<'_>, path: &[Step<'_>], text: &str) -> Option<IpNet> {
+fn net(check: &mut Checker<'_>, path: &[Step<'_>], text: &str) -> Option<IpNet> {
+    let net = parsed(check, path, text)?;
+    if net.addr() != net.network() {
+        check.broken(path, text, "has bits set behind its prefix: write the network's own address");
+        return None;
+    }
+    Some(net)
+}
+
+/// As Kubernetes takes a network: bits behind its prefix mean nothing.
+pub(super) fn masked(check: &mut Checker<'_>, path: &[Step<'_>], text: &str) -> Option<IpNet> {
+    parsed(check, path, text).map(|net| net.trunc())
+}
+
+fn parsed(check: &mut Checker<'_>, path: &[Step<'_>], text: &str) -> Option<IpNet> {
     let Ok(net) = text.parse::<IpNet>() else {
         check.broken(path, text, "must be a network, such as 192.0.2.0/24 or 2001:db8::/32");
         return None;
     };
-    if net.addr() != net.network() {
-        check.broken(path, text, "has bits set behind its prefix: write the network's own address");
+    if matches!(net, IpNet::V6(net) if net.addr().to_ipv4_mapped().is_some()) {
+        check.broken(path, text, "is IPv4 written as IPv6, which no packet carries: write it as IPv4");
         return None;
     }
     Some(net)

@@ -15,6 +15,14 @@ fn baseline(spec: &str) -> String {
     refused(&format!("kind: MeshBaseline\nmetadata: {{name: b}}\nspec:\n{spec}"))
 }
 
+/// A NetworkPolicy with one peer that may come in.
+fn network(peer: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: n}}\nspec: {{podSelector: \
+         {{}}, ingress: [{{from: [{peer}]}}]}}\n"
+    )
+}
+
 fn policy(spec: &str) -> String {
     refused(&format!("kind: MeshPolicy\nmetadata: {{name: p, namespace: n}}\nspec:\n{spec}"))
 }
@@ -55,6 +63,10 @@ const POLICIES: &[(&str, &str)] = &[
     (
         "  ingress: [{name: a, from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}]}]",
         "f:5:68: spec.ingress[0].from[0].ipBlock.except[0]: \"11.0.0.0/8\" must be a part of cidr",
+    ),
+    (
+        "  ingress: [{name: a, from: [{ipBlock: {cidr: \"::ffff:10.0.0.0/104\"}}]}]",
+        "f:5:47: spec.ingress[0].from[0].ipBlock.cidr: \"::ffff:10.0.0.0/104\" is IPv4 written as IPv6",
     ),
     ("  egress: [{name: a, ports: [{port: 0}]}]", "f:5:37: spec.egress[0].ports[0].port: \"0\" must be a port number"),
     (
@@ -114,6 +126,25 @@ fn every_bad_document_is_refused_with_its_place() {
     assert!(told.starts_with("f:4:41: spec.suspends[0].rules[0]: \"x\" must be ingress.deny.NAME"), "{told}");
     let told = refused(&exception.replace("2026-12-31T00:00:00Z", "tomorrow").replace("[x]", "[ingress.allow]"));
     assert!(told.contains("spec.expires: "), "{told}");
+}
+
+#[test]
+fn networks_of_kubernetes_are_masked_and_their_exceptions_lie_within() {
+    let read = |peer: &str| parse_in(Scope::Policy, "f", &network(peer));
+    let problem = |peer: &str| read(peer).unwrap_err()[0].to_string();
+    let kind = |peer: &str| read(peer).unwrap().remove(0).kind;
+    let (loose, exact) = (
+        "{ipBlock: {cidr: 10.1.2.3/8, except: [10.9.9.9/16]}}",
+        "{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}",
+    );
+    assert_eq!(kind(loose), kind(exact), "an API server takes the loose one, too");
+    let outside = problem("{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}");
+    assert!(
+        outside.contains("spec.ingress[0].from[0].ipBlock.except[0]: \"11.0.0.0/8\" must be a part of cidr"),
+        "{outside}"
+    );
+    let mapped = problem("{ipBlock: {cidr: \"::ffff:10.0.0.0/104\"}}");
+    assert!(mapped.contains("is IPv4 written as IPv6"), "{mapped}");
 }
 
 #[test]
