@@ -20,6 +20,10 @@ const PORT_RULE: &str = "must be a port number from 1 to 65535";
 const PORT_NAME_RULE: &str = "must be a port name: 1 to 63 lower-case letters, digits and '-', at least one letter";
 const PROTOCOL_RULE: &str = "must be TCP, UDP or SCTP";
 const ONE_OF_TWO_RULE: &str = "must be None or ClientIP (sessionAffinity), Cluster or Local (internalTrafficPolicy)";
+const LABEL_KEY_RULE: &str = "is no key of a label: 1 to 63 letters, digits, '-', '_' and '.', beginning and ending with a \
+    letter or digit, behind a prefix such as team.example/ if need be";
+const LABEL_VALUE_RULE: &str =
+    "is no value of a label: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit";
 const IP_RULE: &str = "must be an IPv4 or IPv6 address";
 const UNICAST_RULE: &str =
     "must be the address of one interface: not unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped";
@@ -101,6 +105,18 @@ impl<'a> Checker<'a> {
         let fine = value.len() <= 253 && value.split('.').all(is_label);
         self.must(fine, path, value, SUBDOMAIN_RULE);
         value.to_owned()
+    }
+
+    /// A label that something is chosen by: one that no object can have would choose nothing, and nobody would notice.
+    pub(super) fn label_key(&mut self, path: &[Step<'_>], key: &str) {
+        let (prefix, name) = key.rsplit_once('/').unwrap_or(("x", key));
+        let fine = prefix.len() <= 253 && prefix.split('.').all(is_label) && !name.is_empty() && is_label_part(name);
+        self.must(fine, path, key, LABEL_KEY_RULE);
+    }
+
+    /// The value of such a label.
+    pub(super) fn label_value(&mut self, path: &[Step<'_>], value: &str) {
+        self.must(is_label_part(value), path, value, LABEL_VALUE_RULE);
     }
 
     pub(super) fn uid(&mut self, path: &[Step<'_>], value: Option<&str>) -> String {
@@ -195,6 +211,16 @@ fn is_label(text: &str) -> bool {
         && edge(bytes.first())
         && edge(bytes.last())
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+/// What a label's key and value are made of; it may be empty.
+fn is_label_part(text: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
 }
 
 fn is_unicast(ip: IpAddr) -> bool {

@@ -149,9 +149,13 @@ pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> 
             "is for a policy in mode audit: one that is enforced takes nobody's place; remove the other one instead";
         check.broken(&[SPEC, Step::Key("replaces")], &spec.replaces.join(", "), rule);
     }
+    let at = |field| [SPEC, Step::Key("subject"), Step::Key(field)];
+    if let Some(account) = &spec.subject.service_account {
+        check.subdomain(&at("serviceAccount"), Some(account));
+    }
     let subject = Selector {
         namespace: Some(id.namespace.clone()),
-        labels: requirements(&spec.subject.labels),
+        labels: requirements(&mut check, &at("labels"), &spec.subject.labels),
         service_account: spec.subject.service_account,
         ..Selector::default()
     };
@@ -248,7 +252,9 @@ pub(super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Rea
                 check.broken(&path, key, PLATFORM_RULE);
             }
         }
-        min_stages.push(MinStage { labels: requirements(&raw.namespace_labels), stage: raw.stage.into() });
+        let path = [SPEC, Step::Key("minStage"), Step::Index(index), Step::Key("namespaceLabels")];
+        let labels = requirements(&mut check, &path, &raw.namespace_labels);
+        min_stages.push(MinStage { labels, stage: raw.stage.into() });
     }
     let prefixes = spec.platform_label_prefixes;
     let settings = Settings { platform_label_prefixes: prefixes, min_stages, pods, services, nodes, api_server };
@@ -354,6 +360,11 @@ fn read<R: Written>(
 }
 
 /// All of these labels.
-fn requirements(labels: &BTreeMap<String, String>) -> Vec<Requirement> {
-    labels.iter().map(|(key, value)| Requirement::In(key.clone(), vec![value.clone()])).collect()
+fn requirements(check: &mut Checker<'_>, path: &[Step<'_>], labels: &BTreeMap<String, String>) -> Vec<Requirement> {
+    let each = labels.iter().map(|(key, value)| {
+        check.label_key(path, key);
+        check.label_value(&[path, &[Step::Key(key)]].concat(), value);
+        Requirement::In(key.clone(), vec![value.clone()])
+    });
+    each.collect()
 }

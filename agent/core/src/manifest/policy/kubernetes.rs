@@ -117,12 +117,16 @@ fn peer(
 
 fn requirements(check: &mut Checker<'_>, path: &[Step<'_>], raw: Option<&LabelSelector>) -> Vec<Requirement> {
     let Some(raw) = raw else { return Vec::new() };
-    let labels = raw.match_labels.iter().flatten();
-    let mut all: Vec<Requirement> =
-        labels.map(|(key, value)| Requirement::In(key.clone(), vec![value.clone()])).collect();
+    let none = std::collections::BTreeMap::new();
+    let labels = raw.match_labels.as_ref().unwrap_or(&none);
+    let mut all = super::requirements(check, &at(path, Step::Key("matchLabels")), labels);
     for (index, raw) in raw.match_expressions.iter().flatten().enumerate() {
         let path = [path, &[Step::Key("matchExpressions"), Step::Index(index)]].concat();
         let (key, values) = (raw.key.clone(), raw.values.clone().unwrap_or_default());
+        check.label_key(&at(&path, Step::Key("key")), &key);
+        for (index, value) in values.iter().enumerate() {
+            check.label_value(&[&path[..], &[Step::Key("values"), Step::Index(index)]].concat(), value);
+        }
         let wants_values = matches!(raw.operator.as_str(), "In" | "NotIn");
         if wants_values == values.is_empty() {
             let rule = if wants_values { "needs values" } else { "takes no values" };

@@ -96,8 +96,8 @@ pub(super) fn selector(check: &mut Checker<'_>, path: &[Step<'_>], raw: &Peer) -
     });
     Selector {
         namespace: raw.namespace.clone(),
-        namespace_labels: requirements(&raw.namespace_labels),
-        labels: requirements(&raw.labels),
+        namespace_labels: requirements(check, &at("namespaceLabels"), &raw.namespace_labels),
+        labels: requirements(check, &at("labels"), &raw.labels),
         service_account: raw.service_account.clone(),
         principal,
     }

@@ -81,6 +81,16 @@ const POLICIES: &[(&str, &str)] = &[
     ("  replaces: [x]", "f:5:13: spec.replaces: \"x\" is for a policy in mode audit"),
     ("  onRevoke: {action: grace}", "f:5:13: spec.onRevoke.seconds is missing"),
     ("  onRevoke: {action: cut, seconds: 1}", "f:5:36: spec.onRevoke.seconds: \"1\" belongs to action grace"),
+    (
+        "  subject: {serviceAccount: My Account}",
+        "f:5:29: spec.subject.serviceAccount: \"My Account\" must be labels of",
+    ),
+    ("  subject: {labels: {\"app \": x}}", "f:5:21: spec.subject.labels: \"app \" is no key of a label"),
+    ("  subject: {labels: {app: \"x \"}}", "f:5:27: spec.subject.labels.app: \"x \" is no value of a label"),
+    (
+        "  ingress: [{name: a, from: [{namespaceLabels: {a/b/c: d}}]}]",
+        "f:5:48: spec.ingress[0].from[0].namespaceLabels: \"a/b/c\" is no key of a label",
+    ),
     ("  mode: maybe", "f:5:9: spec.mode: "),
     ("  ingress:\n  egress: []", "f:5:10: spec.ingress: \"null\" is no value: write one ([] for an empty list), or"),
     ("  ingress:\n  - name: a\n    from:\n", "f:7:9: spec.ingress[0].from: \"null\" is no value"),
@@ -129,7 +139,7 @@ fn every_bad_document_is_refused_with_its_place() {
 }
 
 #[test]
-fn networks_of_kubernetes_are_masked_and_their_exceptions_lie_within() {
+fn peers_of_kubernetes_are_checked_as_an_api_server_does() {
     let read = |peer: &str| parse_in(Scope::Policy, "f", &network(peer));
     let problem = |peer: &str| read(peer).unwrap_err()[0].to_string();
     let kind = |peer: &str| read(peer).unwrap().remove(0).kind;
@@ -143,6 +153,8 @@ fn networks_of_kubernetes_are_masked_and_their_exceptions_lie_within() {
         outside.contains("spec.ingress[0].from[0].ipBlock.except[0]: \"11.0.0.0/8\" must be a part of cidr"),
         "{outside}"
     );
+    let key = problem("{podSelector: {matchExpressions: [{key: \"a b\", operator: Exists}]}}");
+    assert!(key.contains("matchExpressions[0].key: \"a b\" is no key of a label"), "{key}");
     let mapped = problem("{ipBlock: {cidr: \"::ffff:10.0.0.0/104\"}}");
     assert!(mapped.contains("is IPv4 written as IPv6"), "{mapped}");
 }
