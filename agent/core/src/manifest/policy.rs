@@ -149,6 +149,10 @@ pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> 
             "is for a policy in mode audit: one that is enforced takes nobody's place; remove the other one instead";
         check.broken(&[SPEC, Step::Key("replaces")], &spec.replaces.join(", "), rule);
     }
+    for (index, name) in spec.replaces.iter().enumerate().filter(|(_, name)| **name == id.name) {
+        let rule = "is this policy itself: in audit it would say nothing at all";
+        check.broken(&[SPEC, Step::Key("replaces"), Step::Index(index)], name, rule);
+    }
     let at = |field| [SPEC, Step::Key("subject"), Step::Key(field)];
     if let Some(account) = &spec.subject.service_account {
         check.subdomain(&at("serviceAccount"), Some(account));

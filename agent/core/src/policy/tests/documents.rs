@@ -79,6 +79,7 @@ const POLICIES: &[(&str, &str)] = &[
     ),
     ("  egress: [{name: a, ports: [{port: 8, protocol: SCTP}]}]", "f:5:50: spec.egress[0].ports[0].protocol: "),
     ("  replaces: [x]", "f:5:13: spec.replaces: \"x\" is for a policy in mode audit"),
+    ("  mode: audit\n  replaces: [x, p]", "f:6:17: spec.replaces[1]: \"p\" is this policy itself"),
     ("  onRevoke: {action: grace}", "f:5:13: spec.onRevoke.seconds is missing"),
     ("  onRevoke: {action: cut, seconds: 1}", "f:5:36: spec.onRevoke.seconds: \"1\" belongs to action grace"),
     (
