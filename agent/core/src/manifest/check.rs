@@ -77,6 +77,14 @@ impl<'a> Checker<'a> {
         self.problem(path, Problem::Value { path: text_of(path), value, rule });
     }
 
+    /// A list that may not be longer than this; the part of it that is to be read.
+    pub(super) fn at_most<'v, T>(&mut self, path: &[Step<'_>], list: &'v [T], max: usize) -> &'v [T] {
+        if list.len() > max {
+            self.problem(path, Problem::TooLong { path: text_of(path), found: list.len(), max });
+        }
+        list.get(..max).unwrap_or(list)
+    }
+
     fn must(&mut self, fine: bool, path: &[Step<'_>], value: &str, rule: &'static str) {
         if !fine {
             self.broken(path, value, rule);

@@ -168,6 +168,16 @@ pub enum Problem {
         /// What it must be.
         rule: &'static str,
     },
+    /// A list that is longer than the kind's definition lets it be.
+    #[error("{path} holds {found} entries, the limit is {max}: make it several objects")]
+    TooLong {
+        /// The field.
+        path: String,
+        /// How many it holds.
+        found: usize,
+        /// The limit.
+        max: usize,
+    },
     /// No stage.
     #[error("the label {STAGE_LABEL} is {value:?}: write off, observe, permissive or strict")]
     BadStage {

@@ -26,6 +26,10 @@ pub(super) use kubernetes::network_policy;
 
 const METADATA: Step<'_> = Step::Key("metadata");
 const SPEC: Step<'_> = Step::Key("spec");
+/// Most rules of a list, peers and ports of a rule, networks of pods, as in the definitions.
+const MOST: usize = 256;
+/// Most entries of any other list.
+const MOST_OTHERS: usize = 64;
 const RULE_NAME_RULE: &str = "is the name of another rule of this list already: verdicts are told by it";
 const PLATFORM_RULE: &str = "does not begin with a prefix that MeshSettings lists in platformLabelPrefixes: a label that \
     its namespace's own team may set would let the team choose whether the rule is about it";
@@ -149,6 +153,7 @@ pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> 
             "is for a policy in mode audit: one that is enforced takes nobody's place; remove the other one instead";
         check.broken(&[SPEC, Step::Key("replaces")], &spec.replaces.join(", "), rule);
     }
+    check.at_most(&[SPEC, Step::Key("replaces")], &spec.replaces, MOST_OTHERS);
     for (index, name) in spec.replaces.iter().enumerate().filter(|(_, name)| **name == id.name) {
         let rule = "is this policy itself: in audit it would say nothing at all";
         check.broken(&[SPEC, Step::Key("replaces"), Step::Index(index)], name, rule);
@@ -176,8 +181,10 @@ pub(super) fn exception(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Re
     let id = cluster_wide(&mut check, ObjectKind::MeshException, &raw.metadata);
     let spec = raw.spec;
     let mut suspends = Vec::new();
-    for (number, raw) in spec.suspends.iter().enumerate() {
-        for (index, text) in raw.rules.iter().enumerate() {
+    let listed = check.at_most(&[SPEC, Step::Key("suspends")], &spec.suspends, MOST_OTHERS);
+    for (number, raw) in listed.iter().enumerate() {
+        let path = [SPEC, Step::Key("suspends"), Step::Index(number), Step::Key("rules")];
+        for (index, text) in check.at_most(&path, &raw.rules, MOST_OTHERS).iter().enumerate() {
             let path = [SPEC, Step::Key("suspends"), Step::Index(number), Step::Key("rules"), Step::Index(index)];
             match suspended(&raw.baseline, text) {
                 Some(suspended) => suspends.push(suspended),
@@ -234,22 +241,29 @@ pub(super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Rea
     }
     check.claim(&path, Claim::Name("MeshSettings", String::new(), name));
     let spec = raw.spec;
-    for (index, prefix) in spec.platform_label_prefixes.iter().enumerate() {
+    let prefixes = [SPEC, Step::Key("platformLabelPrefixes")];
+    for (index, prefix) in check.at_most(&prefixes, &spec.platform_label_prefixes, MOST_OTHERS).iter().enumerate() {
         if !prefix.ends_with('/') || prefix.len() < 2 {
             let path = [SPEC, Step::Key("platformLabelPrefixes"), Step::Index(index)];
             check.broken(&path, prefix, "must be a label's prefix with its slash, such as platform.example/");
         }
     }
-    let mut nets = |field, texts: &[String]| rules::nets(&mut check, &[SPEC, Step::Key(field)], texts);
-    let pods = nets("podCidrs", &spec.pod_cidrs);
-    let services = nets("serviceCidrs", &spec.service_cidrs);
-    let nodes = nets("nodeCidrs", &spec.node_cidrs);
+    let mut nets = |field, texts: &[String], max| {
+        let path = [SPEC, Step::Key(field)];
+        let texts = check.at_most(&path, texts, max);
+        rules::nets(&mut check, &path, texts)
+    };
+    let pods = nets("podCidrs", &spec.pod_cidrs, MOST);
+    let services = nets("serviceCidrs", &spec.service_cidrs, MOST_OTHERS);
+    let nodes = nets("nodeCidrs", &spec.node_cidrs, MOST_OTHERS);
     let mut api_server = Vec::new();
-    for (index, text) in spec.api_server.iter().enumerate() {
+    let listed = check.at_most(&[SPEC, Step::Key("apiServer")], &spec.api_server, MOST_OTHERS);
+    for (index, text) in listed.iter().enumerate() {
         api_server.extend(check.ip(&[SPEC, Step::Key("apiServer"), Step::Index(index)], text));
     }
     let mut min_stages = Vec::new();
-    for (index, raw) in spec.min_stage.iter().enumerate() {
+    let listed = check.at_most(&[SPEC, Step::Key("minStage")], &spec.min_stage, MOST_OTHERS);
+    for (index, raw) in listed.iter().enumerate() {
         for key in raw.namespace_labels.keys() {
             let path = [SPEC, Step::Key("minStage"), Step::Index(index), Step::Key("namespaceLabels"), Step::Key(key)];
             if !spec.platform_label_prefixes.iter().any(|prefix| key.starts_with(prefix)) {
@@ -345,7 +359,7 @@ fn read<R: Written>(
     raw: &[R],
     rules: &mut Vec<Rule>,
 ) {
-    for (index, raw) in raw.iter().enumerate() {
+    for (index, raw) in check.at_most(path, raw, MOST).iter().enumerate() {
         let path = [path, &[Step::Index(index)]].concat();
         let (name, peers_written, ports_written, unauthenticated) = raw.parts();
         let at = |step| [path.as_slice(), &[Step::Key(step)]].concat();

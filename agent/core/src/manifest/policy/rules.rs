@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::super::check::Checker;
 use super::super::node::Step;
 use super::super::{Problem, check};
-use super::requirements;
+use super::{MOST, MOST_OTHERS, requirements};
 use crate::policy::object::{IpBlock, Peer, Port, PortRef};
 use crate::policy::port::Ports;
 use crate::policy::rule::List;
@@ -30,7 +30,7 @@ pub(super) fn peers(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Peer
         let rule = "is empty: leave the field out to mean anybody, or remove the rule";
         check.broken(&path, "[]", rule);
     }
-    let each = raw.iter().enumerate();
+    let each = check.at_most(&path, raw, MOST).iter().enumerate();
     Some(
         each.filter_map(|(index, raw)| peer(check, &[&path[..], &[Step::Index(index)]].concat(), of.list, raw))
             .collect(),
@@ -45,6 +45,8 @@ fn peer(check: &mut Checker<'_>, path: &[Step<'_>], list: List, raw: &Peer) -> O
         || !raw.labels.is_empty();
     match (&raw.ip_block, raw.entity, workload) {
         (Some(block), None, false) => {
+            let except = [path, &[Step::Key("ipBlock"), Step::Key("except")]].concat();
+            check.at_most(&except, &block.except, MOST_OTHERS);
             ip_block(check, &[path, &[Step::Key("ipBlock")]].concat(), block, net).map(Who::Block)
         }
         (None, Some(entity), false) => Some(Who::Entity(entity)),
@@ -105,6 +107,12 @@ pub(super) fn selector(check: &mut Checker<'_>, path: &[Step<'_>], raw: &Peer) -
 
 /// Notes labels that only the platform may choose by, for when the settings are known.
 pub(super) fn platforms(check: &mut Checker<'_>, path: &[Step<'_>], raw: &Peer) {
+    let path_of_all = [path, &[Step::Key("namespaceLabels")]].concat();
+    let found = raw.namespace_labels.len();
+    if found > MOST_OTHERS {
+        let path = check::text_of(&path_of_all);
+        return check.problem(&path_of_all, Problem::TooLong { path, found, max: MOST_OTHERS });
+    }
     for key in raw.namespace_labels.keys() {
         let path = [path, &[Step::Key("namespaceLabels"), Step::Key(key)]].concat();
         check.platforms(&path, key);
@@ -118,7 +126,7 @@ pub(super) fn ports(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Port
     if raw.is_empty() {
         check.broken(&path, "[]", "is empty: leave the field out to mean any port, or remove the rule");
     }
-    for (index, raw) in raw.iter().enumerate() {
+    for (index, raw) in check.at_most(&path, raw, MOST).iter().enumerate() {
         let at = |field| [&path[..], &[Step::Index(index), Step::Key(field)]].concat();
         match &raw.port {
             PortRef::Number(number) => {

@@ -140,6 +140,21 @@ fn every_bad_document_is_refused_with_its_place() {
 }
 
 #[test]
+fn no_list_is_longer_than_the_definitions_let_it_be() {
+    let many = |count: usize, one: &str| vec![one; count].join(", ");
+    let rules: Vec<String> = (0..257).map(|number| format!("{{name: r{number}}}")).collect();
+    let told = policy(&format!("  ingress: [{}]", rules.join(", ")));
+    assert!(told.starts_with("f:5:12: spec.ingress holds 257 entries, the limit is 256"), "{told}");
+    let told = policy(&format!("  ingress: [{{name: a, from: [{}]}}]", many(257, "{namespace: a}")));
+    assert!(told.starts_with("f:5:29: spec.ingress[0].from holds 257 entries"), "{told}");
+    let told = policy(&format!("  mode: audit\n  replaces: [{}]", many(65, "x")));
+    let labels: Vec<String> = (0..65).map(|number| format!("k{number}: v")).collect();
+    let told_of_labels = baseline(&format!("  subject: {{namespaceLabels: {{{}}}}}", labels.join(", ")));
+    assert!(told_of_labels.starts_with("f:5:30: spec.subject.namespaceLabels holds 65 entries"), "{told_of_labels}");
+    assert!(told.starts_with("f:6:13: spec.replaces holds 65 entries, the limit is 64"), "{told}");
+}
+
+#[test]
 fn peers_of_kubernetes_are_checked_as_an_api_server_does() {
     let read = |peer: &str| parse_in(Scope::Policy, "f", &network(peer));
     let problem = |peer: &str| read(peer).unwrap_err()[0].to_string();
