@@ -8,6 +8,7 @@
 //! D: a baseline denies; C: every ceiling allows; K: NetworkPolicies allow; T: MeshPolicies allow; G: a baseline
 //! guarantees; P: the peer is proved where that is asked for.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use kumiko_abi::Stage;
@@ -175,6 +176,8 @@ impl<'a> Side<'a> {
 pub struct Policies {
     objects: Vec<Object>,
     exceptions: Vec<Exception>,
+    /// Whose place something in audit takes.
+    replaced: BTreeSet<ObjectId>,
 }
 
 impl Policies {
@@ -182,7 +185,11 @@ impl Policies {
     pub fn new(mut objects: Vec<Object>, mut exceptions: Vec<Exception>) -> Self {
         objects.sort_by(|a, b| a.id.cmp(&b.id));
         exceptions.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { objects, exceptions }
+        let in_audit = objects.iter().filter(|object| object.mode == Mode::Audit);
+        let taken =
+            in_audit.flat_map(|by| by.replaces.iter().map(|name| ObjectId { name: name.clone(), ..by.id.clone() }));
+        let replaced = taken.collect();
+        Self { objects, exceptions, replaced }
     }
 
     /// All baselines and policies.
@@ -210,7 +217,7 @@ impl Policies {
     fn counts(&self, object: &Object, view: View) -> bool {
         match view {
             View::Enforced => object.mode == Mode::Enforce,
-            View::WithAudit => !self.objects.iter().any(|other| replaces(other, &object.id)),
+            View::WithAudit => !self.replaced.contains(&object.id),
         }
     }
 
@@ -295,14 +302,6 @@ impl Policies {
             exception.suspends.iter().any(names) && exception.subject.means(q.subject) && q.allowed_by(&exception.rule)
         })
     }
-}
-
-/// Whether an object in audit takes another's place.
-fn replaces(other: &Object, id: &ObjectId) -> bool {
-    other.mode == Mode::Audit
-        && other.id.kind == id.kind
-        && other.id.namespace == id.namespace
-        && other.replaces.contains(&id.name)
 }
 
 fn rules<'a, 'l>(

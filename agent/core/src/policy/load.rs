@@ -1,6 +1,6 @@
 //! Policy from documents: what only all of them together can say is checked here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
@@ -106,13 +106,20 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
             }
         }
     }
+    let baselines = policies.iter().map(|(_, _, policy)| &policy.object);
+    let baselines: BTreeMap<&str, &Object> = baselines
+        .filter(|object| object.id.kind == ObjectKind::MeshBaseline)
+        .map(|object| (object.id.name.as_str(), object))
+        .collect();
     for (file, place, exception) in &exceptions {
         let name = format!("{}/{}", ObjectKind::MeshException.name(), exception.exception.name);
         for (place, unfit) in foreign(&exception.platform_labels, &name) {
             told(file, place, unfit);
         }
-        let known = |suspended: &&Suspended| !policies.iter().any(|(_, _, policy)| has(&policy.object, suspended));
-        for suspended in exception.exception.suspends.iter().filter(known) {
+        let unknown = |suspended: &&Suspended| {
+            !baselines.get(suspended.baseline.as_str()).is_some_and(|baseline| has(baseline, suspended))
+        };
+        for suspended in exception.exception.suspends.iter().filter(unknown) {
             let (baseline, rule) = (suspended.baseline.clone(), suspended.to_string());
             told(file, *place, Unfit::NothingToSuspend { exception: name.clone(), baseline, rule });
         }
@@ -122,15 +129,14 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
     Loaded { policies: Policies::new(objects, exceptions), settings, problems }
 }
 
-/// Whether an object is the baseline with what is to be suspended.
-fn has(object: &Object, suspended: &Suspended) -> bool {
+/// Whether a baseline has what is to be suspended.
+fn has(baseline: &Object, suspended: &Suspended) -> bool {
     let rules = match suspended.direction {
-        Direction::Ingress => &object.ingress,
-        Direction::Egress => &object.egress,
+        Direction::Ingress => &baseline.ingress,
+        Direction::Egress => &baseline.egress,
     };
-    let found = rules.as_ref().is_some_and(|rules| match &suspended.deny {
+    rules.as_ref().is_some_and(|rules| match &suspended.deny {
         Some(name) => rules.of(&[List::Deny]).any(|rule| rule.name == *name),
         None => rules.ceiling,
-    });
-    object.id.kind == ObjectKind::MeshBaseline && object.id.name == suspended.baseline && found
+    })
 }
