@@ -248,6 +248,7 @@ impl Policies {
                 answer.suspended_by.extend(exceptions);
             }
         }
+        answer.by.sort_by_key(|source| (&source.object.id, source.rule.map(|rule| &rule.name)));
         answer
     }
 

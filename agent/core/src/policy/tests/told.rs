@@ -49,6 +49,17 @@ fn a_baseline_denies() {
 }
 
 #[test]
+fn of_several_rules_that_deny_the_first_by_name_is_told_first() {
+    let two = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshBaseline\nmetadata: {name: a}\nspec:\n  subject: {namespace: tools}\n  \
+               ingress: {deny: [{name: z}, {name: b}]}\n";
+    let told = told(two, "192.0.2.1", "tools/shell", 22);
+    assert!(
+        told.starts_with("deny (baseline)\nby: MeshBaseline/a ingress.deny.b\nalso: MeshBaseline/a ingress.deny.z\n"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_live_exception_leaves_it_to_the_team() {
     let live = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshException\nmetadata: {name: live}\nspec:\n  \
                 suspends: [{baseline: bank, rules: [ingress.deny.no-dev, ingress.allow]}]\n  \
