@@ -2,13 +2,15 @@
 
 mod nearest;
 
+use kumiko_abi::Stage;
 use serde::Serialize;
 
 use super::judge::{Answer, Proof, Source, Term, View};
 use super::port::Asked;
 use super::rule::{Direction, Exception, List, ObjectKind, Rule};
-use super::selector::Requirement;
+use super::selector::Selector;
 use super::verdict::{End, Evaluator, Flow, Judged};
+use crate::manifest::Protocol;
 use crate::model::Workload;
 use crate::stage;
 
@@ -218,7 +220,7 @@ fn refusal(
         Term::NetworkPolicy | Term::Team => {
             lines.say("by", format!("no {direction} rule matches"));
             for source in &answer.by {
-                let selects = selects(&source.object.subject.labels);
+                let selects = selects(&source.object.subject);
                 lines.say("default", format!("caused by {} (selects {selects})", source.object.id));
             }
             near(evaluator, flow, direction, answer, judged.proof, lines);
@@ -226,23 +228,35 @@ fn refusal(
                 lines.say("ceiling", format!("{} would allow it", provenance(direction, source)));
             }
             let namespace = own.workload.as_ref().map_or("", |workload| workload.namespace.as_str());
-            lines.say("next", format!("team {namespace} adds a rule"));
-            if answer.term == Term::Team { "team default" } else { "network policy" }
+            let (where_to, word) = match answer.term {
+                Term::Team => ("", "team default"),
+                _ => (" to a NetworkPolicy (a MeshPolicy does not help here)", "network policy"),
+            };
+            lines.say("next", format!("team {namespace} adds a rule{where_to}"));
+            word
         }
         Term::Proof => {
             let peer = name(flow.end(direction.opposite()));
             lines.say("by", format!("{} is strict, and only an address speaks for {peer}", name(own)));
-            lines.say("next", format!("enrol {peer}, or allow it by a rule with unauthenticated: true"));
+            let meshed = flow.end(direction.opposite()).workload.as_ref().is_some_and(|w| w.stage >= Stage::Permissive);
+            let protocol = flow.asked.protocol;
+            let next = if meshed && protocol != Protocol::Tcp {
+                format!(
+                    "allow {peer} by a rule with unauthenticated: true: between nodes nothing proves {protocol} yet"
+                )
+            } else {
+                format!("enrol {peer}, or allow it by a rule with unauthenticated: true")
+            };
+            lines.say("next", next);
             "unproved"
         }
     }
 }
 
-fn selects(labels: &[Requirement]) -> String {
-    if labels.is_empty() {
-        return "every workload of its namespace".to_owned();
-    }
-    labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn selects(subject: &Selector) -> String {
+    let account = subject.service_account.iter().map(|account| format!("service account {account}"));
+    let all: Vec<String> = subject.labels.iter().map(ToString::to_string).chain(account).collect();
+    if all.is_empty() { "every workload of its namespace".to_owned() } else { all.join(", ") }
 }
 
 /// The rule that came nearest to allowing the flow.
@@ -284,7 +298,7 @@ fn allowed(flow: &Flow, direction: Direction, judged: &Judged<'_>, lines: &mut L
     let own = flow.end(direction);
     let label = direction.to_string();
     let Some(side) = &judged.side else {
-        let why = if own.workload.is_some() && judged.stage == kumiko_abi::Stage::Off {
+        let why = if own.workload.is_some() && judged.stage == Stage::Off {
             "is off: no rule is asked"
         } else if own.workload.is_some() {
             "talks to itself"

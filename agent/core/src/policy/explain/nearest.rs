@@ -49,7 +49,11 @@ fn peer_wants(who: &Who, peer: &Peer<'_>) -> Vec<String> {
             vec!["networks allow only addresses of no workload; name the workload".to_owned()]
         }
         (Who::Block(block), _) if block.has(peer.ip) => Vec::new(),
-        (Who::Block(block), _) => vec![format!("address is {}, wants {}", peer.ip, block.net)],
+        (Who::Block(block), _) => {
+            let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
+            let except = if except.is_empty() { String::new() } else { format!(" except {}", except.join(", ")) };
+            vec![format!("address is {}, wants {}{except}", peer.ip, block.net)]
+        }
         (Who::Entity(entity), _) if peer.entities.contains(entity) => Vec::new(),
         (Who::Entity(entity), _) => vec![format!("wants the entity {}", entity.name())],
     }

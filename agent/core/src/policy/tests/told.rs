@@ -14,6 +14,10 @@ const WORLD: &str = include_str!("told/world.yaml");
 const POLICY: &str = include_str!("told/policy.yaml");
 
 fn told(more: &str, from: &str, to: &str, port: u16) -> String {
+    told_of(more, from, to, Asked { protocol: Protocol::Tcp, port })
+}
+
+fn told_of(more: &str, from: &str, to: &str, asked: Asked) -> String {
     let text = format!("{WORLD}\n---\n{POLICY}\n---\n{more}");
     let objects = parse_in(Scope::Policy, "f", &text).unwrap_or_else(|problems| panic!("{}", problems[0]));
     let named = || objects.iter().map(|object| ("f", object));
@@ -28,7 +32,7 @@ fn told(more: &str, from: &str, to: &str, port: u16) -> String {
             End { ip: workload.ips[0], workload: Some(workload) }
         }
     };
-    let flow = Flow { source: end(from), destination: end(to), asked: Asked { protocol: Protocol::Tcp, port } };
+    let flow = Flow { source: end(from), destination: end(to), asked };
     let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
     let answer = explain(&evaluator, &flow, NOW);
     let lines: Vec<String> = answer.lines.iter().map(|line| format!("{}: {}", line.label.trim(), line.text)).collect();
@@ -115,11 +119,39 @@ fn kubernetes_refuses_and_a_strict_pod_wants_proof() {
         ),
         "{refused}"
     );
+    assert!(
+        refused.ends_with("next: team ledger adds a rule to a NetworkPolicy (a MeshPolicy does not help here)"),
+        "{refused}"
+    );
     assert_eq!(
         told("", "192.0.2.1", "tools/shell", 22),
         "deny (unproved)\n\
          by: tools/shell is strict, and only an address speaks for 192.0.2.1\n\
          next: enrol 192.0.2.1, or allow it by a rule with unauthenticated: true"
+    );
+}
+
+#[test]
+fn a_default_names_all_that_its_policy_chooses_by_and_the_nearest_rule_its_exceptions() {
+    let more = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: p, namespace: tools}\nspec:\n  \
+                subject: {serviceAccount: shell}\n  \
+                ingress: [{name: out, from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.0/28]}}]}]\n";
+    let told = told(more, "192.0.2.1", "tools/shell", 22);
+    assert!(told.contains("caused by MeshPolicy/tools/p (selects service account shell)"), "{told}");
+    let nearest = "nearest: rule out: address is 192.0.2.1, wants 192.0.2.0/24 except 192.0.2.0/28";
+    assert!(told.contains(nearest), "{told}");
+}
+
+#[test]
+fn who_is_enrolled_is_not_told_to_enrol() {
+    let far = "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {name: far, namespace: tools, uid: u9}\n\
+               spec: {serviceAccount: far, node: n1, ips: [10.0.0.9]}\n";
+    let told = told_of(far, "tools/far", "tools/shell", Asked { protocol: Protocol::Udp, port: 53 });
+    assert!(
+        told.ends_with(
+            "next: allow tools/far by a rule with unauthenticated: true: between nodes nothing proves UDP yet"
+        ),
+        "{told}"
     );
 }
 
