@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kumiko_core::flow_record::PartyMatch;
 use kumiko_core::manifest::{FolderState, Protocol, Scope};
-use kumiko_core::model::World;
+use kumiko_core::model::{Service, World};
 use kumiko_core::policy::explain::{Explanation, explain};
 use kumiko_core::policy::load::{Loaded, load};
 use kumiko_core::policy::port::Asked;
@@ -92,6 +93,11 @@ fn explained(args: &ExplainArgs, json: bool) -> Result<Answer, Error> {
     }
     let source = end(&folder.world, &args.from, None)?;
     let destination = end(&folder.world, &args.to, Some(source.ip))?;
+    let source = end(&folder.world, &args.from, Some(destination.ip))?;
+    if source.ip.is_ipv4() != destination.ip.is_ipv4() {
+        let why = format!("{} and {} have no addresses of one family", args.from, args.to);
+        return Err(Error::CannotSay(why));
+    }
     let protocol = match args.protocol {
         ProtocolName::Tcp => Protocol::Tcp,
         ProtocolName::Udp => Protocol::Udp,
@@ -112,10 +118,15 @@ fn explained(args: &ExplainArgs, json: bool) -> Result<Answer, Error> {
 /// The end that somebody means; a workload's address is of the other's family, if it has one.
 fn end(world: &World, who: &PartyMatch, like: Option<IpAddr>) -> Result<End, Error> {
     let text = who.to_string();
-    if let Ok(ip) = text.parse() {
-        return Ok(End::at(world, ip));
-    }
     let nobody = |why: &str| Error::CannotSay(format!("{text}: {why}"));
+    if let PartyMatch::Ip(ip) = who {
+        let ip = ip.to_canonical();
+        // A verdict is about the endpoint that was chosen, on its own port.
+        let of = |service: &&Arc<Service>| service.cluster_ips.contains(&ip) || service.outer_ips.contains(&ip);
+        let Some(service) = world.services().find(of) else { return Ok(End::at(world, ip)) };
+        let service = format!("{}/{}", service.namespace, service.name);
+        return Err(nobody(&format!("is an address of Service {service}: name one of its workloads, and its port")));
+    }
     let (namespace, name) = text.split_once('/').ok_or_else(|| nobody("write NAMESPACE/WORKLOAD or an IP address"))?;
     if name.is_empty() {
         return Err(nobody("is a namespace: name one of its workloads"));

@@ -58,6 +58,20 @@ DENY (baseline)  fx-dev/batch-1 -> payments/api-5f2  TCP 8443
         (code, told.as_str()),
         (Some(2), "kumiko: cannot say: checkout/web-9: no workload of this name is in the folder\n")
     );
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: api, namespace: payments}\n\
+                   spec: {clusterIP: 10.96.0.7, ports: [{port: 443, targetPort: 8443}], selector: {app: api}}\n---\n\
+                   apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {name: six, namespace: lab, uid: u8}\n\
+                   spec: {serviceAccount: six, node: n1, ips: [\"fd00::8\"]}\n";
+    fs::write(dir.path().join("service.yaml"), service).unwrap();
+    let (code, shown, told) = ask("checkout/web-1", "10.96.0.7", &[]);
+    assert_eq!((code, shown.as_str()), (Some(2), ""));
+    assert!(told.contains("10.96.0.7: is an address of Service payments/api: name one of its workloads"), "{told}");
+    let (code, _, told) = ask("checkout/web-1", "lab/six", &[]);
+    assert_eq!(code, Some(2));
+    assert!(told.contains("checkout/web-1 and lab/six have no addresses of one family"), "{told}");
+    let (code, shown, _) = ask("::ffff:10.0.0.4", "payments/api-5f2", &[]);
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(shown.starts_with("ALLOW  checkout/web-1 -> payments/api-5f2"), "{shown}");
     let (code, _, _) = policy(dir.path(), &["explain", "--from", "a/b"]);
     assert_eq!(code, Some(2));
     fs::write(dir.path().join("bad.yaml"), "kind: MeshPolicy\n").unwrap();
