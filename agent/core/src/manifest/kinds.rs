@@ -121,6 +121,8 @@ pub struct BackendPort {
 
 const METADATA: Step<'_> = Step::Key("metadata");
 const SPEC: Step<'_> = Step::Key("spec");
+/// A namespace's name as a label, for selectors.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const NAME: [Step<'_>; 2] = [METADATA, Step::Key("name")];
 const NAMESPACE: [Step<'_>; 2] = [METADATA, Step::Key("namespace")];
 /// A `v1` List holds objects, not lists; this bounds a list in a list.
@@ -226,7 +228,14 @@ fn namespace(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
     let stage = check.stage(raw.metadata.labels.as_ref()).unwrap_or_default();
     check.claim(&NAME, Claim::Name("Namespace", String::new(), name.clone()));
     let mut labels = raw.metadata.labels.unwrap_or_default();
-    labels.entry("kubernetes.io/metadata.name".to_owned()).or_insert_with(|| name.clone());
+    if let Some(other) = labels.insert(NAME_LABEL.to_owned(), name.clone()).filter(|other| *other != name) {
+        let path = [METADATA, Step::Key("labels"), Step::Key(NAME_LABEL)];
+        check.broken(
+            &path,
+            &other,
+            "is not the namespace's own name, which every API server makes it: remove the label",
+        );
+    }
     Some((Kind::Namespace(NamespaceObject { name, stage, labels }), check.claims()))
 }
 

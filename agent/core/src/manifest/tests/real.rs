@@ -23,6 +23,16 @@ fn a_namespace() {
 }
 
 #[test]
+fn a_namespace_has_no_other_namespaces_name() {
+    let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {kubernetes.io/metadata.name: b}}\n";
+    let told = parse("f", text).unwrap_err()[0].to_string();
+    assert!(
+        told.contains("metadata.labels.kubernetes.io/metadata.name: \"b\" is not the namespace's own name"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_node() {
     let addresses = vec!["192.168.49.2".parse().unwrap(), "fd00:49::2".parse().unwrap()];
     assert_eq!(only(NODE), Kind::Node(NodeObject { name: "minikube".into(), addresses }));
