@@ -143,6 +143,21 @@ pub enum Scope {
     Policy,
 }
 
+impl Scope {
+    /// The kinds, for people.
+    const fn kinds(self) -> &'static str {
+        match self {
+            Self::Agent => {
+                "v1 Namespace, Node and Service, discovery.k8s.io/v1 EndpointSlice and kumiko.dev/v1alpha1 Workload"
+            }
+            Self::Policy => {
+                "v1 Namespace, Node and Service, discovery.k8s.io/v1 EndpointSlice, networking.k8s.io/v1 NetworkPolicy and \
+                 kumiko.dev/v1alpha1 Workload, MeshBaseline, MeshPolicy, MeshException and MeshSettings"
+            }
+        }
+    }
+}
+
 /// Reads every document of a file that an agent may take.
 ///
 /// # Errors

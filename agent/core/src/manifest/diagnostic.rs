@@ -5,7 +5,7 @@ use std::fmt;
 use kumiko_abi::Stage;
 use thiserror::Error;
 
-use super::{Claim, MAX_BYTES, STAGE_LABEL};
+use super::{Claim, MAX_BYTES, STAGE_LABEL, Scope};
 use crate::api::SourceDiagnostic;
 use crate::stage;
 
@@ -133,14 +133,16 @@ pub enum Problem {
     },
     /// A kind that is not read.
     #[error(
-        "{kind} of {api_version} is not read here: only v1 Namespace, Node and Service, discovery.k8s.io/v1 EndpointSlice \
-         and kumiko.dev/v1alpha1 Workload are; remove the document or move it to another folder"
+        "{kind} of {api_version} is not read here: only {} are; remove the document or move it to another folder",
+        scope.kinds()
     )]
     UnknownKind {
         /// apiVersion.
         api_version: String,
         /// kind.
         kind: String,
+        /// What would be read.
+        scope: Scope,
     },
     /// A field that the kind does not have.
     #[error("{kind} has no field {path}: check its spelling, or remove it")]

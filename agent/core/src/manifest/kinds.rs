@@ -158,7 +158,7 @@ pub(super) fn read(scope: Scope, root: &Node, objects: &mut Vec<Object>, problem
         ("networking.k8s.io/v1", "NetworkPolicy") if scope == Scope::Policy => policy::network_policy(root, problems),
         _ => {
             let place = root.place_of(&[Step::Key("kind")]);
-            problems.push((place, Problem::UnknownKind { api_version: short(version), kind: short(kind) }));
+            problems.push((place, Problem::UnknownKind { api_version: short(version), kind: short(kind), scope }));
             None
         }
     };
@@ -180,7 +180,7 @@ fn list(scope: Scope, root: &Node, objects: &mut Vec<Object>, problems: &mut Vec
                 for item in items {
                     if item.text("kind") == Some(LIST) {
                         let (api_version, kind) = ("v1".to_owned(), LIST.to_owned());
-                        problems.push((item.place, Problem::UnknownKind { api_version, kind }));
+                        problems.push((item.place, Problem::UnknownKind { api_version, kind, scope }));
                     } else {
                         read(scope, item, objects, problems);
                     }

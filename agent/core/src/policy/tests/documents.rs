@@ -198,6 +198,15 @@ fn what_only_all_documents_together_say_is_told_too() {
 }
 
 #[test]
+fn who_asks_about_policy_is_told_its_kinds() {
+    let told = refused("kind: MeshPolice\nmetadata: {name: x}\n");
+    assert!(
+        told.contains("networking.k8s.io/v1 NetworkPolicy and kumiko.dev/v1alpha1 Workload, MeshBaseline"),
+        "{told}"
+    );
+}
+
+#[test]
 fn documents_are_taken_as_a_cluster_prints_them() {
     let metadata = "  name: p\n  namespace: n\n  uid: 0b6a2c1e-3d53-4d0c-8f5e-0d1f4b3f8f11\n  resourceVersion: \"812\"\n  \
                     generation: 2\n  creationTimestamp: 2026-11-25T00:00:00Z\n  labels: {team: a}\n  \
