@@ -36,6 +36,8 @@ impl de::Error for Error {
         // serde's words are Rust's.
         let expected = match expected.as_str() {
             "i32" | "i64" => "a whole number",
+            "u16" => "a whole number from 0 to 65535",
+            "u32" => "a whole number from 0 to 4294967295",
             "a sequence" => "a list",
             other => other,
         };
@@ -46,6 +48,10 @@ impl de::Error for Error {
             _ => "",
         };
         Self::custom(format_args!("found {found}, expected {expected}{quotes}"))
+    }
+
+    fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::invalid_type(unexpected, expected)
     }
 
     fn missing_field(field: &'static str) -> Self {

@@ -1,10 +1,12 @@
 //! What several kinds share.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Whether an object decides.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -128,13 +130,43 @@ pub enum TransportProtocol {
 }
 
 /// A port's number, or the name that the destination's pod gives one.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(untagged)]
 pub enum PortRef {
     /// 1 to 65535.
     Number(u16),
     /// Resolved on the destination's pod; a pod without the name is not matched.
     Name(String),
+}
+
+impl<'de> Deserialize<'de> for PortRef {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(PortVisitor)
+    }
+}
+
+/// Says what a port is; serde's words for an untagged enum do not.
+struct PortVisitor;
+
+impl Visitor<'_> for PortVisitor {
+    type Value = PortRef;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a port number from 1 to 65535, or a port's name")
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<PortRef, E> {
+        let wrong = |_| E::invalid_type(Unexpected::Signed(number), &self);
+        u16::try_from(number).map(PortRef::Number).map_err(wrong)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<PortRef, E> {
+        self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<PortRef, E> {
+        Ok(PortRef::Name(name.to_owned()))
+    }
 }
 
 impl JsonSchema for PortRef {

@@ -77,6 +77,14 @@ const POLICIES: &[(&str, &str)] = &[
         "  egress: [{name: a, ports: [{port: web, endPort: 8}]}]",
         "f:5:51: spec.egress[0].ports[0].endPort: \"8\" needs a number",
     ),
+    (
+        "  egress: [{name: a, ports: [{port: 65536}]}]",
+        "f:5:37: spec.egress[0].ports[0].port: found the number 65536, expected a port number from 1 to 65535, or a",
+    ),
+    (
+        "  egress: [{name: a, ports: [{port: 1, endPort: 65536}]}]",
+        "f:5:49: spec.egress[0].ports[0].endPort: found the number 65536, expected a whole number from 0 to 65535",
+    ),
     ("  egress: [{name: a, ports: [{port: 8, protocol: SCTP}]}]", "f:5:50: spec.egress[0].ports[0].protocol: "),
     ("  replaces: [x]", "f:5:13: spec.replaces: \"x\" is for a policy in mode audit"),
     ("  mode: audit\n  replaces: [x, p]", "f:6:17: spec.replaces[1]: \"p\" is this policy itself"),
