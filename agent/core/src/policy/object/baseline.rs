@@ -37,16 +37,16 @@ pub struct BaselineSubject {
 pub struct BaselineDirection<R> {
     /// What no team can allow. Peers are chosen as subjects are, or by address; pod labels and named ports are refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub deny: Vec<R>,
     /// A ceiling: teams may allow what one of these allows, and nothing else. Several baselines' ceilings intersect. An
     /// empty list allows nothing; without the field there is no ceiling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub allow: Option<Vec<R>>,
     /// What no team can refuse: scraping, DNS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub guarantee: Vec<R>,
 }
 

@@ -38,7 +38,7 @@ pub struct MeshExceptionSpec {
     pub peers: Vec<Peer>,
     /// On which ports; without the field on any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(min = 1, max = 256))]
     pub ports: Option<Vec<Port>>,
     /// Who answers for it.
     #[schemars(length(min = 1, max = 253))]

@@ -44,10 +44,10 @@ pub struct MeshPolicySpec {
     pub subject: PolicySubject,
     /// What may come in; `[]` is nothing, without the field it says nothing about that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub ingress: Option<Vec<IngressRule>>,
     /// Where to go; `[]` is nowhere, without the field it says nothing about that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub egress: Option<Vec<EgressRule>>,
 }

@@ -91,6 +91,7 @@ pub struct IpBlock {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("[has(self.ipBlock), has(self.entity), has(self.namespace) || has(self.namespaceLabels) || has(self.serviceAccount) || has(self.spiffeId) || has(self.labels)].filter(x, x).size() == 1", "a peer is a workload (namespace, namespaceLabels, serviceAccount, spiffeId, labels), or an ipBlock, or an entity"))]
 #[x_kube(validation = ("!has(self.serviceAccount) || has(self.namespace) || has(self.namespaceLabels)", "an account's name means nothing without its namespace"))]
+#[x_kube(validation = ("!has(self.labels) || has(self.namespace) || has(self.namespaceLabels)", "a pod's labels mean nothing without its namespace"))]
 pub struct Peer {
     /// The namespace with this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -208,11 +209,11 @@ pub struct IngressRule {
     pub name: String,
     /// Any one of them; without the field anybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(min = 1, max = 256))]
     pub from: Option<Vec<Peer>>,
     /// Any one of them; without the field any port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(min = 1, max = 256))]
     pub ports: Option<Vec<Port>>,
     /// Also a peer that only its address speaks for, where the workload is strict.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -228,11 +229,11 @@ pub struct EgressRule {
     pub name: String,
     /// Any one of them; without the field anybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(min = 1, max = 256))]
     pub to: Option<Vec<Peer>>,
     /// Any one of them; without the field any port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(min = 1, max = 256))]
     pub ports: Option<Vec<Port>>,
     /// Also a peer that only its address speaks for, where the workload is strict (UDP between nodes is such, so rules
     /// for DNS say it).

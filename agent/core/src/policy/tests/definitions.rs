@@ -4,7 +4,40 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::policy::object::definitions;
+
+/// Every property of a schema, with its name.
+fn properties<'s>(schema: &'s Value, found: &mut Vec<(&'s str, &'s Value)>) {
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        found.push((name, property));
+        properties(property, found);
+        properties(&property["items"], found);
+    }
+}
+
+#[test]
+fn an_api_server_refuses_what_the_reader_refuses_of_lists() {
+    let (mut lists, mut rules) = (0, 0);
+    for (file, definition) in definitions() {
+        let schema = serde_json::to_value(&definition.spec.versions[0].schema).unwrap();
+        let mut found = Vec::new();
+        properties(&schema["openAPIV3Schema"], &mut found);
+        for (name, property) in found {
+            if matches!(name, "from" | "to" | "ports") {
+                lists += 1;
+                assert_eq!(property["minItems"], json!(1), "{file}: {name}");
+            }
+            if property["items"]["properties"].get("unauthenticated").is_some() {
+                rules += 1;
+                assert_eq!(property["x-kubernetes-list-type"], "map", "{file}: {name}");
+                assert_eq!(property["x-kubernetes-list-map-keys"], json!(["name"]), "{file}: {name}");
+            }
+        }
+    }
+    assert_eq!((lists, rules), (17, 8));
+}
 
 #[test]
 fn deploy_crds_is_what_the_types_say() {
