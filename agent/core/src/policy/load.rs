@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kumiko_abi::Stage;
 use thiserror::Error;
 
 use super::judge::Policies;
 use super::rule::{Direction, Exception, List, Object, ObjectKind, Suspended};
 use super::settings::Settings;
-use crate::manifest::{self, Kind, Place, PlatformLabel};
+use crate::manifest::{self, Kind, Place, PlatformLabel, STAGE_LABEL};
+use crate::stage;
 
 /// Policy that may be judged by.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -60,6 +62,19 @@ pub enum Unfit {
         /// The rule that it names.
         rule: String,
     },
+    /// A namespace's stage is below what the platform wants of it.
+    #[error(
+        "Namespace {namespace}: its stage {} is below {}, the lowest that MeshSettings' minStage lets it have: raise its \
+         label {STAGE_LABEL}", stage::name(*is), stage::name(*least)
+    )]
+    StageTooLow {
+        /// The namespace.
+        namespace: String,
+        /// Its stage.
+        is: Stage,
+        /// The lowest that it may have.
+        least: Stage,
+    },
     /// A policy in audit takes the place of none.
     #[error("{policy}: there is no MeshPolicy {replaced} to replace: see its name, or remove it from spec.replaces")]
     NothingToReplace {
@@ -73,16 +88,24 @@ pub enum Unfit {
 /// Takes the policy among objects, each with its file.
 pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>) -> Loaded {
     let (mut policies, mut exceptions, mut settings) = (Vec::new(), Vec::new(), Settings::default());
+    let mut namespaces = Vec::new();
     for (file, object) in objects {
         match &object.kind {
             Kind::Policy(policy) => policies.push((file, object.place, policy)),
             Kind::Exception(exception) => exceptions.push((file, object.place, exception)),
             Kind::Settings(found) => settings = found.clone(),
+            Kind::Namespace(namespace) => namespaces.push((file, object.place, namespace)),
             _ => {}
         }
     }
     let mut problems = Vec::new();
     let mut told = |file: &str, place, problem| problems.push(Told { file: file.to_owned(), place, problem });
+    for (file, place, namespace) in namespaces {
+        if let Some(least) = settings.least(&namespace.labels).filter(|least| namespace.stage < *least) {
+            let (namespace, is) = (namespace.name.clone(), namespace.stage);
+            told(file, place, Unfit::StageTooLow { namespace, is, least });
+        }
+    }
     let foreign = |labels: &[PlatformLabel], object: &str| -> Vec<(Place, Unfit)> {
         let labels = labels.iter().filter(|label| !settings.is_platforms(&label.key));
         let unfit = |label: &PlatformLabel| Unfit::TeamsLabel {

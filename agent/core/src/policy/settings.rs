@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use kumiko_abi::Stage;
 
-use super::selector::Requirement;
+use super::selector::{Labels, Requirement};
 
 /// The lowest stage of some namespaces.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,6 +37,12 @@ impl Settings {
     /// Whether only the platform sets a namespace label.
     pub fn is_platforms(&self, key: &str) -> bool {
         self.platform_label_prefixes.iter().any(|prefix| key.starts_with(prefix))
+    }
+
+    /// The lowest stage of a namespace with these labels; `None`: any will do.
+    pub fn least(&self, labels: &Labels) -> Option<Stage> {
+        let fits = |min: &&MinStage| min.labels.iter().all(|requirement| requirement.holds(labels));
+        self.min_stages.iter().filter(fits).map(|min| min.stage).max()
     }
 
     /// Whether an address is of the cluster's networks.

@@ -206,6 +206,29 @@ fn what_only_all_documents_together_say_is_told_too() {
 }
 
 #[test]
+fn a_namespace_below_its_lowest_stage_is_told() {
+    let namespace = |name: &str, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{p.example/tier: prod{more}}}}}\n---\n"
+        )
+    };
+    let text = format!(
+        "{}{}{HEAD}kind: MeshSettings\nmetadata: {{name: mesh}}\nspec:\n  platformLabelPrefixes: [p.example/]\n  \
+         minStage: [{{stage: observe}}, {{namespaceLabels: {{p.example/tier: prod}}, stage: strict}}]\n",
+        namespace("low", ", kumiko.dev/stage: permissive"),
+        namespace("high", ", kumiko.dev/stage: strict"),
+    );
+    let objects = parse_in(Scope::Policy, "f", &text).unwrap();
+    let told = load(objects.iter().map(|object| ("f", object))).problems;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].to_string().starts_with("f:1:1: Namespace low: its stage permissive is below strict, the lowest"),
+        "{}",
+        told[0]
+    );
+}
+
+#[test]
 fn who_asks_about_policy_is_told_its_kinds() {
     let told = refused("kind: MeshPolice\nmetadata: {name: x}\n");
     assert!(
