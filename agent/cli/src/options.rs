@@ -113,6 +113,9 @@ pub struct FolderArgs {
     /// Folder of manifests: policy, and the namespaces, nodes and workloads that it is about.
     #[arg(long, value_name = "DIR")]
     pub folder: PathBuf,
+    /// Trust domain of the mesh: all SPIFFE IDs begin with it.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
 }
 
 /// Options of `policy explain`.

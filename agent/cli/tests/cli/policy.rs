@@ -81,6 +81,23 @@ DENY (baseline)  fx-dev/batch-1 -> payments/api-5f2  TCP 8443
 }
 
 #[test]
+fn a_spiffe_id_of_another_trust_domain_is_not_passed_over() {
+    let dir = folder();
+    let deny = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshBaseline\nmetadata: {name: no-web}\nspec:\n  subject: {}\n  \
+                ingress: {deny: [{name: web, from: [{spiffeId: \"spiffe://bank.example/ns/checkout/sa/web\"}]}]}\n";
+    fs::write(dir.path().join("deny.yaml"), deny).unwrap();
+    let ask = ["explain", "--from", "checkout/web-1", "--to", "payments/api-5f2", "--port", "8443"];
+    let (code, _, told) = policy(dir.path(), &ask);
+    assert_eq!(code, Some(2), "{told}");
+    let problem =
+        "MeshBaseline/no-web: spiffe://bank.example/ns/checkout/sa/web is not of the trust domain cluster.local";
+    assert!(told.contains(problem), "{told}");
+    let (code, shown, _) = policy(dir.path(), &[&ask[..], &["--trust-domain", "bank.example"]].concat());
+    assert_eq!(code, Some(1), "{shown}");
+    assert!(shown.contains("MeshBaseline/no-web ingress.deny.web"), "{shown}");
+}
+
+#[test]
 fn check_tells_what_is_wrong() {
     let dir = folder();
     assert_eq!(policy(dir.path(), &["check"]).0, Some(0));

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::judge::Policies;
 use super::rule::{Direction, Exception, List, Object, ObjectKind, Suspended};
+use super::selector::Who;
 use super::settings::Settings;
 use crate::manifest::{self, Kind, Place, PlatformLabel, STAGE_LABEL};
 use crate::stage;
@@ -150,6 +151,30 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
     let objects: Vec<Object> = policies.iter().map(|(_, _, policy)| policy.object.clone()).collect();
     let exceptions: Vec<Exception> = exceptions.iter().map(|(_, _, exception)| exception.exception.clone()).collect();
     Loaded { policies: Policies::new(objects, exceptions), settings, problems }
+}
+
+/// SPIFFE IDs of other trust domains that something chooses by, each with who names it: nobody here has one, so a rule
+/// that denies by it would deny nobody.
+pub fn foreign(policies: &Policies, trust_domain: &str) -> Vec<String> {
+    let rules = |object: &Object| {
+        let both = [object.ingress.clone(), object.egress.clone()];
+        both.into_iter().flatten().flat_map(|rules| rules.rules).collect::<Vec<_>>()
+    };
+    let objects = policies.objects().iter();
+    let objects = objects.map(|object| (object.id.to_string(), &object.subject, rules(object)));
+    let exceptions = policies.exceptions().iter().map(|exception| {
+        let name = format!("{}/{}", ObjectKind::MeshException.name(), exception.name);
+        (name, &exception.subject, vec![exception.rule.clone()])
+    });
+    let mut found = Vec::new();
+    for (name, subject, rules) in objects.chain(exceptions) {
+        let peers = rules.iter().flat_map(|rule| rule.peers.iter().flatten());
+        let chosen = peers.filter_map(|who| if let Who::Workload(selector) = who { Some(selector) } else { None });
+        let principals = chosen.chain([subject]).filter_map(|selector| selector.principal.as_ref());
+        let others = principals.filter(|principal| principal.trust_domain != trust_domain);
+        found.extend(others.map(|principal| format!("{name}: {principal} is not of the trust domain {trust_domain}")));
+    }
+    found
 }
 
 /// Whether a baseline has what is to be suspended.
