@@ -98,7 +98,8 @@ pub fn explain(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> Explanation 
         (Direction::Ingress, &verdict.ingress, &audited.ingress),
     ];
     let mut lines = Lines(Vec::new());
-    let refusing = ends.iter().find(|(_, judged, _)| judged.refuses());
+    // The term that speaks first, of either end; of both, egress.
+    let refusing = ends.iter().filter(|(_, judged, _)| judged.refuses()).min_by_key(|(_, judged, _)| judged.refusal());
     let (mut because, mut side) = ("", None);
     if let Some((direction, judged, _)) = refusing {
         side = Some(direction.to_string());

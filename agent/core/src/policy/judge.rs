@@ -126,9 +126,9 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// Whether an address is believed: the subject's stage says so.
+    /// Whether an address is believed: permissive alone does. Who only observes is judged as strict is.
     fn lenient(&self) -> bool {
-        self.subject.workload.stage != Stage::Strict
+        self.subject.workload.stage == Stage::Permissive
     }
 
     fn believes(&self) -> bool {

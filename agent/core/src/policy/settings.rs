@@ -45,8 +45,9 @@ impl Settings {
         self.min_stages.iter().filter(fits).map(|min| min.stage).max()
     }
 
-    /// Whether an address is of the cluster's networks.
-    pub fn inside(&self, ip: IpAddr) -> bool {
-        [&self.pods, &self.services, &self.nodes].into_iter().flatten().any(|net| net.contains(&ip))
+    /// Whether an address is outside of the cluster's networks. Unless these are said nobody knows, and none is.
+    pub fn outside(&self, ip: IpAddr) -> bool {
+        let mut nets = [&self.pods, &self.services, &self.nodes].into_iter().flatten().peekable();
+        nets.peek().is_some() && !nets.any(|net| net.contains(&ip))
     }
 }

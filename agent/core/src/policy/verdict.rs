@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kumiko_abi::Stage;
 
-use super::judge::{Policies, Proof, Question, Side, View};
+use super::judge::{Policies, Proof, Question, Side, Term, View};
 use super::object::Entity;
 use super::port::Asked;
 use super::rule::Direction;
@@ -94,6 +94,11 @@ impl Judged<'_> {
     /// Whether what the rules say is enforced, not only recorded.
     pub fn enforced(&self) -> bool {
         self.side.is_some() && self.stage >= Stage::Permissive
+    }
+
+    /// The term by which the rules refuse the flow.
+    pub fn refusal(&self) -> Option<Term> {
+        self.side.as_ref()?.refusal().map(|answer| answer.term)
     }
 
     /// Whether this end refuses the flow.
@@ -197,7 +202,7 @@ impl<'a> Evaluator<'a> {
         if self.settings.api_server.contains(&ip) {
             entities.push(Entity::KubeApiserver);
         }
-        if node.is_none() && !self.settings.inside(ip) {
+        if node.is_none() && self.settings.outside(ip) {
             entities.push(Entity::World);
         }
         entities

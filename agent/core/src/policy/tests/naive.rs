@@ -168,7 +168,7 @@ impl Sided<'_> {
     }
 
     fn believed(&self) -> bool {
-        self.proved || self.own.stage < 3
+        self.proved || self.own.stage == 2
     }
 
     /// A rule that allows: identities need belief, unless it says otherwise.
@@ -261,7 +261,11 @@ impl Sided<'_> {
             Entity::Node => node.is_some(),
             Entity::Probe => host && self.ingress && self.own.ports.iter().any(probed),
             Entity::KubeApiserver => self.all.api_server.contains(&self.peer),
-            Entity::World => node.is_none() && !self.all.inside.iter().any(|net| in_net(net, self.peer)),
+            Entity::World => {
+                node.is_none()
+                    && !self.all.inside.is_empty()
+                    && !self.all.inside.iter().any(|net| in_net(net, self.peer))
+            }
         }
     }
 

@@ -79,8 +79,8 @@ impl Random {
         Everything {
             pods,
             nodes: vec![("n1".into(), ip("172.16.0.1")), ("n2".into(), ip("172.16.0.2"))],
-            // Nodes are known, within these networks or not.
-            inside: ["10.0.0.0/8", "fd00::/16", "172.16.0.0/16"][..2 + self.below(2)]
+            // Nodes are known, within these networks or not; without any nobody is outside.
+            inside: ["10.0.0.0/8", "fd00::/16", "172.16.0.0/16"][..self.pick(&[0, 2, 2, 3, 3])]
                 .iter()
                 .map(ToString::to_string)
                 .collect(),

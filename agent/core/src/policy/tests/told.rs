@@ -171,11 +171,21 @@ fn an_allow_says_who_was_proved_and_by_which_rule() {
 }
 
 #[test]
+fn the_term_that_speaks_first_is_told_of_either_end() {
+    // The source's own team would refuse it too, but what no team can change comes first.
+    let team = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: quiet, namespace: fx-dev}\n\
+                spec: {egress: []}\n";
+    let told = told(team, "fx-dev/batch-1", "payments/api-5f2", 8443);
+    assert!(told.starts_with("deny (baseline)\nby: MeshBaseline/bank ingress.deny.no-dev"), "{told}");
+}
+
+#[test]
 fn observe_says_what_strict_would_do_and_audit_what_it_would_change() {
     let observed = told("", "192.0.2.1", "lab/seen", 8443);
     assert!(observed.contains("allow ()"), "{observed}");
     assert!(observed.contains("ingress: lab/seen is observe, so nothing is enforced\n"), "{observed}");
     assert!(observed.contains("team: would refuse: MeshPolicy/lab/nobody"), "{observed}");
+    assert!(observed.contains("proof: would refuse"), "as strict would: {observed}");
     let audit = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: tight, namespace: payments}\n\
                  spec: {mode: audit, replaces: [api], subject: {labels: {app: api}}, ingress: []}\n";
     let audited = told(audit, "checkout/web-1", "payments/api-5f2", 8443);
