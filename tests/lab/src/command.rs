@@ -68,6 +68,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Resul
             Err(cause) if Instant::now() >= deadline => {
                 return Err(cause.context(format!("{what}: not so after {} s", limit.as_secs_f32())));
             }
+            // Between two looks at what nobody tells of.
             Err(_) => std::thread::sleep(pause),
         }
         pause = (pause * 2).min(Duration::from_millis(100));

@@ -48,6 +48,7 @@ impl World {
     /// Opens a flow on a tunnel of `client` to `server` that is right in itself; must be refused.
     fn ask(&self, open: &Open, to: SystemTime, wait: Duration) -> Result<()> {
         self.on_tunnel(self.connect()?, to, async |mut tunnel| {
+            // The tunnel's certificate ends meanwhile: only time does that.
             tokio::time::sleep(wait).await;
             match tunnel.open(open).await {
                 Ok(()) => bail!("the flow was opened: {open:?}"),

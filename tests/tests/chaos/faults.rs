@@ -84,6 +84,7 @@ fn once(lab: &mut Lab, random: &mut StdRng, node: u8, point: Point, action: &str
     }
     let began = Instant::now();
     while began.elapsed() < MET_WITHIN {
+        // Between two looks: whether a point was met shows in the agent only.
         std::thread::sleep(Duration::from_millis(20));
         match action {
             "kill" | "panic" => {

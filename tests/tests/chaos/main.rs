@@ -79,6 +79,7 @@ fn under_faults(lab: &mut Lab, random: &mut StdRng, seed: u64, time: Duration) -
     let (clients, _echoes) = places(lab)?;
     (1..=2).try_for_each(|node| faults::prepare(lab, node))?;
     let warm = Load::start(&clients, THREADS, seed);
+    // How long the load runs; nothing is waited for.
     std::thread::sleep(WARM_UP);
     let warm = warm.end()?;
     ensure!(warm.told.is_empty() && warm.wrong.is_empty(), "without any fault: {:?} {:?}", warm.told, warm.wrong);

@@ -12,6 +12,8 @@ use super::{EgressRule, IngressRule, Mode, OnRevoke};
 /// subject is every workload.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+// These fields are those of a peer that is a workload, but for pod labels: a shared type flattened into both would lose
+// the place of what is wrong in it.
 #[x_kube(validation = ("!has(self.serviceAccount) || has(self.namespace) || has(self.namespaceLabels)", "an account's name means nothing without its namespace"))]
 pub struct BaselineSubject {
     /// The namespace with this name.
