@@ -40,6 +40,15 @@ pub(super) struct Load {
     threads: Vec<std::thread::JoinHandle<Result<()>>>,
 }
 
+/// What connections of a load do.
+#[derive(Clone, Copy)]
+pub(super) enum Mix {
+    /// Everything that [`talk`] knows.
+    All,
+    /// They open and close.
+    Brief,
+}
+
 /// Where clients go.
 #[derive(Clone)]
 pub(super) struct Targets(pub(super) Vec<SocketAddr>);
@@ -51,7 +60,7 @@ enum Failed {
 
 impl Load {
     /// Starts `threads` clients in each namespace.
-    pub(super) fn start(clients: &[(Netns, Targets)], threads: u64, seed: u64) -> Self {
+    pub(super) fn start(clients: &[(Netns, Targets)], threads: u64, mix: Mix, seed: u64) -> Self {
         let (stop, tally) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Tally::default())));
         let mut running = Vec::new();
         for (place, (ns, targets)) in (0..).zip(clients) {
@@ -62,7 +71,7 @@ impl Load {
                 running.push(std::thread::spawn(move || {
                     ns.within(|| {
                         while !stop.load(Ordering::Relaxed) {
-                            one(&targets, &mut random, &tally);
+                            one(&targets, mix, &mut random, &tally);
                         }
                         Ok(())
                     })
@@ -82,11 +91,14 @@ impl Load {
     }
 }
 
-fn one(targets: &Targets, random: &mut StdRng, tally: &Mutex<Tally>) {
+fn one(targets: &Targets, mix: Mix, random: &mut StdRng, tally: &Mutex<Tally>) {
     let Some(to) = targets.0.get(random.random_range(0..targets.0.len())).copied() else { return };
     let connected = TcpStream::connect_timeout(&to, CALL_LIMIT);
     let local = connected.as_ref().ok().and_then(|stream| stream.local_addr().ok());
-    let result = connected.map_err(|error| Failed::Told("connect", error)).and_then(|stream| talk(stream, random));
+    let result = connected.map_err(|error| Failed::Told("connect", error)).and_then(|stream| match mix {
+        Mix::All => talk(stream, random),
+        Mix::Brief => Ok(()),
+    });
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     tally.opened.extend(local);
     match result {
