@@ -1,8 +1,9 @@
 //! Who may talk to whom: the objects that teams write, and the one evaluator of them.
 //!
 //! [`object`] has the documents' types, [`load`] takes them from manifests, [`judge`] is the formula, [`verdict`] asks it
-//! for both ends of a flow, [`explain`] says why.
+//! for both ends of a flow, [`explain`] says why, [`compile`] makes the kernel's tables of it.
 
+pub mod compile;
 pub mod explain;
 pub mod judge;
 pub mod load;

@@ -16,6 +16,7 @@ pub mod config;
 pub mod flow;
 pub mod judge;
 pub mod map;
+pub mod policy;
 pub mod reason;
 pub mod record;
 pub mod segment;

@@ -88,6 +88,12 @@ reasons! {
     TunnelPortRefused = 23, "tunnel_port_refused", "a pod may not speak to a node's tunnel port itself", "";
     OuterAddressRefused = 24, "outer_address_refused", "node ports and load-balancer addresses are never captured, so a strict workload may not use them", "use the Service's cluster IP";
 
+    BaselineDenied = 30, "baseline_denied", "a baseline of the platform denies it", "see `kumiko policy explain`; the platform may make a MeshException";
+    AboveCeiling = 31, "above_ceiling", "a baseline of the platform allows other peers or ports only", "see `kumiko policy explain`; the platform may make a MeshException";
+    NetworkPolicyDefault = 32, "network_policy_default", "NetworkPolicies select the pod, and no rule of theirs allows it", "see `kumiko policy explain`, and add a rule to a NetworkPolicy";
+    TeamDefault = 33, "team_default", "MeshPolicies select the workload, and no rule of theirs allows it", "see `kumiko policy explain`, and add a rule to a MeshPolicy";
+    PeerUnproved = 34, "peer_unproved", "only an address speaks for the peer of a strict workload", "enrol the peer, or allow it by a rule with unauthenticated: true";
+
     // 200 to 399: identity and TLS.
     Spoofed = 200, "spoofed_source", "the packet's source address is not the endpoint's", "check for address changes inside the pod, or two pods claiming one IP";
     WrongInterface = 201, "wrong_interface", "a packet of a known flow came from an interface that is not its own", "";

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use kumiko_abi::Stage;
 
@@ -113,8 +114,15 @@ pub struct Question<'a> {
     pub asked: Asked,
     /// What speaks for the peer.
     pub proof: Proof,
+    /// Whether its address alone would do, too.
+    pub lenient: bool,
     /// Seconds since 1970.
     pub now: i64,
+}
+
+/// Whether a workload believes an address: permissive alone does. Who only observes is judged as strict is.
+pub fn lenient(subject: &Workload) -> bool {
+    subject.stage == Stage::Permissive
 }
 
 impl<'a> Question<'a> {
@@ -126,13 +134,8 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// Whether an address is believed: permissive alone does. Who only observes is judged as strict is.
-    fn lenient(&self) -> bool {
-        self.subject.workload.stage == Stage::Permissive
-    }
-
     fn believes(&self) -> bool {
-        self.proof.proves() || self.lenient()
+        self.proof.proves() || self.lenient
     }
 
     /// Whether a rule that allows has the flow.
@@ -174,8 +177,8 @@ impl<'a> Side<'a> {
 /// Everything that decides, in the order of its names, so that a verdict's provenance does not depend on chance.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Policies {
-    objects: Vec<Object>,
-    exceptions: Vec<Exception>,
+    objects: Vec<Arc<Object>>,
+    exceptions: Vec<Arc<Exception>>,
     /// Whose place something in audit takes.
     replaced: BTreeSet<ObjectId>,
 }
@@ -189,16 +192,30 @@ impl Policies {
         let taken =
             in_audit.flat_map(|by| by.replaces.iter().map(|name| ObjectId { name: name.clone(), ..by.id.clone() }));
         let replaced = taken.collect();
+        let (objects, exceptions) = (objects.into_iter().map(Arc::new), exceptions.into_iter().map(Arc::new));
+        Self { objects: objects.collect(), exceptions: exceptions.collect(), replaced }
+    }
+
+    /// Those alone that may decide about a subject at a moment (seconds since 1970): verdicts about it are the same.
+    pub fn about_subject(&self, subject: Member<'_>, now: i64) -> Self {
+        let objects: Vec<_> = self.objects.iter().filter(|object| object.subject.means(subject)).cloned().collect();
+        let known = |suspended: &Suspended| objects.iter().any(|object| suspended.is_of(object));
+        let exceptions = self.exceptions.iter().filter(|exception| {
+            exception.lives(now) && exception.subject.means(subject) && exception.suspends.iter().any(known)
+        });
+        let exceptions = exceptions.cloned().collect();
+        let replaced = self.replaced.iter().filter(|id| objects.iter().any(|object| object.id == **id)).cloned();
+        let replaced = replaced.collect();
         Self { objects, exceptions, replaced }
     }
 
     /// All baselines and policies.
-    pub fn objects(&self) -> &[Object] {
+    pub fn objects(&self) -> &[Arc<Object>] {
         &self.objects
     }
 
     /// All exceptions.
-    pub fn exceptions(&self) -> &[Exception] {
+    pub fn exceptions(&self) -> &[Arc<Exception>] {
         &self.exceptions
     }
 
@@ -209,7 +226,7 @@ impl Policies {
         direction: Direction,
         view: View,
     ) -> impl Iterator<Item = &'a Object> + Clone + use<'a, 's> {
-        self.objects.iter().filter(move |object| {
+        self.objects.iter().map(Arc::as_ref).filter(move |object| {
             self.counts(object, view) && object.rules(direction).is_some() && object.subject.means(subject)
         })
     }
@@ -279,13 +296,13 @@ impl Policies {
 
     /// Live exceptions that suspend a baseline's deny rule, or its ceiling.
     fn suspending<'a>(&'a self, q: &Question<'_>, baseline: &Object, deny: Option<&str>) -> Vec<&'a Exception> {
-        self.about(q, baseline, deny).filter(|exception| exception.expires.as_second() > q.now).collect()
+        self.about(q, baseline, deny).filter(|exception| exception.lives(q.now)).collect()
     }
 
     /// Exceptions that would suspend it, had they not ended.
     pub fn lapsed<'a>(&'a self, q: &Question<'_>, source: &Source<'_>) -> Vec<&'a Exception> {
         let deny = source.rule.map(|rule| rule.name.as_str());
-        self.about(q, source.object, deny).filter(|exception| exception.expires.as_second() <= q.now).collect()
+        self.about(q, source.object, deny).filter(|exception| !exception.lives(q.now)).collect()
     }
 
     fn about<'a>(
@@ -295,11 +312,9 @@ impl Policies {
         deny: Option<&str>,
     ) -> impl Iterator<Item = &'a Exception> {
         let names = move |suspended: &Suspended| {
-            suspended.baseline == baseline.id.name
-                && suspended.direction == q.direction
-                && suspended.deny.as_deref() == deny
+            suspended.is_of(baseline) && suspended.direction == q.direction && suspended.deny.as_deref() == deny
         };
-        self.exceptions.iter().filter(move |exception| {
+        self.exceptions.iter().map(Arc::as_ref).filter(move |exception| {
             exception.suspends.iter().any(names) && exception.subject.means(q.subject) && q.allowed_by(&exception.rule)
         })
     }

@@ -228,6 +228,20 @@ pub struct Exception {
     pub on_expiry: OnRevoke,
 }
 
+impl Exception {
+    /// Whether it has not ended, at a moment (seconds since 1970).
+    pub fn lives(&self, now: i64) -> bool {
+        self.expires.as_second() > now
+    }
+}
+
+impl Suspended {
+    /// Whether it is a part of this baseline.
+    pub fn is_of(&self, baseline: &Object) -> bool {
+        baseline.id.kind == ObjectKind::MeshBaseline && self.baseline == baseline.id.name
+    }
+}
+
 impl fmt::Display for Suspended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.deny {

@@ -1,5 +1,6 @@
 //! The evaluator against a naive one, the reader's words, and what people are told.
 
+mod compiled;
 mod definitions;
 mod differential;
 mod documents;

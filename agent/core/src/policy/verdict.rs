@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kumiko_abi::Stage;
 
-use super::judge::{Policies, Proof, Question, Side, Term, View};
+use super::judge::{self, Policies, Proof, Question, Side, Term, View};
 use super::object::Entity;
 use super::port::Asked;
 use super::rule::Direction;
@@ -162,7 +162,8 @@ impl<'a> Evaluator<'a> {
         let workload = own.workload.as_ref().filter(|_| enrolled)?;
         let peer = self.peer(flow.end(direction.opposite()), workload, direction, flow.asked);
         let (subject, asked, proof) = (self.member(workload), flow.asked, flow.proof());
-        Some(ask(&Question { subject, peer: &peer, direction, asked, proof, now }))
+        let lenient = judge::lenient(workload);
+        Some(ask(&Question { subject, peer: &peer, direction, asked, proof, lenient, now }))
     }
 
     /// A workload with its namespace's labels.

@@ -66,15 +66,25 @@ struct Sided<'a> {
     audit: bool,
 }
 
-/// Egress and ingress; the outer `None`: nothing is asked.
-pub(super) fn verdict(all: &Everything, asked: Asked, audit: bool) -> [Option<Refusal>; 2] {
-    let pod = |ip: IpAddr| all.pods.iter().find(|pod| pod.ips.contains(&ip));
-    let (from, to) = (pod(asked.from), pod(asked.to));
-    let proved = match (from, to) {
+impl Everything {
+    fn pod(&self, ip: IpAddr) -> Option<&Pod> {
+        self.pods.iter().find(|pod| pod.ips.contains(&ip))
+    }
+}
+
+/// Whether each end is more than an address to the other.
+pub(super) fn proved(all: &Everything, asked: Asked) -> bool {
+    match (all.pod(asked.from), all.pod(asked.to)) {
         (Some(a), Some(b)) if a.node == b.node && a.stage > 0 && b.stage > 0 => true,
         (Some(a), Some(b)) => !asked.udp && a.stage > 1 && b.stage > 1,
         _ => false,
-    };
+    }
+}
+
+/// Egress and ingress; the outer `None`: nothing is asked.
+pub(super) fn verdict(all: &Everything, asked: Asked, audit: bool) -> [Option<Refusal>; 2] {
+    let (from, to) = (all.pod(asked.from), all.pod(asked.to));
+    let proved = proved(all, asked);
     let own = matches!((from, to), (Some(a), Some(b)) if a.name == b.name && a.namespace == b.namespace);
     let side = |me: Option<&Pod>, peer: IpAddr, peer_pod, ingress| {
         let me = me.filter(|me| me.stage > 0 && !own)?;
