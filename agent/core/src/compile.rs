@@ -4,6 +4,7 @@
 
 mod change;
 mod numbers;
+mod verdicts;
 
 pub use change::{Op, diff};
 pub use numbers::{Handles, HandlesError, MAX_HANDLE, Numbers, Shortage};
@@ -11,6 +12,7 @@ pub use numbers::{Handles, HandlesError, MAX_HANDLE, Numbers, Shortage};
 use std::collections::{BTreeMap, BTreeSet};
 
 use kumiko_abi::map::{endpoint_flags, service_flags, workload_flags};
+use kumiko_abi::policy::NetKey;
 use kumiko_abi::{Addr, AddrEntry, AddrKind, Endpoint, ServiceEntry, ServiceKey, Stage, Workload as KernelWorkload};
 
 use crate::addr::to_abi;
@@ -58,11 +60,18 @@ pub struct Desired {
     pub endpoints: BTreeMap<u32, Endpoint>,
     /// `SERVICES`, by address, port and protocol.
     pub services: BTreeMap<(Addr, u16, u8), ServiceEntry>,
+    /// `NETS`, by network and length of its prefix.
+    pub nets: BTreeMap<(Addr, u32), [u32; 2]>,
 }
 
 /// The key of `SERVICES` for a key of [`Desired::services`].
 pub const fn service_key(key: (Addr, u16, u8)) -> ServiceKey {
     ServiceKey { addr: key.0, port: key.1, proto: key.2, _pad: 0 }
+}
+
+/// The key of `NETS` for a key of [`Desired::nets`].
+pub const fn net_key((net, prefix): (Addr, u32)) -> NetKey {
+    NetKey { prefix, net }
 }
 
 impl Desired {
@@ -104,7 +113,7 @@ pub fn compile(
     for known in world.nodes() {
         let kind = if known.name == node { AddrKind::ThisNode } else { AddrKind::Node };
         for ip in &known.addresses {
-            desired.addrs.insert(to_abi(*ip), AddrEntry { handle: 0, kind: kind as u8, _pad: [0; 3] });
+            desired.addrs.insert(to_abi(*ip), AddrEntry { handle: 0, kind: kind as u8, _pad: [0; 3], class: [0; 2] });
         }
     }
     for workload in world.workloads() {
@@ -113,7 +122,7 @@ pub fn compile(
         let here = attached.get(&workload.uid).filter(|_| local);
         desired.workloads.insert(handle, kernel_workload(workload, handles, local, here, coming));
         for ip in &workload.ips {
-            let entry = AddrEntry { handle, kind: AddrKind::Workload as u8, _pad: [0; 3] };
+            let entry = AddrEntry { handle, kind: AddrKind::Workload as u8, _pad: [0; 3], class: [0; 2] };
             desired.addrs.insert(to_abi(*ip), entry);
         }
         if local {

@@ -35,7 +35,7 @@ use kumiko_abi::{LAYOUT, programs};
 pub use commands::Commands;
 pub use error::BpfError;
 pub use flows::FlowTable;
-pub use maps::Maps;
+pub use maps::{Maps, Verdicts};
 pub use object::ObjectSource;
 pub use rings::{EventRing, SynRing};
 

@@ -148,6 +148,10 @@ pub mod flags {
     pub const LEARNED: u32 = 1 << 16;
     /// Pending only for its refusal: the SYN carries an option that two connections cannot carry.
     pub const UNCARRIABLE: u32 = 1 << 17;
+    /// With what is in audit another verdict: what is allowed would be refused, and the other way round.
+    pub const AUDIT_DIFFERS: u32 = 1 << 18;
+    /// A strict end would refuse it.
+    pub const STRICT_REFUSES: u32 = 1 << 19;
     /// Being replaced or deleted: whoever sets it first may do so. Set by the programs only, for an instant.
     pub const CLAIMED: u32 = 1 << 31;
 }

@@ -202,6 +202,16 @@ pub enum Asker {
     Probe = 2,
 }
 
+/// Flags of a flow that comes in the clear.
+#[inline(always)]
+pub const fn clear_flags(asker: Asker) -> u32 {
+    match asker {
+        Asker::Probe => flow::flags::PROBE,
+        Asker::Host => flow::flags::PLAINTEXT | flow::flags::HOST,
+        Asker::Unknown => flow::flags::PLAINTEXT,
+    }
+}
+
 /// Judges a SYN (or the SYN-ACK that answers an unseen one) that reaches a local endpoint in the clear.
 #[inline(always)]
 pub fn inbound(stage: Stage, learn: bool, asker: Asker) -> Decision {

@@ -32,7 +32,7 @@ pub use reason::{Reason, Verdict};
 pub use record::{Event, EventKind, SynRecord};
 
 /// Version of every layout in this crate; part of the pin directory's name.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 /// TCP port of the tunnel on a node's InternalIP.
 pub const TUNNEL_PORT: u16 = 15008;
 /// Highest number of shards an agent may run: one SYN ring and two listener slots each.
@@ -71,6 +71,18 @@ pub mod names {
     pub const PAIRS: &str = "PAIRS";
     /// `hash ProbePort -> u8`: ports that a local workload declares for probes.
     pub const PROBE_PORTS: &str = "PROBE_PORTS";
+    /// `LPM trie NetKey -> [class u32; 2]`, by epoch parity: what rules ask about addresses that `ADDRS` has not got.
+    pub const NETS: &str = "NETS";
+    /// `array set u32 -> Set`.
+    pub const SETS: &str = "SETS";
+    /// `array u32 -> Row`.
+    pub const ROWS: &str = "ROWS";
+    /// `array u32 -> index into COLUMNS u32`.
+    pub const CHUNKS: &str = "CHUNKS";
+    /// `array u32 -> Chunk`.
+    pub const COLUMNS: &str = "COLUMNS";
+    /// `array u32 -> Cell`.
+    pub const CELLS: &str = "CELLS";
 }
 
 /// Names of the programs as they stand in the object.

@@ -139,6 +139,8 @@ pub struct AddrEntry {
     pub kind: u8,
     /// Zero.
     pub _pad: [u8; 3],
+    /// What rules ask about it, by epoch parity; see [`crate::policy`].
+    pub class: [u32; 2],
 }
 
 /// Key of `SERVICES`. A node port has the address zero and counts for every node's address.
@@ -319,7 +321,7 @@ pub const STATS_LEN: u32 = 64;
 const _: () = assert!(size_of::<Endpoint>() == 44);
 const _: () = assert!(size_of::<EndpointUse>() == 32);
 const _: () = assert!(size_of::<Workload>() == 16);
-const _: () = assert!(size_of::<AddrEntry>() == 8);
+const _: () = assert!(size_of::<AddrEntry>() == 16);
 const _: () = assert!(size_of::<ServiceKey>() == 20);
 const _: () = assert!(size_of::<ServiceEntry>() == 8);
 const _: () = assert!(size_of::<PairKey>() == 16);

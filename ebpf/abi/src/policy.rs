@@ -10,6 +10,11 @@
 
 use core::mem::size_of;
 
+use crate::Stage;
+use crate::flow::{self, Addr};
+use crate::judge::{Action, Decision};
+use crate::reason::{Reason, Verdict};
+
 /// Class of an address that nothing is known of and no rule names.
 pub const UNKNOWN_CLASS: u32 = 0;
 /// Set of an endpoint that no verdict is made for; sets of the others begin at 1.
@@ -42,6 +47,29 @@ impl View {
 pub const REVOKE_CUT: u32 = 0;
 /// [`Cell::revoke`]: a flow that it no longer allows goes on until it ends.
 pub const REVOKE_KEEP: u32 = u32::MAX;
+
+/// Elements of `SETS`.
+pub const SETS_LEN: u32 = 4_096;
+/// Elements of `ROWS`.
+pub const ROWS_LEN: u32 = 262_144;
+/// Elements of `CHUNKS`: 256 port tables.
+pub const CHUNKS_LEN: u32 = 256 * TABLE_CHUNKS;
+/// Elements of `COLUMNS`.
+pub const COLUMNS_LEN: u32 = 16_384;
+/// Elements of `CELLS`.
+pub const CELLS_LEN: u32 = 262_144;
+/// Most entries of `NETS`.
+pub const NETS_LEN: u32 = 16_384;
+
+/// Key of `NETS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NetKey {
+    /// Length of the prefix, in bits of the sixteen bytes: 96 more than IPv4's own.
+    pub prefix: u32,
+    /// The network.
+    pub net: Addr,
+}
 
 /// Value of `SETS`: what endpoints with the same rules share.
 #[repr(C)]
@@ -151,6 +179,80 @@ pub fn find(maps: &impl Maps, q: Question) -> Option<Cell> {
     maps.cell(first.wrapping_add(column * 2 + q.proved as u32))
 }
 
+/// What the rules of one end make of a flow that its stages let be.
+#[inline(always)]
+pub fn rule(decision: Decision, stage: Stage, cell: &Cell, now: u32) -> Decision {
+    let carried = matches!(decision.action, Action::Direct | Action::Fast | Action::Capture);
+    // Older than the enrolment: listed, and cut by other rules than those of new flows.
+    if !carried || decision.flags & flow::flags::LEGACY != 0 {
+        return decision;
+    }
+    let allows = cell.allows(View::Enforced, now);
+    let mut ruled = decision;
+    if cell.allows(View::WithAudit, now) != allows {
+        ruled.flags |= flow::flags::AUDIT_DIFFERS;
+    }
+    if !cell.allows(View::Strict, now) {
+        ruled.flags |= flow::flags::STRICT_REFUSES;
+    }
+    if allows {
+        return ruled;
+    }
+    let [enforced, ..] = cell.reasons;
+    ruled.reason = refusal(enforced);
+    if stage.meshed() {
+        ruled.action = Action::Refuse;
+        ruled.verdict = Verdict::Deny;
+    } else {
+        ruled.verdict = Verdict::Audit;
+    }
+    ruled
+}
+
+/// What both ends' rules make of a flow: who refuses, and of two that do the term that speaks first, the egress before the
+/// ingress.
+#[inline(always)]
+pub fn both(egress: Decision, ingress: Decision) -> Decision {
+    let rank = |of: &Decision| match of.verdict {
+        Verdict::Deny => 0,
+        Verdict::Audit => 1,
+        Verdict::Allow => 2,
+    };
+    let (own, other) = (rank(&egress), rank(&ingress));
+    let first = own < other || (own == other && (own == 2 || egress.reason as u16 <= ingress.reason as u16));
+    let ruled = if first { egress } else { ingress };
+    Decision { flags: egress.flags | ingress.flags, ..ruled }
+}
+
+/// What the rules of the end that is asked make of a flow that comes in the clear. `refused` is what stage alone says of
+/// it in strict, where rules may let more in: those that take an address for enough.
+#[inline(always)]
+pub fn rule_clear(decision: Decision, stage: Stage, cell: &Cell, now: u32, flags: u32) -> Decision {
+    let by_stage = matches!(decision.reason, Reason::PlaintextRefused | Reason::HostRefused);
+    let asked = if by_stage {
+        Decision { action: Action::Direct, verdict: Verdict::Allow, reason: Reason::PlaintextAccepted, flags }
+    } else {
+        decision
+    };
+    let ruled = rule(asked, stage, cell, now);
+    if by_stage && matches!(ruled.reason, Reason::PeerUnproved) { decision } else { ruled }
+}
+
+/// The reason of a number in [`Cell::reasons`].
+#[inline(always)]
+const fn refusal(number: u8) -> Reason {
+    match number {
+        30 => Reason::BaselineDenied,
+        31 => Reason::AboveCeiling,
+        32 => Reason::NetworkPolicyDefault,
+        33 => Reason::TeamDefault,
+        34 => Reason::PeerUnproved,
+        _ => Reason::PolicyMissing,
+    }
+}
+
+const _: () = assert!(Reason::BaselineDenied as u16 == 30 && Reason::PeerUnproved as u16 == 34);
+const _: () = assert!(size_of::<NetKey>() == 20);
 const _: () = assert!(size_of::<Set>() == 24);
 const _: () = assert!(size_of::<Row>() == 8);
 const _: () = assert!(size_of::<Chunk>() == 64);

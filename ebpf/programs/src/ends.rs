@@ -57,7 +57,7 @@ pub(crate) fn config() -> Option<&'static Config> {
 }
 
 #[inline(always)]
-fn bytes(addr: [u64; 2]) -> Addr {
+pub(crate) fn bytes(addr: [u64; 2]) -> Addr {
     // SAFETY: two words in memory order are sixteen bytes.
     unsafe { transmute::<[u64; 2], Addr>(addr) }
 }

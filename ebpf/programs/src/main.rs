@@ -42,6 +42,7 @@ mod maps;
 mod packet;
 mod pod_egress;
 mod pod_ingress;
+mod policy;
 mod redirect;
 mod skb;
 mod table;

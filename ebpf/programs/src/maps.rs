@@ -4,12 +4,16 @@
 //! version; [`SCRATCH`] and [`COMMAND_SCRATCH`] live as long as the programs.
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SockMap},
     macros::btf_map,
 };
 use kumiko_abi::{
     Addr, AddrEntry, Config, Endpoint, EndpointUse, Flow, FlowId, FlowKey, MAX_SHARDS, PairCount, PairKey, ProbePort,
-    ServiceEntry, ServiceKey, Workload, judge::Decision, map::STATS_LEN, reason::REASONS_LEN,
+    ServiceEntry, ServiceKey, Workload,
+    judge::Decision,
+    map::STATS_LEN,
+    policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, Cell, Chunk, NETS_LEN, Question, ROWS_LEN, Row, SETS_LEN, Set},
+    reason::REASONS_LEN,
 };
 
 use crate::{
@@ -52,6 +56,18 @@ pub(crate) static STATS: PerCpuArray<u64, { STATS_LEN as usize }> = PerCpuArray:
 pub(crate) static REASONS: PerCpuArray<u64, { REASONS_LEN as usize }> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static PAIRS: PerCpuHashMap<PairKey, PairCount, 16_384, NO_PREALLOC> = PerCpuHashMap::new();
+#[btf_map]
+pub(crate) static NETS: LpmTrie<Addr, [u32; 2], { NETS_LEN as usize }> = LpmTrie::new();
+#[btf_map]
+pub(crate) static SETS: Array<Set, { SETS_LEN as usize }> = Array::new();
+#[btf_map]
+pub(crate) static ROWS: Array<Row, { ROWS_LEN as usize }> = Array::new();
+#[btf_map]
+pub(crate) static CHUNKS: Array<u32, { CHUNKS_LEN as usize }> = Array::new();
+#[btf_map]
+pub(crate) static COLUMNS: Array<Chunk, { COLUMNS_LEN as usize }> = Array::new();
+#[btf_map]
+pub(crate) static CELLS: Array<Cell, { CELLS_LEN as usize }> = Array::new();
 
 /// What does not fit into 512 bytes of stack.
 #[repr(C, align(8))]
@@ -70,6 +86,10 @@ pub(crate) struct Scratch {
     pub(crate) ends: Ends,
     /// Who it is for.
     pub(crate) target: Target,
+    /// What is asked of the tables of verdicts.
+    pub(crate) question: Question,
+    /// Their answer.
+    pub(crate) cell: Cell,
     /// Key of a pair counter.
     pub(crate) pair: PairKey,
     /// TCP options.

@@ -16,6 +16,7 @@ use crate::{
     maps::{ENDPOINTS, Scratch, forget},
     packet::{Kind, parse},
     pod_ingress::LEARNED_FLOW,
+    policy,
     redirect::{is_pod_mac, out_to_agent},
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get},
@@ -193,6 +194,7 @@ fn inbound(hook: &Hook<'_>, s: &mut Scratch) {
     let asker = ends::asker(hook.skb, &s.packet, hook.endpoint, hook.config);
     s.decision = judge::inbound(stage(hook.endpoint), learns(hook.endpoint), asker);
     forget(&mut s.decision);
+    policy::inbound(hook, s, asker);
 }
 
 /// Carries out `s.decision` about a flow that the packet in hand begins, or answers.

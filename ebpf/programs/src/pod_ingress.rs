@@ -18,6 +18,7 @@ use crate::{
     judge::{Entered, deny, enter, forged, unjudged},
     maps::{Scratch, WORKLOADS, forget},
     packet::{Kind, parse},
+    policy,
     redirect::{into_agent, into_pod, learn_macs},
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get, set},
@@ -228,6 +229,7 @@ fn begin(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
     s.ends = Ends::new((endpoint.handle, ifindex), (target.handle, target.ifindex), false);
     s.ends.service = target.service;
     forget(&mut s.decision);
+    policy::outbound(hook, s);
     if matches!(s.decision.action, Action::Capture) {
         match capture::park(hook, s, old) {
             Parked::Done => return DROP,

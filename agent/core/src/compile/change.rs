@@ -13,6 +13,8 @@ pub enum Op {
     SetProbePort(u32, u16),
     SetEndpoint(u32, Endpoint),
     SetService((Addr, u16, u8), ServiceEntry),
+    SetNet((Addr, u32), [u32; 2]),
+    RemoveNet((Addr, u32)),
     RemoveService((Addr, u16, u8)),
     RemoveEndpoint(u32),
     RemoveProbePort(u32, u16),
@@ -29,6 +31,7 @@ pub enum Op {
 pub fn diff(old: &Desired, new: &Desired) -> Vec<Op> {
     let mut ops = Vec::new();
     ops.extend(set(&old.workloads, &new.workloads).map(|(k, v)| Op::SetWorkload(*k, *v)));
+    ops.extend(set(&old.nets, &new.nets).map(|(k, v)| Op::SetNet(*k, *v)));
     ops.extend(set(&old.addrs, &new.addrs).map(|(k, v)| Op::SetAddr(*k, *v)));
     ops.extend(new.probe_ports.difference(&old.probe_ports).map(|(h, p)| Op::SetProbePort(*h, *p)));
     ops.extend(set(&old.endpoints, &new.endpoints).map(|(k, v)| Op::SetEndpoint(*k, *v)));
@@ -37,6 +40,7 @@ pub fn diff(old: &Desired, new: &Desired) -> Vec<Op> {
     ops.extend(gone(&old.endpoints, &new.endpoints).map(|k| Op::RemoveEndpoint(*k)));
     ops.extend(old.probe_ports.difference(&new.probe_ports).map(|(h, p)| Op::RemoveProbePort(*h, *p)));
     ops.extend(gone(&old.addrs, &new.addrs).map(|k| Op::RemoveAddr(*k)));
+    ops.extend(gone(&old.nets, &new.nets).map(|k| Op::RemoveNet(*k)));
     ops.extend(gone(&old.workloads, &new.workloads).map(|k| Op::ClearWorkload(*k)));
     ops
 }
@@ -59,6 +63,8 @@ impl Desired {
             Op::SetAddr(addr, entry) => drop(self.addrs.insert(addr, entry)),
             Op::SetProbePort(handle, port) => drop(self.probe_ports.insert((handle, port))),
             Op::SetEndpoint(ifindex, endpoint) => drop(self.endpoints.insert(ifindex, endpoint)),
+            Op::SetNet(net, classes) => drop(self.nets.insert(net, classes)),
+            Op::RemoveNet(net) => drop(self.nets.remove(&net)),
             Op::SetService(key, entry) => drop(self.services.insert(key, entry)),
             Op::RemoveService(key) => drop(self.services.remove(&key)),
             Op::RemoveEndpoint(ifindex) => drop(self.endpoints.remove(&ifindex)),

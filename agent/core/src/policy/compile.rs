@@ -35,8 +35,6 @@ use rows::Rows;
 
 /// Most classes of a node.
 pub const MAX_CLASSES: usize = 65_536;
-/// Most sets of a node.
-pub const MAX_SETS: usize = 4_096;
 
 /// Verdicts of a node's endpoints.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -105,9 +103,16 @@ pub enum TooComplex {
          namespace or service account instead of labels that each pod has alone"
     )]
     Classes(usize),
-    /// Of subjects.
-    #[error("the workloads of this node have {0} different sets of rules, and {MAX_SETS} are the most")]
-    Sets(usize),
+    /// Of the maps' elements.
+    #[error("the rules of this node's workloads take {need} {of}, and {room} are the most")]
+    Room {
+        /// What of.
+        of: &'static str,
+        /// How many it takes.
+        need: usize,
+        /// How many there are.
+        room: usize,
+    },
     /// Of ports.
     #[error(
         "rules about {of} ({direction}) tell {columns} groups of ports apart, and {MAX_COLUMNS} are the most: use ranges"
@@ -153,9 +158,6 @@ pub fn compile(evaluator: &Evaluator<'_>, node: &str, now: i64) -> Result<Compil
         let key = key(workload, &policies);
         members.insert(workload.uid.clone(), key.clone());
         groups.entry(key).or_insert_with(|| Group { subject: workload.clone(), policies });
-    }
-    if groups.len() >= MAX_SETS {
-        return Err(TooComplex::Sets(groups.len()));
     }
     let facts = Facts::of(groups.values().map(|group| &group.policies));
     let classes = facts.classify(evaluator, node);

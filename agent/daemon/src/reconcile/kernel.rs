@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use kumiko_abi::map::ProbePort;
 use kumiko_abi::{CommandResult, Flow, FlowKey, Workload};
-use kumiko_core::compile::{Desired, Handles, Op, service_key};
+use kumiko_core::compile::{Desired, Handles, Op, net_key, service_key};
 use kumiko_core::model::Attachment;
 use kumiko_core::stage::legacy::Older;
 use kumiko_kernel::bpf::{Commands, Datapath, FlowTable, Maps};
@@ -82,6 +82,7 @@ impl Edge for KernelEdge {
             endpoints: self.maps.endpoints()?.into_iter().collect(),
             probe_ports: self.maps.probe_ports()?.into_iter().map(|probe| (probe.handle, probe.port)).collect(),
             services: self.maps.services()?.into_iter().map(|(k, v)| ((k.addr, k.port, k.proto), v)).collect(),
+            nets: self.maps.nets()?.into_iter().map(|(key, classes)| ((key.net, key.prefix), classes)).collect(),
             ..Desired::default()
         };
         let live = handles.workloads.live().map(|(_, handle)| handle);
@@ -102,6 +103,8 @@ impl Edge for KernelEdge {
             Op::SetProbePort(handle, port) => self.maps.set_probe_port(&probe(handle, port))?,
             Op::SetEndpoint(ifindex, endpoint) => self.maps.set_endpoint(ifindex, &endpoint)?,
             Op::SetService(key, entry) => self.maps.set_service(&service_key(key), &entry)?,
+            Op::SetNet(net, classes) => self.maps.set_net(&net_key(net), classes)?,
+            Op::RemoveNet(net) => drop(self.maps.remove_net(&net_key(net))?),
             Op::RemoveService(key) => drop(self.maps.remove_service(&service_key(key))?),
             Op::RemoveEndpoint(ifindex) => drop(self.maps.remove_endpoint(ifindex)?),
             Op::RemoveProbePort(handle, port) => drop(self.maps.remove_probe_port(&probe(handle, port))?),

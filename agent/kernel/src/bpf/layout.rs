@@ -7,6 +7,7 @@ use kumiko_abi::{
     ServiceKey, Workload,
     map::{ProbePort, STATS_LEN},
     names,
+    policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, Cell, Chunk, NETS_LEN, NetKey, ROWS_LEN, Row, SETS_LEN, Set},
     reason::REASONS_LEN,
 };
 
@@ -20,6 +21,7 @@ const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PER_CPU_HASH: u32 = 5;
 const PER_CPU_ARRAY: u32 = 6;
+const LPM_TRIE: u32 = 11;
 const ARRAY_OF_MAPS: u32 = 12;
 const SOCKMAP: u32 = 15;
 const RING: u32 = 27;
@@ -41,22 +43,32 @@ const fn hash<K, V>(name: &'static str, entries: u32) -> Shape {
     shape(name, HASH, size_of::<K>(), size_of::<V>(), entries)
 }
 
+const fn array<V>(name: &'static str, entries: u32) -> Shape {
+    shape(name, ARRAY, 4, size_of::<V>(), entries)
+}
+
 /// All of them.
 pub(super) const MAPS: &[Shape] = &[
     hash::<FlowKey, Flow>(names::FLOWS, 262_144),
     hash::<u32, Endpoint>(names::ENDPOINTS, 4_096),
     hash::<u32, EndpointUse>(names::ENDPOINT_USE, 4_096),
-    shape(names::WORKLOADS, ARRAY, 4, size_of::<Workload>(), 65_536),
+    array::<Workload>(names::WORKLOADS, 65_536),
     hash::<Addr, AddrEntry>(names::ADDRS, 131_072),
     hash::<ServiceKey, ServiceEntry>(names::SERVICES, 65_536),
     hash::<ProbePort, u8>(names::PROBE_PORTS, 65_536),
-    shape(names::CONFIG, ARRAY, 4, size_of::<Config>(), 1),
+    array::<Config>(names::CONFIG, 1),
     shape(names::LISTENERS, SOCKMAP, 4, 4, MAX_SHARDS * 2),
     shape(names::SYNS, ARRAY_OF_MAPS, 4, 4, MAX_SHARDS),
     shape(names::EVENTS, RING, 0, 0, EVENT_RING_BYTES),
     shape(names::STATS, PER_CPU_ARRAY, 4, 8, STATS_LEN),
     shape(names::REASONS, PER_CPU_ARRAY, 4, 8, REASONS_LEN),
     shape(names::PAIRS, PER_CPU_HASH, size_of::<PairKey>(), size_of::<PairCount>(), 16_384),
+    shape(names::NETS, LPM_TRIE, size_of::<NetKey>(), size_of::<[u32; 2]>(), NETS_LEN),
+    array::<Set>(names::SETS, SETS_LEN),
+    array::<Row>(names::ROWS, ROWS_LEN),
+    array::<u32>(names::CHUNKS, CHUNKS_LEN),
+    array::<Chunk>(names::COLUMNS, COLUMNS_LEN),
+    array::<Cell>(names::CELLS, CELLS_LEN),
 ];
 
 impl Shape {

@@ -11,6 +11,7 @@ use kumiko_abi::{
     Workload,
     map::{ProbePort, STATS_LEN},
     names,
+    policy::{Cell, Chunk, NetKey, Row, Set},
     reason::REASONS_LEN,
 };
 
@@ -39,7 +40,28 @@ struct Inner {
     stats: RawMap<u32, u64>,
     reasons: RawMap<u32, u64>,
     pairs: RawMap<PairKey, PairCount>,
+    nets: RawMap<NetKey, [u32; 2]>,
+    sets: RawMap<u32, Set>,
+    rows: RawMap<u32, Row>,
+    chunks: RawMap<u32, u32>,
+    columns: RawMap<u32, Chunk>,
+    cells: RawMap<u32, Cell>,
     cpus: usize,
+}
+
+/// Runs of elements of the arrays of verdicts, each with where it begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Verdicts<'a> {
+    /// `SETS`.
+    pub sets: (u32, &'a [Set]),
+    /// `ROWS`.
+    pub rows: (u32, &'a [Row]),
+    /// `CHUNKS`.
+    pub chunks: (u32, &'a [u32]),
+    /// `COLUMNS`.
+    pub columns: (u32, &'a [Chunk]),
+    /// `CELLS`.
+    pub cells: (u32, &'a [Cell]),
 }
 
 impl Maps {
@@ -70,6 +92,12 @@ impl Maps {
             stats: map!(names::STATS),
             reasons: map!(names::REASONS),
             pairs: map!(names::PAIRS),
+            nets: map!(names::NETS),
+            sets: map!(names::SETS),
+            rows: map!(names::ROWS),
+            chunks: map!(names::CHUNKS),
+            columns: map!(names::COLUMNS),
+            cells: map!(names::CELLS),
             cpus,
         };
         // The overflow bucket: there before the map can be full.
@@ -244,6 +272,42 @@ impl Maps {
     /// [`BpfError::Map`].
     pub fn probe_ports(&self) -> Result<Vec<ProbePort>, BpfError> {
         self.0.probe_ports.keys()
+    }
+
+    /// Writes verdicts, what is pointed at first: what points at it may be in use by the next packet.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `E2BIG` when an array is shorter.
+    pub fn set_verdicts(&self, of: &Verdicts<'_>) -> Result<(), BpfError> {
+        self.0.cells.put_run(of.cells.0, of.cells.1)?;
+        self.0.columns.put_run(of.columns.0, of.columns.1)?;
+        self.0.chunks.put_run(of.chunks.0, of.chunks.1)?;
+        self.0.rows.put_run(of.rows.0, of.rows.1)?;
+        self.0.sets.put_run(of.sets.0, of.sets.1)
+    }
+
+    /// Writes the classes of a network's addresses, by epoch parity.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `ENOSPC` when the map is full.
+    pub fn set_net(&self, net: &NetKey, classes: [u32; 2]) -> Result<(), BpfError> {
+        self.0.nets.put(net, &classes, Put::Any)
+    }
+
+    /// Forgets a network; false when it was unknown.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_net(&self, net: &NetKey) -> Result<bool, BpfError> {
+        self.0.nets.remove(net)
+    }
+
+    /// Every network.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn nets(&self) -> Result<Vec<(NetKey, [u32; 2])>, BpfError> {
+        self.0.nets.list()
     }
 
     /// Counters, summed over CPUs; index with [`kumiko_abi::Stat`].

@@ -38,6 +38,12 @@ plain!(
     kumiko_abi::PairCount,
     kumiko_abi::PairKey,
     kumiko_abi::map::ProbePort,
+    kumiko_abi::policy::Cell,
+    kumiko_abi::policy::Chunk,
+    kumiko_abi::policy::NetKey,
+    kumiko_abi::policy::Row,
+    kumiko_abi::policy::Set,
+    [u32; 2],
     kumiko_abi::ServiceEntry,
     kumiko_abi::ServiceKey,
     kumiko_abi::SynRecord,
@@ -178,5 +184,23 @@ impl<K: Plain, V: Plain> RawMap<K, V> {
     }
 }
 
+impl<V: Plain> RawMap<u32, V> {
+    /// Writes a run of an array's elements.
+    pub(super) fn put_run(&self, first: u32, values: &[V]) -> Result<(), BpfError> {
+        let mut at = first;
+        for part in values.chunks(BATCH) {
+            let keys: Vec<u32> = (at..).take(part.len()).collect();
+            let count = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            // SAFETY: sizes were checked on load; as many keys and values as are said.
+            unsafe { sys::update_batch(self.fd(), (keys.as_ptr(), part.as_ptr(), count)) }
+                .map_err(|e| self.failed("write to", e))?;
+            at = at.saturating_add(count);
+        }
+        Ok(())
+    }
+}
+
+/// Elements written by one call.
+const BATCH: usize = 4_096;
 /// Longest walk.
 const MOST_KEYS: usize = 1 << 20;

@@ -29,6 +29,7 @@ enum Cmd {
     MapFdById = 14,
     ObjInfo = 15,
     MapLookupBatch = 24,
+    MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
     LinkDetach = 34,
@@ -176,6 +177,27 @@ pub(super) unsafe fn lookup_batch<K, V>(
     };
     *position = Some(next);
     Ok(BatchRead { count: attr.count, last })
+}
+
+/// Writes elements of an array (Linux 5.6).
+///
+/// # Safety
+/// `keys` and `values` must be valid for `count` keys and values.
+pub(super) unsafe fn update_batch<K, V>(
+    map: BorrowedFd<'_>,
+    (keys, values, count): (*const K, *const V, u32),
+) -> io::Result<()> {
+    let mut attr = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: address(keys),
+        values: address(values),
+        count,
+        map_fd: raw(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf(Cmd::MapUpdateBatch, &mut attr).map(drop)
 }
 
 #[repr(C)]

@@ -107,7 +107,7 @@ pub(crate) fn place(maps: &Maps, of: &Placed<'_>) {
         Workload { class: [of.handle; 2], ifindex: of.ifindex.unwrap_or(0), node: 1, stage: of.stage as u8, flags };
     maps.set_workload(of.handle, &workload).unwrap();
     for ip in of.ips {
-        let entry = AddrEntry { handle: of.handle, kind: AddrKind::Workload as u8, _pad: [0; 3] };
+        let entry = AddrEntry { handle: of.handle, kind: AddrKind::Workload as u8, _pad: [0; 3], class: [0; 2] };
         maps.set_addr(&addr(ip), &entry).unwrap();
     }
     if let Some(ifindex) = of.ifindex {

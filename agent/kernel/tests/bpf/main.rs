@@ -19,4 +19,5 @@ mod node;
 mod others;
 mod outbound;
 mod path;
+mod policy;
 mod world;

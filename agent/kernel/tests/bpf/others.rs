@@ -317,7 +317,7 @@ fn what_the_node_forwards_is_not_its_own() {
     alone("what_the_node_forwards_is_not_its_own", |dir| {
         let world = World::new(dir, Net::Routed, Stage::Permissive);
         for of in &FAMILIES {
-            let entry = AddrEntry { handle: 0, kind: AddrKind::ThisNode as u8, _pad: [0; 3] };
+            let entry = AddrEntry { handle: 0, kind: AddrKind::ThisNode as u8, _pad: [0; 3], class: [0; 2] };
             world.datapath.maps().set_addr(&addr(of.outside), &entry).unwrap();
             let _server = listen("a", of.a, 80);
             for (who, host) in [(Some("out"), 0), (None, flags::HOST)] {

@@ -167,7 +167,9 @@ fn node_ports_and_load_balancers() {
         node.maps.set_service(&ServiceKey { addr: [0; 16], port: 30_080, ..balancer }, &outer).unwrap();
         let nodes = [("172.31.0.1", AddrKind::ThisNode), ("172.31.0.2", AddrKind::Node)];
         for (ip, kind) in nodes {
-            node.maps.set_addr(&addr(ip), &AddrEntry { handle: 0, kind: kind as u8, _pad: [0; 3] }).unwrap();
+            node.maps
+                .set_addr(&addr(ip), &AddrEntry { handle: 0, kind: kind as u8, _pad: [0; 3], class: [0; 2] })
+                .unwrap();
         }
         let asked = [(POD_4, "172.31.0.1", 30_080), (POD_4, "172.31.0.2", 30_080), (POD_6, OUTSIDE_6, 80)];
         let syns = asked.map(|(from, to, port)| Tcp::syn(from, to).with(|t| t.dport = port));

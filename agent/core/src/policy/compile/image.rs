@@ -5,16 +5,23 @@ use std::hash::Hash;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use kumiko_abi::policy::{CHUNK_PORTS, Cell, Chunk, Maps, NO_SET, Row, Set, TABLE_CHUNKS, UNKNOWN_CLASS};
+use kumiko_abi::policy::{
+    CELLS_LEN, CHUNK_PORTS, CHUNKS_LEN, COLUMNS_LEN, Cell, Chunk, Maps, NETS_LEN, NO_SET, ROWS_LEN, Row, SETS_LEN, Set,
+    TABLE_CHUNKS, UNKNOWN_CLASS,
+};
 
 use super::columns::Columns;
-use super::{Compiled, Verdict, reason};
+use super::{Compiled, TooComplex, Verdict, reason};
 use crate::manifest::Protocol;
 
 /// Contents of the maps that hold verdicts; what is equal stands in them once.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+///
+/// Of each array, even epochs have the first half and odd ones the second: what is in force is never written over.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Image {
-    /// `SETS`; none is [`NO_SET`].
+    /// The epoch that it is for.
+    pub epoch: u32,
+    /// `SETS`.
     pub sets: Vec<Set>,
     /// `ROWS`.
     pub rows: Vec<Row>,
@@ -34,13 +41,14 @@ pub struct Image {
 
 /// Values in which equal runs stand once.
 struct Slab<T> {
+    base: u32,
     values: Vec<T>,
     begins: HashMap<Vec<T>, u32>,
 }
 
 impl<T: Clone + Eq + Hash> Slab<T> {
-    fn new() -> Self {
-        Self { values: Vec::new(), begins: HashMap::new() }
+    fn new(base: u32) -> Self {
+        Self { base, values: Vec::new(), begins: HashMap::new() }
     }
 
     /// Where a run begins.
@@ -48,10 +56,16 @@ impl<T: Clone + Eq + Hash> Slab<T> {
         if let Some(begin) = self.begins.get(&run) {
             return *begin;
         }
-        let begin = number(self.values.len());
+        let begin = self.base.saturating_add(number(self.values.len()));
         self.values.extend(run.iter().cloned());
         self.begins.insert(run, begin);
         begin
+    }
+
+    /// All values, unless there are more than an array's half of `len`.
+    fn finish(self, of: &'static str, len: u32) -> Result<Vec<T>, TooComplex> {
+        let (need, room) = (self.values.len(), (len / 2) as usize);
+        if need > room { Err(TooComplex::Room { of, need, room }) } else { Ok(self.values) }
     }
 }
 
@@ -60,10 +74,18 @@ fn number(index: usize) -> u32 {
 }
 
 impl Image {
-    /// Of verdicts; `booted` is the second since 1970 at which the clock of [`Cell::not_after`] began.
-    pub fn of(compiled: &Compiled, booted: i64) -> Self {
-        let (mut rows, mut chunks, mut columns, mut cells) = (Slab::new(), Slab::new(), Slab::new(), Slab::new());
-        let mut sets = vec![Set::default()];
+    /// Of verdicts, for an epoch; `booted` is the second since 1970 at which the clock of [`Cell::not_after`] began.
+    ///
+    /// # Errors
+    /// More than the arrays hold.
+    pub fn of(compiled: &Compiled, booted: i64, epoch: u32) -> Result<Self, TooComplex> {
+        let mut rows = Slab::new(begin(ROWS_LEN, epoch));
+        let mut chunks = Slab::new(begin(CHUNKS_LEN, epoch));
+        let mut columns = Slab::new(begin(COLUMNS_LEN, epoch));
+        let mut cells = Slab::new(begin(CELLS_LEN, epoch));
+        // [`NO_SET`] is the first of the first half.
+        let mut sets = Slab { base: begin(SETS_LEN, epoch), values: vec![Set::default()], begins: HashMap::new() };
+        let mut numbers = Vec::new();
         for set in &compiled.sets {
             let [ingress, egress] = [0, 1].map(|direction| {
                 let lines = set.lines.get(direction).into_iter().flatten();
@@ -79,12 +101,33 @@ impl Image {
                 let table = table(of, protocol).into_iter().map(|chunk| columns.place(vec![chunk])).collect();
                 chunks.place(table)
             });
-            sets.push(Set { rows: rows.place(both.collect()), classes: compiled.classes, tables });
+            let set = Set { rows: rows.place(both.collect()), classes: compiled.classes, tables };
+            numbers.push(sets.place(vec![set]));
         }
-        let ends = compiled.ends.iter().map(|(uid, set)| (uid.clone(), number(*set) + NO_SET + 1)).collect();
-        let (rows, chunks) = (rows.values, chunks.values);
-        let (columns, cells) = (columns.values, cells.values);
-        Self { sets, rows, chunks, columns, cells, addrs: compiled.addrs.clone(), nets: compiled.nets.clone(), ends }
+        if compiled.nets.len() > NETS_LEN as usize {
+            return Err(TooComplex::Room { of: "networks", need: compiled.nets.len(), room: NETS_LEN as usize });
+        }
+        let number = |set: &usize| numbers.get(*set).copied().unwrap_or(NO_SET);
+        Ok(Self {
+            epoch,
+            sets: sets.finish("sets", SETS_LEN)?,
+            rows: rows.finish("rows", ROWS_LEN)?,
+            chunks: chunks.finish("chunks of port tables", CHUNKS_LEN)?,
+            columns: columns.finish("distinct chunks of port tables", COLUMNS_LEN)?,
+            cells: cells.finish("cells", CELLS_LEN)?,
+            addrs: compiled.addrs.clone(),
+            nets: compiled.nets.clone(),
+            ends: compiled.ends.iter().map(|(uid, set)| (uid.clone(), number(set))).collect(),
+        })
+    }
+
+    /// Where its elements begin in an array of `len`.
+    pub const fn begin(&self, len: u32) -> u32 {
+        begin(len, self.epoch)
+    }
+
+    fn at<T: Copy>(&self, of: &[T], len: u32, at: u32) -> Option<T> {
+        of.get(at.checked_sub(self.begin(len))? as usize).copied()
     }
 
     /// The class of an address.
@@ -119,43 +162,46 @@ fn cell(verdict: &Verdict, booted: i64) -> Cell {
     cell
 }
 
+/// Where the elements of an epoch begin in an array.
+const fn begin(len: u32, epoch: u32) -> u32 {
+    if epoch.is_multiple_of(2) { 0 } else { len / 2 }
+}
+
 /// The columns of all ports of a protocol.
 fn table(columns: &Columns, protocol: Protocol) -> Vec<Chunk> {
     let mut ranges = columns.ranges(protocol).iter().copied().peekable();
     let mut column = 0;
-    let mut ports = 0..=u16::MAX;
-    let mut chunk = || {
-        let mut bytes = [0; CHUNK_PORTS as usize];
-        for byte in &mut bytes {
-            let port = ports.next().unwrap_or(u16::MAX);
-            if let Some((_, next)) = ranges.next_if(|(first, _)| *first == port) {
-                column = next;
-            }
-            *byte = column;
+    let mut chunk = |chunk: u32| {
+        let first = chunk * CHUNK_PORTS;
+        let mut bytes = [column; CHUNK_PORTS as usize];
+        while let Some((port, next)) = ranges.next_if(|(port, _)| u32::from(*port) < first + CHUNK_PORTS) {
+            column = next;
+            let rest = u32::from(port).saturating_sub(first) as usize;
+            bytes.get_mut(rest..).unwrap_or_default().fill(column);
         }
         Chunk(bytes)
     };
-    (0..TABLE_CHUNKS).map(|_| chunk()).collect()
+    (0..TABLE_CHUNKS).map(&mut chunk).collect()
 }
 
 impl Maps for Image {
     fn set(&self, at: u32) -> Option<Set> {
-        self.sets.get(at as usize).copied()
+        self.at(&self.sets, SETS_LEN, at)
     }
 
     fn row(&self, at: u32) -> Option<Row> {
-        self.rows.get(at as usize).copied()
+        self.at(&self.rows, ROWS_LEN, at)
     }
 
     fn chunk(&self, at: u32) -> Option<u32> {
-        self.chunks.get(at as usize).copied()
+        self.at(&self.chunks, CHUNKS_LEN, at)
     }
 
     fn column(&self, chunk: u32, port: u32) -> Option<u8> {
-        self.columns.get(chunk as usize)?.0.get(port as usize).copied()
+        self.at(&self.columns, COLUMNS_LEN, chunk)?.0.get(port as usize).copied()
     }
 
     fn cell(&self, at: u32) -> Option<Cell> {
-        self.cells.get(at as usize).copied()
+        self.at(&self.cells, CELLS_LEN, at)
     }
 }

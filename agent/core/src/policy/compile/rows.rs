@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kumiko_abi::policy::{REVOKE_CUT, REVOKE_KEEP};
 
 use super::super::judge::{Answer, Policies, Proof, Question, Side, Term, View};
-use super::super::object::{Action, OnRevoke};
+use super::super::object::{Action, Entity, OnRevoke};
 use super::super::port::Asked;
 use super::super::rule::{Direction, ObjectId};
 use super::super::verdict::{End, Evaluator};
@@ -103,7 +103,11 @@ impl Rows<'_> {
 
     fn verdict(&mut self, group: &Group, direction: Direction, end: &End, asked: Asked, proof: Proof) -> Verdict {
         let subject = self.evaluator.member(&group.subject);
-        let peer = self.evaluator.peer(end, &group.subject, direction, asked);
+        let mut peer = self.evaluator.peer(end, &group.subject, direction, asked);
+        // From the node's own address: proved is what the kubelet sends, claimed what any other process does.
+        if !proof.proves() {
+            peer.entities.retain(|entity| *entity != Entity::Probe);
+        }
         let lenient = super::judge::lenient(&group.subject);
         let question = Question { subject, peer: &peer, direction, asked, proof, lenient, now: self.now };
         let strict = Question { lenient: false, ..question };

@@ -2,17 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::naive::{self, Asked, Everything};
-use super::random::{Random, documents};
-use crate::manifest::{Protocol, Scope, parse_in};
-use crate::model::World;
-use crate::policy::judge::{Side, Term, View};
-use crate::policy::load::{Loaded, load};
-use crate::policy::port;
-use crate::policy::verdict::{End, Evaluator, Flow};
+use kumiko_core::manifest::Protocol;
+use kumiko_core::model::World;
+use kumiko_core::policy::judge::{Side, Term, View};
+use kumiko_core::policy::port;
+use kumiko_core::policy::verdict::{End, Evaluator, Flow};
+use kumiko_worlds::{Asked, Everything, Random, documents, naive, read};
 
-pub(super) const WORLDS: u64 = 10_000;
-pub(super) const QUESTIONS: usize = 10;
+use crate::{QUESTIONS, WORLDS};
 
 /// What the naive evaluator says of a side, from the evaluator's answer.
 fn refusal(side: &Side<'_>) -> naive::Refusal {
@@ -45,25 +42,13 @@ fn compare(all: &Everything, world: &World, evaluator: &Evaluator<'_>, asked: As
     found
 }
 
-/// What the reader makes of it.
-pub(super) fn read(seed: u64, all: &Everything) -> (World, Loaded) {
-    let text = documents(all);
-    let objects =
-        parse_in(Scope::Policy, "f", &text).unwrap_or_else(|problems| panic!("seed {seed}: {}\n{text}", problems[0]));
-    let named = || objects.iter().map(|object| ("f", object));
-    let (world, _) = World::build("td", 1, named()).unwrap();
-    let loaded = load(named());
-    assert_eq!(loaded.problems, [], "seed {seed}: {text}");
-    (world, loaded)
-}
-
 #[test]
 fn the_evaluator_says_what_the_formula_says() {
     let mut decided: BTreeMap<(usize, Option<char>), u64> = BTreeMap::new();
     for seed in 0..WORLDS {
         let mut random = Random::new(seed);
         let all = random.everything();
-        let (world, loaded) = read(seed, &all);
+        let (world, loaded) = read(&all);
         let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
         for _ in 0..QUESTIONS {
             let asked = random.asked(&all);

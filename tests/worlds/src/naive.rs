@@ -8,52 +8,52 @@ use k8s_openapi::api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort, Net
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::policy::object::{
+use kumiko_core::policy::object::{
     BaselineSubject, Entity, IpBlock, MeshBaselineSpec, MeshExceptionSpec, MeshPolicySpec, Mode, Peer, Port, PortRef,
     TransportProtocol,
 };
 
 /// A pod.
 #[derive(Clone, Debug)]
-pub(super) struct Pod {
-    pub(super) name: String,
-    pub(super) namespace: String,
-    pub(super) namespace_labels: BTreeMap<String, String>,
-    pub(super) account: String,
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) node: String,
-    pub(super) ips: Vec<IpAddr>,
+pub struct Pod {
+    pub name: String,
+    pub namespace: String,
+    pub namespace_labels: BTreeMap<String, String>,
+    pub account: String,
+    pub labels: BTreeMap<String, String>,
+    pub node: String,
+    pub ips: Vec<IpAddr>,
     /// Name, number, UDP, probed.
-    pub(super) ports: Vec<(String, u16, bool, bool)>,
+    pub ports: Vec<(String, u16, bool, bool)>,
     /// 0 off, 1 observe, 2 permissive, 3 strict.
-    pub(super) stage: u8,
+    pub stage: u8,
 }
 
 /// All that there is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Everything {
-    pub(super) pods: Vec<Pod>,
-    pub(super) nodes: Vec<(String, IpAddr)>,
-    pub(super) inside: Vec<String>,
-    pub(super) api_server: Vec<IpAddr>,
-    pub(super) baselines: Vec<(String, MeshBaselineSpec)>,
-    pub(super) policies: Vec<(String, String, MeshPolicySpec)>,
-    pub(super) network: Vec<(String, String, NetworkPolicySpec)>,
-    pub(super) exceptions: Vec<(String, MeshExceptionSpec)>,
-    pub(super) now: i64,
+pub struct Everything {
+    pub pods: Vec<Pod>,
+    pub nodes: Vec<(String, IpAddr)>,
+    pub inside: Vec<String>,
+    pub api_server: Vec<IpAddr>,
+    pub baselines: Vec<(String, MeshBaselineSpec)>,
+    pub policies: Vec<(String, String, MeshPolicySpec)>,
+    pub network: Vec<(String, String, NetworkPolicySpec)>,
+    pub exceptions: Vec<(String, MeshExceptionSpec)>,
+    pub now: i64,
 }
 
 /// One question.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
-    pub(super) from: IpAddr,
-    pub(super) to: IpAddr,
-    pub(super) port: u16,
-    pub(super) udp: bool,
+pub struct Asked {
+    pub from: IpAddr,
+    pub to: IpAddr,
+    pub port: u16,
+    pub udp: bool,
 }
 
 /// What refuses on one side: a letter of the formula, and the first object of it by name.
-pub(super) type Refusal = Option<(char, String)>;
+pub type Refusal = Option<(char, String)>;
 
 struct Sided<'a> {
     all: &'a Everything,
@@ -73,7 +73,7 @@ impl Everything {
 }
 
 /// Whether each end is more than an address to the other.
-pub(super) fn proved(all: &Everything, asked: Asked) -> bool {
+pub fn proved(all: &Everything, asked: Asked) -> bool {
     match (all.pod(asked.from), all.pod(asked.to)) {
         (Some(a), Some(b)) if a.node == b.node && a.stage > 0 && b.stage > 0 => true,
         (Some(a), Some(b)) => !asked.udp && a.stage > 1 && b.stage > 1,
@@ -82,7 +82,7 @@ pub(super) fn proved(all: &Everything, asked: Asked) -> bool {
 }
 
 /// Egress and ingress; the outer `None`: nothing is asked.
-pub(super) fn verdict(all: &Everything, asked: Asked, audit: bool) -> [Option<Refusal>; 2] {
+pub fn verdict(all: &Everything, asked: Asked, audit: bool) -> [Option<Refusal>; 2] {
     let (from, to) = (all.pod(asked.from), all.pod(asked.to));
     let proved = proved(all, asked);
     let own = matches!((from, to), (Some(a), Some(b)) if a.name == b.name && a.namespace == b.namespace);
@@ -349,11 +349,11 @@ impl Sided<'_> {
 /// Name, peers, ports, unauthenticated.
 type Raw<'a> = (&'a str, Option<&'a [Peer]>, Option<&'a [Port]>, bool);
 
-fn rule_in(rule: &crate::policy::object::IngressRule) -> Raw<'_> {
+fn rule_in(rule: &kumiko_core::policy::object::IngressRule) -> Raw<'_> {
     (&rule.name, rule.from.as_deref(), rule.ports.as_deref(), rule.unauthenticated)
 }
 
-fn rule_out(rule: &crate::policy::object::EgressRule) -> Raw<'_> {
+fn rule_out(rule: &kumiko_core::policy::object::EgressRule) -> Raw<'_> {
     (&rule.name, rule.to.as_deref(), rule.ports.as_deref(), rule.unauthenticated)
 }
 

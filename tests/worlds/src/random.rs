@@ -13,8 +13,8 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use super::naive::{Asked, Everything, Pod};
-use crate::policy::object::{
+use crate::naive::{Asked, Everything, Pod};
+use kumiko_core::policy::object::{
     BaselineDirection, BaselineSubject, EgressRule, Entity, IngressRule, IpBlock, MeshBaselineSpec, MeshExceptionSpec,
     MeshPolicySpec, Mode, Peer, PolicySubject, Port, PortRef, Suspends, TransportProtocol,
 };
@@ -29,10 +29,10 @@ const PORTS: [u16; 4] = [80, 81, 443, 9090];
 /// Seconds since 1970 of every question.
 const NOW: i64 = 1_800_000_000;
 
-pub(super) struct Random(StdRng);
+pub struct Random(StdRng);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(StdRng::seed_from_u64(seed))
     }
 
@@ -56,7 +56,7 @@ impl Random {
         (0..self.below(most + 1)).map(|number| make(self, number)).collect()
     }
 
-    pub(super) fn everything(&mut self) -> Everything {
+    pub fn everything(&mut self) -> Everything {
         let tiers: Vec<&str> = NAMESPACES.iter().map(|_| self.pick(&TIERS)).collect();
         let stages: Vec<usize> = NAMESPACES.iter().map(|_| self.pick(&[0, 1, 2, 2, 3, 3, 3])).collect();
         let pods = (0..7).map(|number| self.pod(number, &tiers, &stages)).collect();
@@ -307,7 +307,7 @@ impl Random {
         NetworkPolicyPort { protocol, port, end_port }
     }
 
-    pub(super) fn asked(&mut self, all: &Everything) -> Asked {
+    pub fn asked(&mut self, all: &Everything) -> Asked {
         let v6 = self.one_in(3);
         let some_ip = |r: &mut Self, pod: bool| {
             if pod || !r.one_in(4) {
@@ -325,12 +325,23 @@ impl Random {
     }
 }
 
+impl Everything {
+    /// Lets all exceptions that have not ended live for years.
+    pub fn without_ends(&mut self) {
+        for (_, spec) in &mut self.exceptions {
+            if spec.expires.0.as_second() > self.now {
+                spec.expires = Time(Timestamp::from_second(self.now + 100_000_000).unwrap());
+            }
+        }
+    }
+}
+
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 /// The same as documents, one a line.
-pub(super) fn documents(all: &Everything) -> String {
+pub fn documents(all: &Everything) -> String {
     let mut documents = vec![json!({
         "apiVersion": "kumiko.dev/v1alpha1", "kind": "MeshSettings", "metadata": { "name": "mesh" },
         "spec": { "platformLabelPrefixes": ["platform.example/"], "podCidrs": all.inside, "apiServer": all.api_server },

@@ -1,0 +1,17 @@
+//! The evaluator and the compiled tables against a naive evaluator, over random worlds.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::type_complexity,
+    reason = "tests"
+)]
+
+mod compiled;
+mod evaluated;
+
+/// Random worlds, by their seeds.
+const WORLDS: u64 = 10_000;
+/// Questions about each.
+const QUESTIONS: usize = 10;

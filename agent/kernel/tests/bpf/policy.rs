@@ -1,0 +1,232 @@
+//! The real programs' verdicts over random worlds, beside a naive evaluator's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use kumiko_abi::{
+    Config, EventKind, Reason, Stage, Verdict,
+    policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN},
+};
+use kumiko_core::{
+    compile::{self, Attached, AttachedEndpoint, Desired, Handles, Op, diff, net_key},
+    model::World,
+    policy::{
+        compile::{Image, compile},
+        verdict::Evaluator,
+    },
+    stage::Phase,
+};
+use kumiko_kernel::bpf::{Maps, Verdicts};
+use kumiko_worlds::{Asked, Everything, Pod, Random, Refusal, documents, naive, read};
+
+use crate::{
+    fixture::{alone, config},
+    frames::Tcp,
+    node::{AGENT, HERE, Node, node},
+};
+
+const WORLDS: u64 = 2_000;
+const QUESTIONS: usize = 10;
+const NODE: &str = "n1";
+
+/// Where the pods of the node are: the one whose hook is run is on an interface that is there.
+fn attached(world: &World, here: &str) -> Attached {
+    let local = world.workloads_on(NODE).filter(|workload| workload.stage != Stage::Off);
+    let endpoint = |(workload, number): (&std::sync::Arc<kumiko_core::model::Workload>, u32)| {
+        let ifindex = if workload.uid == here { HERE } else { 100 + number };
+        let phase = Phase::Enforcing(workload.stage);
+        let of = AttachedEndpoint { ifindex, phase, fast: false, pod_mac: [2; 6], gateway_mac: [4; 6], master: 0 };
+        (workload.uid.clone(), of)
+    };
+    local.zip(0..).map(endpoint).collect()
+}
+
+fn write(maps: &Maps, op: &Op) {
+    match *op {
+        Op::SetWorkload(handle, workload) => maps.set_workload(handle, &workload).unwrap(),
+        Op::SetAddr(addr, entry) => maps.set_addr(&addr, &entry).unwrap(),
+        Op::SetEndpoint(ifindex, endpoint) => {
+            maps.init_use(ifindex).unwrap();
+            maps.set_endpoint(ifindex, &endpoint).unwrap();
+        }
+        Op::SetNet(net, classes) => maps.set_net(&net_key(net), classes).unwrap(),
+        Op::RemoveEndpoint(ifindex) => drop(maps.remove_endpoint(ifindex).unwrap()),
+        Op::RemoveAddr(addr) => drop(maps.remove_addr(&addr).unwrap()),
+        Op::RemoveNet(net) => drop(maps.remove_net(&net_key(net)).unwrap()),
+        Op::ClearWorkload(handle) => maps.set_workload(handle, &kumiko_abi::Workload::default()).unwrap(),
+        Op::SetProbePort(..) | Op::RemoveProbePort(..) | Op::SetService(..) | Op::RemoveService(..) => {}
+    }
+}
+
+/// The node of a world, in the maps.
+struct Here {
+    world: World,
+    image: Image,
+    handles: Handles,
+    written: Desired,
+}
+
+impl Here {
+    fn set(&mut self, maps: &Maps, here: &str) {
+        let attached = attached(&self.world, here);
+        let mut desired = compile::compile(&self.world, NODE, &attached, &self.handles, &BTreeSet::new());
+        desired.judge_by(&self.image, &attached, &Desired::default());
+        for op in diff(&self.written, &desired) {
+            write(maps, &op);
+        }
+        self.written = desired;
+    }
+}
+
+fn enter(maps: &Maps, all: &Everything, written: Desired, epoch: u32) -> Here {
+    let (world, loaded) = read(all);
+    let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
+    let compiled = compile(&evaluator, NODE, all.now).unwrap();
+    let up = nix::sys::sysinfo::sysinfo().unwrap().uptime().as_secs();
+    let image = Image::of(&compiled, all.now - i64::try_from(up).unwrap(), epoch).unwrap();
+    let verdicts = Verdicts {
+        sets: (image.begin(SETS_LEN), &image.sets),
+        rows: (image.begin(ROWS_LEN), &image.rows),
+        chunks: (image.begin(CHUNKS_LEN), &image.chunks),
+        columns: (image.begin(COLUMNS_LEN), &image.columns),
+        cells: (image.begin(CELLS_LEN), &image.cells),
+    };
+    maps.set_verdicts(&verdicts).unwrap();
+    maps.set_config(&Config { epoch, ..config(AGENT) }).unwrap();
+    let mut handles = Handles::default();
+    handles.assign(&world, NODE);
+    Here { world, image, handles, written }
+}
+
+fn reason(refusal: &Refusal, host: bool, clear: bool) -> Option<Reason> {
+    Some(match refusal.as_ref()?.0 {
+        'D' => Reason::BaselineDenied,
+        'C' => Reason::AboveCeiling,
+        'K' => Reason::NetworkPolicyDefault,
+        'T' => Reason::TeamDefault,
+        _ if clear && host => Reason::HostRefused,
+        _ if clear => Reason::PlaintextRefused,
+        _ => Reason::PeerUnproved,
+    })
+}
+
+/// What an end that is enrolled says, with whether it is enforced.
+type Says = Option<(Option<Reason>, bool)>;
+
+/// What both say: denied, or recorded as refused, for the reason that speaks first.
+fn expected(says: [Says; 2]) -> (Verdict, Option<Reason>) {
+    let of = |enforced: bool| {
+        let refusing = says.iter().flatten().filter(|(_, is)| *is == enforced);
+        refusing.filter_map(|(reason, _)| *reason).min_by_key(|reason| *reason as u16)
+    };
+    match (of(true), of(false)) {
+        (Some(reason), _) => (Verdict::Deny, Some(reason)),
+        (None, Some(reason)) => (Verdict::Audit, Some(reason)),
+        (None, None) => (Verdict::Allow, None),
+    }
+}
+
+/// What the program made of a SYN.
+fn verdict(node: &mut Node, frame: &Tcp<'_>) -> (Verdict, Reason) {
+    while node.syns.next().is_some() {}
+    let mut denied = None;
+    while let Some((kind, reason, _)) = node.event() {
+        if kind == EventKind::Denied {
+            denied = Some(reason);
+        }
+    }
+    match (denied, node.flow(frame)) {
+        (Some(reason), _) => (Verdict::Deny, reason),
+        (None, Some(flow)) => {
+            let verdict = if flow.verdict == Verdict::Audit as u8 { Verdict::Audit } else { Verdict::Allow };
+            (verdict, Reason::from_u16(flow.reason).unwrap())
+        }
+        (None, None) => panic!("neither denied nor entered"),
+    }
+}
+
+fn pod(all: &Everything, ip: IpAddr) -> Option<&Pod> {
+    all.pods.iter().find(|pod| pod.ips.contains(&ip))
+}
+
+#[test]
+fn the_programs_say_what_the_formula_says() {
+    alone("the_programs_say_what_the_formula_says", |dir| {
+        let mut node = node(dir, Stage::Off);
+        let maps = node.maps.clone();
+        maps.remove_endpoint(HERE).unwrap();
+        for (addr, _) in maps.addrs().unwrap() {
+            maps.remove_addr(&addr).unwrap();
+        }
+        let (mut written, mut port, mut decided) = (Desired::default(), 1_024, BTreeMap::new());
+        for seed in 0..WORLDS {
+            let mut random = Random::new(seed);
+            let mut all = random.everything();
+            // The machine's clock goes on meanwhile.
+            all.without_ends();
+            let mut here = enter(&maps, &all, written, u32::try_from(seed).unwrap());
+            for _ in 0..QUESTIONS {
+                let asked = Asked { udp: false, ..random.asked(&all) };
+                port += 1;
+                ask(&mut node, &mut here, &all, asked, port, &mut decided, seed);
+            }
+            written = here.written;
+        }
+        println!("{decided:?}");
+        for outbound in [true, false] {
+            for reason in
+                [Reason::BaselineDenied, Reason::AboveCeiling, Reason::NetworkPolicyDefault, Reason::TeamDefault]
+            {
+                for verdict in [Verdict::Deny, Verdict::Audit] {
+                    let times = decided.get(&(outbound, verdict as u8, Some(reason))).copied().unwrap_or(0);
+                    assert!(times >= 20, "{reason:?}: {verdict:?}, outbound {outbound}: only {times} times");
+                }
+            }
+        }
+    });
+}
+
+type Decided = BTreeMap<(bool, u8, Option<Reason>), u64>;
+
+fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: u16, decided: &mut Decided, seed: u64) {
+    let maps = node.maps.clone();
+    let (from, to) = (pod(all, asked.from), pod(all, asked.to));
+    let (src, dst) = (asked.from.to_string(), asked.to.to_string());
+    let syn = Tcp::syn(&src, &dst).with(|syn| (syn.sport, syn.dport) = (sport, asked.port));
+    let local = |pod: Option<&Pod>| pod.is_some_and(|pod| pod.node == NODE && pod.stage > 0);
+    let enforced = |pod: Option<&Pod>| pod.is_some_and(|pod| pod.stage > 1);
+    if local(from) {
+        here.set(&maps, &from.unwrap().name);
+        let [egress, ingress] = naive::verdict(all, asked, false);
+        // Rules are asked where the pod is.
+        let ingress = ingress.filter(|_| local(to));
+        let says = [
+            egress.map(|refusal| (reason(&refusal, false, false), enforced(from))),
+            ingress.map(|refusal| (reason(&refusal, false, false), enforced(to))),
+        ];
+        let expected = expected(says);
+        node.sends(&syn.frame());
+        let found = verdict(node, &syn);
+        tell(expected, found, asked, all, seed);
+        *decided.entry((true, expected.0 as u8, expected.1)).or_default() += 1;
+    } else if local(to) && !naive::proved(all, asked) {
+        here.set(&maps, &to.unwrap().name);
+        // A process of the node that is not the kubelet: no probe.
+        let mut bare = all.clone();
+        bare.pods.iter_mut().flat_map(|pod| &mut pod.ports).for_each(|port| port.3 = false);
+        // A test's packets have this process's control group: from an address that is no pod's they are the host's.
+        let host = from.is_none();
+        let [_, ingress] = naive::verdict(&bare, asked, false);
+        let says = ingress.map(|refusal| (reason(&refusal, host, enforced(to)), enforced(to)));
+        let expected = expected([None, says]);
+        node.gets(&syn.frame());
+        let found = verdict(node, &syn);
+        tell(expected, found, asked, all, seed);
+        *decided.entry((false, expected.0 as u8, expected.1)).or_default() += 1;
+    }
+}
+
+fn tell(expected: (Verdict, Option<Reason>), found: (Verdict, Reason), asked: Asked, all: &Everything, seed: u64) {
+    let same = expected.0 == found.0 && expected.1.is_none_or(|reason| reason == found.1);
+    assert!(same, "seed {seed}: {asked:?}: expected {expected:?}, found {found:?}\n{}", documents(all));
+}
