@@ -19,6 +19,7 @@ const NO_BOUNDS: &[(&str, &str)] = &[
     ("MAX_DIGEST", "SHA-512"),
     ("MAX_MESSAGE", "a record's"),
     ("MAX_OPTIONS", "RFC 9293, 3.1"),
+    ("MAX_COLUMNS", "a byte's"),
 ];
 
 fn root() -> PathBuf {

@@ -33,9 +33,6 @@ use columns::Columns;
 use facts::Facts;
 use rows::Rows;
 
-/// Most classes of a node.
-pub const MAX_CLASSES: usize = 65_536;
-
 /// Verdicts of a node's endpoints.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Compiled {
@@ -97,14 +94,11 @@ pub const fn reason(term: Term) -> Reason {
 /// More than the maps hold: what was in force stays so.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum TooComplex {
-    /// Of peers.
-    #[error(
-        "the rules of this node's workloads tell {0} kinds of peers apart, and {MAX_CLASSES} are the most: choose peers by \
-         namespace or service account instead of labels that each pod has alone"
-    )]
-    Classes(usize),
     /// Of the maps' elements.
-    #[error("the rules of this node's workloads take {need} {of}, and {room} are the most")]
+    #[error(
+        "the rules of this node's workloads take {need} {of}, and {room} are the most: choose peers by namespace or \
+         service account instead of labels that each pod has alone"
+    )]
     Room {
         /// What of.
         of: &'static str,
@@ -161,9 +155,6 @@ pub fn compile(evaluator: &Evaluator<'_>, node: &str, now: i64) -> Result<Compil
     }
     let facts = Facts::of(groups.values().map(|group| &group.policies));
     let classes = facts.classify(evaluator, node);
-    if classes.peers.len() > MAX_CLASSES {
-        return Err(TooComplex::Classes(classes.peers.len()));
-    }
     let mut rows = Rows { evaluator, now, whys: BTreeMap::new() };
     let mut sets = Vec::new();
     for (key, group) in &groups {
