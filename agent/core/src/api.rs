@@ -8,8 +8,8 @@ mod status;
 mod view;
 
 pub use status::{
-    EndpointCounts, FlowTableStatus, IdentityStatus, KernelStatus, ReasonCount, SourceDiagnostic, SourceStatus, Status,
-    TunnelCounts,
+    EndpointCounts, FlowTableStatus, IdentityStatus, KernelStatus, PolicyStatus, ReasonCount, SourceDiagnostic,
+    SourceStatus, Status, TunnelCounts,
 };
 pub use view::{AttachmentState, CertState, CertView, TunnelView, WorkloadView};
 

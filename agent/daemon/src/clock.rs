@@ -1,4 +1,4 @@
-//! The two clocks that the kernel's maps and people use.
+//! The clocks that the kernel's maps and people use.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,6 +9,16 @@ pub fn monotonic_ns() -> u64 {
     // The call cannot fail for this clock; 0 would only make a pending flow look fresh.
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or((0, 0), |t| (t.tv_sec(), t.tv_nsec()));
     u64::try_from(now.0).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.1).unwrap_or(0))
+}
+
+/// `CLOCK_BOOTTIME` in seconds: what the programs hold the end of a verdict against.
+pub fn boot_seconds() -> i64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |t| t.tv_sec())
+}
+
+/// Wall clock in seconds since 1970.
+pub fn unix_seconds() -> i64 {
+    i64::try_from(unix_ns() / 1_000_000_000).unwrap_or(i64::MAX)
 }
 
 /// Wall clock in ns since 1970.

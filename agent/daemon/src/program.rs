@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use kumiko_core::manifest::Scope;
 use tracing_subscriber::EnvFilter;
 
 use crate::issuer::{Issuer, StateDir};
@@ -59,7 +60,7 @@ fn issuer(options: &IssuerOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = EndSignals::new()?;
-        let mut source = source::start(&options.source, &options.trust_domain)?;
+        let mut source = source::start(&options.source, &options.trust_domain, Scope::Policy)?;
         // A folder that is not there is waited for; a signal ends that too.
         tokio::select! {
             synced = source.synced() => drop(synced.context("the source ended before its first reading")?),

@@ -70,6 +70,8 @@ pub struct Options {
     pub agent: Netns,
     /// The host's side of the veth into the agent's namespace.
     pub agent_ifindex: u32,
+    /// Policy is brought into force, not only stages.
+    pub judges: bool,
 }
 
 /// What others see of the control loop.
@@ -100,7 +102,7 @@ impl Reconciler {
         let host = options.host.try_clone().map_err(ReconcileError::Links)?;
         let agent_ifindex = options.agent_ifindex;
         let edge = KernelEdge::new(options.datapath, options.host, options.agent, agent_ifindex, &options.run_dir);
-        let (engine, reconciled) = Engine::new(options.node, edge)?;
+        let (engine, reconciled) = Engine::new(options.node, edge, options.judges)?;
         Ok((Self { engine, world, host, agent_ifindex }, reconciled))
     }
 

@@ -122,6 +122,7 @@ async fn serve(
         host: host.try_clone()?,
         agent: agent.netns.try_clone()?,
         agent_ifindex: agent.host_ifindex,
+        judges: options.policy_preview,
     };
     let (reconciler, reconciled) = Reconciler::new(reconcile, source.world.clone())?;
     let reconcile_until = ended.clone();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kumiko_core::api::{SourceDiagnostic, SourceStatus};
-use kumiko_core::manifest::{Diagnostic, FolderState, Place, Problem};
+use kumiko_core::manifest::{Diagnostic, FolderState, Place, Problem, Scope};
 use kumiko_core::model::World;
 use kumiko_core::principal::PrincipalError;
 use thiserror::Error;
@@ -90,9 +90,9 @@ impl SourceCounters {
 /// # Errors
 /// The trust domain is none, or no thread can be had. A folder that is missing or unreadable is no error: status says
 /// so, and it is read when it is there.
-pub fn start(url: &SourceUrl, trust_domain: &str) -> Result<Source, SourceError> {
+pub fn start(url: &SourceUrl, trust_domain: &str, scope: Scope) -> Result<Source, SourceError> {
     let SourceUrl::Dir(dir) = url;
-    let (publisher, source) = Publisher::new(dir.clone(), trust_domain)?;
+    let (publisher, source) = Publisher::new(dir.clone(), trust_domain, scope)?;
     watch::spawn(dir.clone(), publisher)?;
     Ok(source)
 }
@@ -110,7 +110,7 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new(dir: PathBuf, trust_domain: &str) -> Result<(Self, Source), SourceError> {
+    fn new(dir: PathBuf, trust_domain: &str, scope: Scope) -> Result<(Self, Source), SourceError> {
         let (empty, _) = World::build(trust_domain, 0, std::iter::empty())?;
         let (world, world_rx) = channel::channel(Arc::new(empty));
         let status = SourceStatus { url: format!("dir:{}", dir.display()), ..SourceStatus::default() };
@@ -119,7 +119,7 @@ impl Publisher {
         let source = Source { world: world_rx, status: status_rx, counters: counters.clone() };
         let publisher = Self {
             trust_domain: trust_domain.to_owned(),
-            folder: FolderState::default(),
+            folder: FolderState::of(scope),
             world,
             status,
             counters,
@@ -154,8 +154,12 @@ impl Publisher {
                 return;
             }
         };
+        let mut diagnostics: Vec<_> = self.folder.diagnostics().chain(&lowered).map(SourceDiagnostic::from).collect();
+        let unfit = &world.policy().problems;
+        diagnostics.extend(unfit.iter().map(SourceDiagnostic::from));
+        // Half of a policy would be another policy: the last good one stays in force as a whole.
+        let world = if unfit.is_empty() { world } else { world.with_policy(self.world.borrow().policy().clone()) };
         let changed = !synced || world != **self.world.borrow();
-        let diagnostics = self.folder.diagnostics().chain(&lowered).map(SourceDiagnostic::from).collect();
         self.tell(diagnostics);
         // Before the status: what that says is in force is.
         if changed {

@@ -16,6 +16,7 @@ use kumiko_agent::options::SourceUrl;
 use kumiko_agent::reconcile::{NodeState, Options, Reconciled, Reconciler};
 use kumiko_agent::source;
 use kumiko_core::addr::ends;
+use kumiko_core::manifest::Scope;
 use kumiko_core::stage::Phase;
 use kumiko_kernel::bpf::{Datapath, LoadOptions, ObjectSource, pin_dir};
 use kumiko_kernel::netns::Netns;
@@ -110,7 +111,7 @@ fn agent(dir: &Path, generation: u32) -> Agent {
     let options = LoadOptions { object: ObjectSource::Embedded, pin_dir: pin_dir(&dir.join("bpf")) };
     let datapath = Arc::new(Datapath::load(&options).unwrap());
     datapath.maps().set_config(&Config { generation, shards: 1, ..Config::default() }).unwrap();
-    let source = source::start(&SourceUrl::Dir(dir.join("manifests")), "td").unwrap();
+    let source = source::start(&SourceUrl::Dir(dir.join("manifests")), "td", Scope::Agent).unwrap();
     let options = Options {
         node: "n1".into(),
         run_dir: dir.join("run"),
@@ -119,6 +120,7 @@ fn agent(dir: &Path, generation: u32) -> Agent {
         // As if this one were the agent's too.
         agent: Netns::current().unwrap(),
         agent_ifindex: 0,
+        judges: false,
     };
     let (reconciler, reconciled) = Reconciler::new(options, source.world.clone()).unwrap();
     let task = tokio::task::spawn_local(async move {

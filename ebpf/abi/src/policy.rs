@@ -19,6 +19,8 @@ use crate::reason::{Reason, Verdict};
 pub const UNKNOWN_CLASS: u32 = 0;
 /// Set of an endpoint that no verdict is made for; sets of the others begin at 1.
 pub const NO_SET: u32 = 0;
+/// Set without verdicts: whatever is asked of it is denied.
+pub const DENY_SET: u32 = u32::MAX;
 /// Ports of one [`Chunk`].
 pub const CHUNK_PORTS: u32 = 64;
 /// Chunks of one port table.
@@ -122,6 +124,18 @@ impl Cell {
     pub const fn allows(&self, view: View, now: u32) -> bool {
         let in_time = self.not_after == 0 || now < self.not_after || !matches!(view, View::Enforced);
         self.allows & (1 << view as u8) != 0 && in_time
+    }
+
+    /// Why a view does not allow, at a second since the boot.
+    #[inline(always)]
+    pub const fn refusal(&self, view: View, now: u32) -> Option<Reason> {
+        let [enforced, with_audit, strict] = self.reasons;
+        let number = match view {
+            View::Enforced => enforced,
+            View::WithAudit => with_audit,
+            View::Strict => strict,
+        };
+        if self.allows(view, now) { None } else { Some(refusal(number)) }
     }
 }
 

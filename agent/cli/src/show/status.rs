@@ -24,6 +24,9 @@ pub(crate) fn status(status: &Status, now: u64, terminal: Terminal) -> String {
     page.line("Kernel", |line| kernel(line, status));
     page.line("Workloads", |line| workloads(line, status));
     page.line("Source", |line| source(line, status));
+    if status.policy.enforced {
+        page.line("Policy", |line| policy(line, status));
+    }
     page.line("Certificates", |line| certificates(line, status, now));
     page.line("Tunnels", |line| tunnels(line, status));
     page.line("Flows", |line| flows(line, status));
@@ -206,6 +209,16 @@ fn source(line: &mut Line<'_>, status: &Status) {
     }
     if !source.diagnostics.is_empty() {
         line.bad(&some(source.diagnostics.len() as u64, "problem", "problems"));
+    }
+}
+
+fn policy(line: &mut Line<'_>, status: &Status) {
+    let policy = &status.policy;
+    line.warn("preview: new TCP connections only");
+    line.plain(&some(policy.objects.into(), "object", "objects"));
+    line.plain(&format!("epoch {}", count(policy.epoch.into())));
+    if !policy.problem.is_empty() {
+        line.bad(&format!("the policy before stays in force: {}", policy.problem));
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Status {
     pub endpoints: EndpointCounts,
     /// Desired state.
     pub source: SourceStatus,
+    /// Policy.
+    pub policy: PolicyStatus,
     /// Issuer and certificates.
     pub identity: IdentityStatus,
     /// Tunnels.
@@ -102,6 +104,26 @@ pub struct SourceStatus {
     pub changed_unix_ns: u64,
     /// What is refused: the last good state of these files stays in force.
     pub diagnostics: Vec<SourceDiagnostic>,
+}
+
+/// Policy in force on this node.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyStatus {
+    /// Policy objects are taken (`--policy-preview`).
+    pub enforced: bool,
+    /// Epoch of the verdicts in the kernel.
+    pub epoch: u32,
+    /// The source's epoch that they were made of.
+    pub source_epoch: u64,
+    /// Baselines, policies and exceptions of the cluster.
+    pub objects: u32,
+    /// Sets of rules of this node's workloads.
+    pub sets: u32,
+    /// Kinds of peers that these tell apart.
+    pub classes: u32,
+    /// Why the source's policy is not the one in force; empty when it is.
+    pub problem: String,
 }
 
 /// Why (part of) a file is refused.

@@ -1,44 +1,116 @@
 //! Which verdicts hold for whom: classes of addresses and sets of endpoints, in the slots of an epoch's parity.
+//!
+//! From one epoch to the next: [`Desired::prepare`] fills the slots of what is there already, the epoch is stored, and
+//! then [`Desired::judge_by`] says what is new.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use kumiko_abi::Addr;
-use kumiko_abi::policy::{NO_SET, UNKNOWN_CLASS};
+use kumiko_abi::policy::{DENY_SET, NO_SET, UNKNOWN_CLASS};
+use kumiko_abi::{Addr, Stage};
 
 use super::{Attached, Desired};
-use crate::addr::to_abi;
+use crate::addr::{from_abi, to_abi};
+use crate::model::World;
 use crate::policy::compile::Image;
 
+type NetId = (Addr, u32);
+
 impl Desired {
-    /// Gives everybody what an image says, in the slots of its epoch. The other slots, which are in force until the epoch
-    /// is stored, stay as they are in `before`; who is new has the same in both, and may be written only afterwards.
-    pub fn judge_by(&mut self, image: &Image, attached: &Attached, before: &Self) {
-        let (at, classes) = ((image.epoch % 2) as usize, &image.addrs);
-        let classes: BTreeMap<Addr, u32> = classes.iter().map(|(ip, class)| (to_abi(*ip), *class)).collect();
+    /// Fills the slots of an image's epoch of everything that stands in the maps; the slots in force stay as they are.
+    /// Networks that are new come with the class that their addresses have had.
+    pub fn prepare(&mut self, image: &Image, world: &World, attached: &Attached) {
+        let (at, classes, nets) = (slot(image), classes(image), nets(image));
+        let outside = |net: &NetId| longest(&nets, net).copied().unwrap_or(UNKNOWN_CLASS);
         for (addr, entry) in &mut self.addrs {
-            let class = classes.get(addr).copied().unwrap_or(UNKNOWN_CLASS);
-            entry.class = slots(at, class, before.addrs.get(addr).map(|entry| entry.class));
+            let class = classes.get(addr).copied().unwrap_or_else(|| outside(&(*addr, 128)));
+            set(&mut entry.class, at, class);
         }
         for (uid, here) in attached {
-            let set = image.ends.get(uid).copied().unwrap_or(NO_SET);
             if let Some(endpoint) = self.endpoints.get_mut(&here.ifindex) {
-                endpoint.set = slots(at, set, before.endpoints.get(&here.ifindex).map(|endpoint| endpoint.set));
+                set(&mut endpoint.set, at, set_of(image, world, uid));
             }
         }
-        for (net, class) in &image.nets {
-            // IPv4 is a part of the sixteen bytes' space.
-            let outer = if matches!(net.addr(), IpAddr::V4(_)) { 96 } else { 0 };
-            let key = (to_abi(net.network()), u32::from(net.prefix_len()) + outer);
-            self.nets.insert(key, slots(at, *class, before.nets.get(&key).copied()));
+        let before = self.nets.clone();
+        for net in nets.keys().filter(|net| !before.contains_key(*net)) {
+            self.nets.insert(*net, longest(&before, net).copied().unwrap_or([UNKNOWN_CLASS; 2]));
+        }
+        for (net, slots) in &mut self.nets {
+            set(slots, at, nets.get(net).copied().unwrap_or_else(|| outside(net)));
+        }
+    }
+
+    /// Leaves everybody's verdicts as they are in `before`; who is new is denied everything. For who cannot make tables.
+    pub fn keep_verdicts(&mut self, world: &World, attached: &Attached, before: &Self) {
+        for (addr, entry) in &mut self.addrs {
+            entry.class = before.addrs.get(addr).map_or([UNKNOWN_CLASS; 2], |entry| entry.class);
+        }
+        for (uid, here) in attached {
+            let Some(endpoint) = self.endpoints.get_mut(&here.ifindex) else { continue };
+            let new = if enrolled(world, uid) { DENY_SET } else { NO_SET };
+            endpoint.set = before.endpoints.get(&here.ifindex).map_or([new; 2], |endpoint| endpoint.set);
+        }
+        self.nets.clone_from(&before.nets);
+    }
+
+    /// Gives everybody what an image says that is in force. The slots of the epoch before stay as they are in `before`; who
+    /// is new has the same in both.
+    pub fn judge_by(&mut self, image: &Image, world: &World, attached: &Attached, before: &Self) {
+        let (at, classes) = (slot(image), classes(image));
+        for (addr, entry) in &mut self.addrs {
+            let class = classes.get(addr).copied().unwrap_or_else(|| image.class(from_abi(addr)));
+            entry.class = before.addrs.get(addr).map_or([class; 2], |entry| entry.class);
+            set(&mut entry.class, at, class);
+        }
+        for (uid, here) in attached {
+            let Some(endpoint) = self.endpoints.get_mut(&here.ifindex) else { continue };
+            let number = set_of(image, world, uid);
+            endpoint.set = before.endpoints.get(&here.ifindex).map_or([number; 2], |endpoint| endpoint.set);
+            set(&mut endpoint.set, at, number);
+        }
+        for (net, class) in nets(image) {
+            let mut slots = before.nets.get(&net).copied().unwrap_or([class; 2]);
+            set(&mut slots, at, class);
+            self.nets.insert(net, slots);
         }
     }
 }
 
-fn slots(at: usize, value: u32, before: Option<[u32; 2]>) -> [u32; 2] {
-    let mut slots = before.unwrap_or([value; 2]);
+fn slot(image: &Image) -> usize {
+    (image.epoch % 2) as usize
+}
+
+fn set(slots: &mut [u32; 2], at: usize, value: u32) {
     if let Some(slot) = slots.get_mut(at) {
         *slot = value;
     }
-    slots
+}
+
+/// Whoever is enrolled and was not there when the image was made is denied everything.
+fn set_of(image: &Image, world: &World, uid: &str) -> u32 {
+    image.ends.get(uid).copied().unwrap_or(if enrolled(world, uid) { DENY_SET } else { NO_SET })
+}
+
+fn enrolled(world: &World, uid: &str) -> bool {
+    world.workload(uid).is_some_and(|workload| workload.stage != Stage::Off)
+}
+
+fn classes(image: &Image) -> BTreeMap<Addr, u32> {
+    image.addrs.iter().map(|(ip, class)| (to_abi(*ip), *class)).collect()
+}
+
+fn nets(image: &Image) -> BTreeMap<NetId, u32> {
+    // IPv4 is a part of the sixteen bytes' space.
+    let outer = |ip| if matches!(ip, IpAddr::V4(_)) { 96 } else { 0 };
+    let key = |net: &ipnet::IpNet| (to_abi(net.network()), u32::from(net.prefix_len()) + outer(net.network()));
+    image.nets.iter().map(|(net, class)| (key(net), *class)).collect()
+}
+
+/// What stands for the longest network that has all of `net`.
+fn longest<'n, T>(nets: &'n BTreeMap<NetId, T>, net: &NetId) -> Option<&'n T> {
+    let bits = u128::from_be_bytes(net.0);
+    (0..=net.1).rev().find_map(|prefix| {
+        let mask = if prefix == 0 { 0 } else { u128::MAX << (128 - prefix) };
+        nets.get(&((bits & mask).to_be_bytes(), prefix))
+    })
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::{Claim, MAX_BYTES, STAGE_LABEL, Scope};
 use crate::api::SourceDiagnostic;
+use crate::policy::load::Told;
 use crate::stage;
 
 /// Line and column, both from 1; 0 means the whole file.
@@ -46,6 +47,13 @@ impl fmt::Display for Diagnostic {
 impl From<&Diagnostic> for SourceDiagnostic {
     fn from(d: &Diagnostic) -> Self {
         Self { file: d.file.clone(), line: d.place.line, column: d.place.column, message: d.problem.to_string() }
+    }
+}
+
+impl From<&Told> for SourceDiagnostic {
+    fn from(told: &Told) -> Self {
+        let (file, message) = (told.file.clone(), told.problem.to_string());
+        Self { file, line: told.place.line, column: told.place.column, message }
     }
 }
 

@@ -9,6 +9,7 @@ use kumiko_abi::Stage;
 use super::service::Lookup;
 use super::{Node, Protocol, Service, ServicePort, Workload};
 use crate::manifest::{Diagnostic, Kind, Object, Problem, WorkloadObject};
+use crate::policy::load::{Loaded, load};
 use crate::principal::{Principal, PrincipalError};
 use crate::stage;
 
@@ -32,6 +33,7 @@ pub struct World {
     services: Vec<Arc<Service>>,
     service_by_addr: HashMap<(IpAddr, u16, Protocol), (usize, usize)>,
     principals: HashMap<String, BTreeSet<Principal>>,
+    policy: Arc<Loaded>,
 }
 
 impl World {
@@ -46,7 +48,9 @@ impl World {
         objects: impl IntoIterator<Item = (&'a str, &'a Object)>,
     ) -> Result<(Self, Vec<Diagnostic>), PrincipalError> {
         Principal::new(trust_domain, "x", "x")?;
-        let mut world = Self { epoch, trust_domain: trust_domain.to_owned(), ..Self::default() };
+        let objects: Vec<_> = objects.into_iter().collect();
+        let policy = Arc::new(load(objects.iter().copied()));
+        let mut world = Self { epoch, trust_domain: trust_domain.to_owned(), policy, ..Self::default() };
         let (mut workloads, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new());
         for (file, object) in objects {
             match &object.kind {
@@ -64,7 +68,7 @@ impl World {
                 Kind::Service(service) => services.push(service),
                 Kind::EndpointSlice(slice) => slices.push(slice),
                 Kind::Workload(workload) => workloads.push((file, workload)),
-                // They say nothing of who is where; `crate::policy` reads them.
+                // They say nothing of who is where.
                 Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_) => {}
             }
         }
@@ -155,6 +159,16 @@ impl World {
             *service = Arc::new(service.with_workloads(|uid| world.workloads.get(uid)));
         }
         world
+    }
+
+    /// Who may talk to whom.
+    pub fn policy(&self) -> &Arc<Loaded> {
+        &self.policy
+    }
+
+    /// The same snapshot with another policy.
+    pub fn with_policy(self, policy: Arc<Loaded>) -> Self {
+        Self { policy, ..self }
     }
 
     /// Number of the snapshot; a later one is higher.

@@ -135,6 +135,11 @@ pub struct Evaluator<'a> {
 }
 
 impl<'a> Evaluator<'a> {
+    /// Of a snapshot with its own policy.
+    pub fn of(world: &'a World) -> Self {
+        Self { world, policies: &world.policy().policies, settings: &world.policy().settings }
+    }
+
     /// Judges a flow at a moment (seconds since 1970).
     pub fn judge(&self, flow: &Flow, now: i64, view: View) -> Verdict<'a> {
         Verdict {

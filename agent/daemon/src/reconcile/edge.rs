@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kumiko_abi::{CommandResult, Flow, FlowKey};
 use kumiko_core::compile::{Desired, Handles, Op};
 use kumiko_core::model::Attachment;
+use kumiko_core::policy::compile::Image;
 use kumiko_core::stage::legacy::Older;
 use kumiko_kernel::bpf::BpfError;
 use kumiko_kernel::netns::Netns;
@@ -74,6 +75,12 @@ pub trait Edge {
     fn written(&mut self, handles: &Handles) -> Result<Desired, EdgeError>;
     /// One write to a map.
     fn write(&mut self, op: &Op) -> Result<(), EdgeError>;
+    /// The epoch whose verdicts are in force.
+    fn epoch(&mut self) -> Result<u32, EdgeError>;
+    /// Writes tables of verdicts, which are in force from their epoch on.
+    fn set_verdicts(&mut self, image: &Image) -> Result<(), EdgeError>;
+    /// Lets the verdicts of an epoch hold, for all at once.
+    fn set_epoch(&mut self, epoch: u32) -> Result<(), EdgeError>;
     /// Interfaces that carry both hooks.
     fn hooked(&mut self) -> Result<Vec<u32>, EdgeError>;
     /// Puts the hook on the way into the agent's namespace back if it was taken off; says whether it was.

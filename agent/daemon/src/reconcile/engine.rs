@@ -1,6 +1,7 @@
 //! One pass after the other: from the model and what is there to writes, hooks and the shards' snapshot.
 
 mod follow;
+mod judge;
 mod learn;
 mod look;
 mod progress;
@@ -21,6 +22,8 @@ use kumiko_core::stage::{Crossings, Phase, legacy};
 use kumiko_fault::Point;
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, warn};
+
+use judge::Judging;
 
 use super::Reconciled;
 use super::edge::{Edge, EdgeError};
@@ -58,6 +61,8 @@ pub struct Engine<E> {
     shortage: Shortage,
     /// Map writes that failed, since the start.
     unwritten: u64,
+    /// Nothing, while policy is not asked for.
+    judging: Option<Judging>,
     shared: SharedState,
     changed: watch::Sender<u64>,
     gone: broadcast::Sender<Gone>,
@@ -68,7 +73,7 @@ impl<E: Edge> Engine<E> {
     ///
     /// # Errors
     /// Maps or the file of numbers cannot be read.
-    pub fn new(node: String, mut edge: E) -> Result<(Self, Reconciled), EdgeError> {
+    pub fn new(node: String, mut edge: E, judges: bool) -> Result<(Self, Reconciled), EdgeError> {
         let mut handles = edge.load()?.unwrap_or_default();
         // Entries and endpoints of the last agent may carry numbers that the file does not have (it was lost, or could
         // not be written): not to be given again.
@@ -78,6 +83,8 @@ impl<E: Edge> Engine<E> {
         handles.workloads.reserve(&referenced, MAX_HANDLE);
         let written = edge.written(&handles)?;
         let leaving = found(&mut edge, &handles, &written)?;
+        let epoch = edge.epoch()?;
+        let judging = judges.then(|| Judging::from_epoch(epoch));
         let (gone, _) = broadcast::channel(GONE_WAITING);
         let (changed, changed_rx) = watch::channel(0);
         let state = NodeState { node: node.clone(), ..NodeState::default() };
@@ -101,6 +108,7 @@ impl<E: Edge> Engine<E> {
             unfinished: false,
             shortage: Shortage::default(),
             unwritten: 0,
+            judging,
             shared,
             changed,
             gone,
@@ -124,6 +132,9 @@ impl<E: Edge> Engine<E> {
             self.follow(world, now);
         }
         self.resolve();
+        if changed || arrived || self.lapsed() || self.judging.as_ref().is_some_and(|judging| judging.due) {
+            self.judge();
+        }
         self.publish();
         let coming = self.coming();
         if !coming.is_empty() {
@@ -205,13 +216,21 @@ impl<E: Edge> Engine<E> {
         }
     }
 
+    fn attached(&self) -> Attached {
+        self.locals.iter().filter_map(|(uid, local)| Some((uid.clone(), local.endpoint()?))).collect()
+    }
+
     fn desired(&self, coming: &BTreeSet<String>) -> Desired {
-        let attached: Attached =
-            self.locals.iter().filter_map(|(uid, local)| Some((uid.clone(), local.endpoint()?))).collect();
+        let attached = self.attached();
         let mut desired = compile(&self.world, &self.node, &attached, &self.handles, coming);
         for leaving in self.leaving.values() {
             let entry = compile::endpoint(leaving.handle, &leaving.endpoint);
             desired.endpoints.entry(leaving.endpoint.ifindex).or_insert(entry);
+        }
+        match self.judging.as_ref().map(|judging| &judging.image) {
+            Some(Some(image)) => desired.judge_by(image, &self.world, &attached, &self.written),
+            Some(None) => desired.keep_verdicts(&self.world, &attached, &self.written),
+            None => {}
         }
         desired
     }
@@ -347,6 +366,8 @@ impl<E: Edge> Engine<E> {
             endpoints: self.locals.iter().map(|(uid, local)| (uid.clone(), local.report())).collect(),
             shortage: self.shortage,
             unwritten: self.unwritten,
+            verdicts: self.judging.as_ref().and_then(|judging| judging.image.clone()),
+            policy: self.judging.as_ref().map_or_else(Default::default, |judging| judging.status.clone()),
         }));
     }
 }

@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kumiko_abi::map::ProbePort;
-use kumiko_abi::{CommandResult, Flow, FlowKey, Workload};
+use kumiko_abi::policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN};
+use kumiko_abi::{CommandResult, Config, Flow, FlowKey, Workload};
 use kumiko_core::compile::{Desired, Handles, Op, net_key, service_key};
 use kumiko_core::model::Attachment;
+use kumiko_core::policy::compile::Image;
 use kumiko_core::stage::legacy::Older;
-use kumiko_kernel::bpf::{Commands, Datapath, FlowTable, Maps};
+use kumiko_kernel::bpf::{Commands, Datapath, FlowTable, Maps, Verdicts};
 use kumiko_kernel::diag::{self, TcpState};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::{qdisc, veth};
@@ -112,6 +114,25 @@ impl Edge for KernelEdge {
             Op::ClearWorkload(handle) => self.maps.set_workload(handle, &Workload::default())?,
         }
         Ok(())
+    }
+
+    fn epoch(&mut self) -> Result<u32, EdgeError> {
+        Ok(self.maps.config()?.epoch)
+    }
+
+    fn set_verdicts(&mut self, image: &Image) -> Result<(), EdgeError> {
+        Ok(self.maps.set_verdicts(&Verdicts {
+            sets: (image.begin(SETS_LEN), &image.sets),
+            rows: (image.begin(ROWS_LEN), &image.rows),
+            chunks: (image.begin(CHUNKS_LEN), &image.chunks),
+            columns: (image.begin(COLUMNS_LEN), &image.columns),
+            cells: (image.begin(CELLS_LEN), &image.cells),
+        })?)
+    }
+
+    fn set_epoch(&mut self, epoch: u32) -> Result<(), EdgeError> {
+        let config = self.maps.config()?;
+        Ok(self.maps.set_config(&Config { epoch, ..config })?)
     }
 
     fn hooked(&mut self) -> Result<Vec<u32>, EdgeError> {

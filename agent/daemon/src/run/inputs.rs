@@ -32,7 +32,7 @@ impl Inputs {
         let client =
             IssuerClient::from_files(options.issuer, &options.node, &options.issuer_root, &options.join_token)?;
         let manager = Manager::new(client, &options.node, &options.trust_domain)?;
-        let source = source::start(&options.source, &options.trust_domain)?;
+        let source = source::start(&options.source, &options.trust_domain, options.scope())?;
         Ok(Self { object, kubelet, manager, source })
     }
 }

@@ -176,6 +176,7 @@ impl AdminState for View {
                 without_number: narrow(state.shortage.workloads + state.shortage.services),
                 ..self.source.status.borrow().as_ref().clone()
             },
+            policy: state.policy(),
             identity: self.identities.status(),
             tunnels: TunnelCounts {
                 busy: narrow(busy),

@@ -55,8 +55,13 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
         Ok(plan) => plan,
         Err(reason) => return refuse(&shard, &syn, None, Failure::new(reason)).await,
     };
-    let target = shard.common.state.load().handle(&plan.target.uid);
+    let state = shard.common.state.load();
+    let (target, refused) = (state.handle(&plan.target.uid), state.refusal_of(&plan, client.ip()));
+    drop(state);
     shard.common.sink.dialling(report::dialled(&syn, client, &plan, target));
+    if let Some(reason) = refused {
+        return refuse(&shard, &syn, Some(&plan), Failure::new(reason)).await;
+    }
     let far = {
         let quit = async {
             tokio::select! {

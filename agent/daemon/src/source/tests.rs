@@ -17,7 +17,7 @@ fn workload(name: &str, ip: &str) -> String {
 }
 
 fn source(dir: &Path) -> Source {
-    start(&SourceUrl::Dir(dir.to_owned()), "td").unwrap()
+    start(&SourceUrl::Dir(dir.to_owned()), "td", Scope::Agent).unwrap()
 }
 
 /// Waits until exactly these workloads are in force.

@@ -12,6 +12,7 @@ use kumiko_abi::{AddrKind, CommandResult, Direction, Flow, FlowId, FlowKey, Flow
 use kumiko_core::addr::{ends, flow_key, to_abi};
 use kumiko_core::compile::{Desired, Handles, Op};
 use kumiko_core::model::Attachment;
+use kumiko_core::policy::compile::Image;
 use kumiko_core::stage::legacy::Older;
 use kumiko_kernel::bpf::BpfError;
 
@@ -29,6 +30,7 @@ pub(super) struct State {
     /// Somebody took the socket lookup off.
     pub(super) lookup_off: bool,
     pub(super) log: Vec<String>,
+    pub(super) epoch: u32,
     /// The next so many writes and hooks fail.
     pub(super) failing: u32,
     pub(super) guard_leaks: bool,
@@ -181,6 +183,23 @@ impl Edge for Fake {
         state.check(op);
         state.maps.apply(op);
         state.log.push(format!("write {op:?}"));
+        Ok(())
+    }
+
+    fn epoch(&mut self) -> Result<u32, EdgeError> {
+        Ok(self.state().epoch)
+    }
+
+    fn set_verdicts(&mut self, image: &Image) -> Result<(), EdgeError> {
+        self.fails()?;
+        self.state().log.push(format!("verdicts of epoch {}", image.epoch));
+        Ok(())
+    }
+
+    fn set_epoch(&mut self, epoch: u32) -> Result<(), EdgeError> {
+        self.fails()?;
+        self.state().epoch = epoch;
+        self.state().log.push(format!("epoch {epoch}"));
         Ok(())
     }
 
