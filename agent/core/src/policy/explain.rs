@@ -81,6 +81,15 @@ pub struct Line {
     pub text: String,
 }
 
+/// One end that refuses, to be explained.
+struct Refusing<'a> {
+    evaluator: &'a Evaluator<'a>,
+    flow: &'a Flow,
+    direction: Direction,
+    judged: &'a Judged<'a>,
+    now: i64,
+}
+
 struct Lines(Vec<Line>);
 
 impl Lines {
@@ -103,7 +112,7 @@ pub fn explain(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> Explanation 
     let (mut because, mut side) = ("", None);
     if let Some((direction, judged, _)) = refusing {
         side = Some(direction.to_string());
-        because = refusal(evaluator, flow, *direction, judged, now, &mut lines);
+        because = Refusing { evaluator, flow, direction: *direction, judged, now }.say(&mut lines);
     } else {
         for (direction, judged, _) in &ends {
             allowed(flow, *direction, judged, &mut lines);
@@ -188,69 +197,87 @@ fn exception_name(exception: &Exception) -> String {
     format!("MeshException/{}, {date}, {}", exception.name, exception.owner)
 }
 
-/// Says why an end refuses; returns the word for it.
-fn refusal(
-    evaluator: &Evaluator<'_>,
-    flow: &Flow,
-    direction: Direction,
-    judged: &Judged<'_>,
-    now: i64,
-    lines: &mut Lines,
-) -> &'static str {
-    let Some(side) = &judged.side else { return "" };
-    let Some(answer) = side.refusal() else { return "" };
-    let of = |term| side.answers.iter().find(move |answer| answer.term == term);
-    let own = flow.end(direction);
-    match answer.term {
-        Term::Deny | Term::Ceiling => {
-            let mut first = true;
-            for refusing in [Term::Deny, Term::Ceiling].into_iter().filter_map(of).filter(|answer| !answer.holds) {
-                for source in &refusing.by {
-                    lines.say(if first { "by" } else { "also" }, provenance(direction, source));
-                    first = false;
+impl Refusing<'_> {
+    /// Says why; returns the word for it.
+    fn say(&self, lines: &mut Lines) -> &'static str {
+        let Self { flow, direction, judged, .. } = *self;
+        let Some(side) = &judged.side else { return "" };
+        let Some(answer) = side.refusal() else { return "" };
+        let of = |term| side.answers.iter().find(move |answer| answer.term == term);
+        let own = flow.end(direction);
+        match answer.term {
+            Term::Deny | Term::Ceiling => {
+                let mut first = true;
+                for refusing in [Term::Deny, Term::Ceiling].into_iter().filter_map(of).filter(|answer| !answer.holds) {
+                    for source in &refusing.by {
+                        lines.say(if first { "by" } else { "also" }, provenance(direction, source));
+                        first = false;
+                    }
                 }
+                if answer.term == Term::Ceiling {
+                    self.near(answer, lines);
+                }
+                lines.say("team", "cannot allow this");
+                self.expired(answer, lines);
+                lines.say("next", "ask platform for a MeshException");
+                if answer.term == Term::Deny { "baseline" } else { "ceiling" }
             }
-            if answer.term == Term::Ceiling {
-                near(evaluator, flow, direction, answer, judged.proof, lines);
+            Term::NetworkPolicy | Term::Team => {
+                lines.say("by", format!("no {direction} rule matches"));
+                for source in &answer.by {
+                    let selects = selects(&source.object.subject);
+                    lines.say("default", format!("caused by {} (selects {selects})", source.object.id));
+                }
+                self.near(answer, lines);
+                for source in of(Term::Ceiling).iter().flat_map(|ceiling| &ceiling.by) {
+                    lines.say("ceiling", format!("{} would allow it", provenance(direction, source)));
+                }
+                let namespace = own.workload.as_ref().map_or("", |workload| workload.namespace.as_str());
+                let (where_to, word) = match answer.term {
+                    Term::Team => ("", "team default"),
+                    _ => (" to a NetworkPolicy (a MeshPolicy does not help here)", "network policy"),
+                };
+                lines.say("next", format!("team {namespace} adds a rule{where_to}"));
+                word
             }
-            lines.say("team", "cannot allow this");
-            expired(evaluator, flow, direction, answer, now, lines);
-            lines.say("next", "ask platform for a MeshException");
-            if answer.term == Term::Deny { "baseline" } else { "ceiling" }
+            Term::Proof => {
+                let peer = name(flow.end(direction.opposite()));
+                lines.say("by", format!("{} is strict, and only an address speaks for {peer}", name(own)));
+                let meshed =
+                    flow.end(direction.opposite()).workload.as_ref().is_some_and(|w| w.stage >= Stage::Permissive);
+                let protocol = flow.asked.protocol;
+                let next = if meshed && protocol != Protocol::Tcp {
+                    format!(
+                        "allow {peer} by a rule with unauthenticated: true: between nodes nothing proves {protocol} yet"
+                    )
+                } else {
+                    format!("enrol {peer}, or allow it by a rule with unauthenticated: true")
+                };
+                lines.say("next", next);
+                "unproved"
+            }
         }
-        Term::NetworkPolicy | Term::Team => {
-            lines.say("by", format!("no {direction} rule matches"));
-            for source in &answer.by {
-                let selects = selects(&source.object.subject);
-                lines.say("default", format!("caused by {} (selects {selects})", source.object.id));
-            }
-            near(evaluator, flow, direction, answer, judged.proof, lines);
-            for source in of(Term::Ceiling).iter().flat_map(|ceiling| &ceiling.by) {
-                lines.say("ceiling", format!("{} would allow it", provenance(direction, source)));
-            }
-            let namespace = own.workload.as_ref().map_or("", |workload| workload.namespace.as_str());
-            let (where_to, word) = match answer.term {
-                Term::Team => ("", "team default"),
-                _ => (" to a NetworkPolicy (a MeshPolicy does not help here)", "network policy"),
-            };
-            lines.say("next", format!("team {namespace} adds a rule{where_to}"));
-            word
+    }
+
+    /// The rule that came nearest to allowing the flow.
+    fn near(&self, answer: &Answer<'_>, lines: &mut Lines) {
+        let Self { evaluator, flow, direction, judged, .. } = *self;
+        let (own, other) = (flow.end(direction), flow.end(direction.opposite()));
+        let Some(subject) = &own.workload else { return };
+        let peer = evaluator.peer(other, subject, direction, flow.asked);
+        let destination = flow.destination.workload.as_deref();
+        if let Some((rule, why)) = nearest::find(direction, answer, &peer, flow.asked, destination, judged.proof) {
+            lines.say("nearest", format!("rule {}: {}", rule.name, why.join("; ")));
         }
-        Term::Proof => {
-            let peer = name(flow.end(direction.opposite()));
-            lines.say("by", format!("{} is strict, and only an address speaks for {peer}", name(own)));
-            let meshed = flow.end(direction.opposite()).workload.as_ref().is_some_and(|w| w.stage >= Stage::Permissive);
-            let protocol = flow.asked.protocol;
-            let next = if meshed && protocol != Protocol::Tcp {
-                format!(
-                    "allow {peer} by a rule with unauthenticated: true: between nodes nothing proves {protocol} yet"
-                )
-            } else {
-                format!("enrol {peer}, or allow it by a rule with unauthenticated: true")
-            };
-            lines.say("next", next);
-            "unproved"
-        }
+    }
+
+    /// Exceptions that would have suspended what refuses, had they not ended.
+    fn expired(&self, answer: &Answer<'_>, lines: &mut Lines) {
+        let lapsed = self.evaluator.ask(self.flow, self.direction, self.now, |question| {
+            let each = answer.by.iter().flat_map(|source| self.evaluator.policies.lapsed(question, source));
+            each.map(exception_name).collect::<Vec<_>>()
+        });
+        lapsed.unwrap_or_default().into_iter().for_each(|name| lines.say("expired", name));
     }
 }
 
@@ -258,40 +285,6 @@ fn selects(subject: &Selector) -> String {
     let account = subject.service_account.iter().map(|account| format!("service account {account}"));
     let all: Vec<String> = subject.labels.iter().map(ToString::to_string).chain(account).collect();
     if all.is_empty() { "every workload of its namespace".to_owned() } else { all.join(", ") }
-}
-
-/// The rule that came nearest to allowing the flow.
-fn near(
-    evaluator: &Evaluator<'_>,
-    flow: &Flow,
-    direction: Direction,
-    answer: &Answer<'_>,
-    proof: Proof,
-    lines: &mut Lines,
-) {
-    let (own, other) = (flow.end(direction), flow.end(direction.opposite()));
-    let Some(subject) = &own.workload else { return };
-    let peer = evaluator.peer(other, subject, direction, flow.asked);
-    let destination = flow.destination.workload.as_deref();
-    if let Some((rule, why)) = nearest::find(direction, answer, &peer, flow.asked, destination, proof) {
-        lines.say("nearest", format!("rule {}: {}", rule.name, why.join("; ")));
-    }
-}
-
-/// Exceptions that would have suspended what refuses, had they not ended.
-fn expired(
-    evaluator: &Evaluator<'_>,
-    flow: &Flow,
-    direction: Direction,
-    answer: &Answer<'_>,
-    now: i64,
-    lines: &mut Lines,
-) {
-    let lapsed = evaluator.ask(flow, direction, now, |question| {
-        let each = answer.by.iter().flat_map(|source| evaluator.policies.lapsed(question, source));
-        each.map(exception_name).collect::<Vec<_>>()
-    });
-    lapsed.unwrap_or_default().into_iter().for_each(|name| lines.say("expired", name));
 }
 
 /// Says why an end lets the flow.
