@@ -1,6 +1,6 @@
 //! Who may talk to whom, on real sockets: what a rule refuses is refused at `connect()`, and nothing else is.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,7 +14,12 @@ use kumiko_tests::harness;
 use libtest_mimic::Arguments;
 use serde_json::Value;
 
-const NAMES: &[&str] = &["new_connections_keep_to_the_rules", "exceptions_end_by_themselves"];
+const NAMES: &[&str] = &[
+    "new_connections_keep_to_the_rules",
+    "exceptions_end_by_themselves",
+    "open_connections_lose_their_right",
+    "revoked_after_a_while_or_never",
+];
 /// Ports that the servers listen on, and their Services.
 const PORTS: [u16; 2] = [20_000, 20_001];
 /// For a policy to be in force on both nodes.
@@ -31,7 +36,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 2] = [rules, exceptions];
+    let tests: [fn() -> Result<()>; 4] = [rules, exceptions, open, revoked];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
 }
@@ -293,5 +298,119 @@ fn exceptions() -> Result<()> {
         world.all(&suspended)?;
         world.apply(&until(10)).context("an exception that ends")?;
         wait_for("the exception has ended", Duration::from_secs(20), || world.all(&over))
+    })
+}
+
+/// A connection that is open, and whether it is to stay.
+struct Open {
+    what: String,
+    stream: TcpStream,
+    stays: bool,
+}
+
+impl Open {
+    /// Asks the server something, with a byte in each direction. The error is what the client is told.
+    fn ask(&mut self) -> std::io::Result<()> {
+        let mut byte = [7];
+        self.stream.write_all(&byte)?;
+        match self.stream.read(&mut byte)? {
+            0 => Err(std::io::Error::other("a clean end")),
+            _ => Ok(()),
+        }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let result = self.ask();
+        ensure!(result.is_ok() == self.stays, "{}: {result:?}; to stay: {}", self.what, self.stays);
+        if let Err(error) = result {
+            let kinds = [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted, ErrorKind::BrokenPipe];
+            ensure!(kinds.contains(&error.kind()), "{}: {error}", self.what);
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// Opens connections over both families, by the pod's address and by its Service's; half of them never say anything
+    /// before they are looked at.
+    fn open(&self, (from, to, port): Try, stays: bool) -> Result<Vec<Open>> {
+        let client = &self.lab.pod(from)?.netns;
+        let mut all = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            for (by, ip) in [("pod", self.lab.pod(to)?.ip(family)), ("Service", self.lab.service_ip(to, family)?)] {
+                for idle in [false, true] {
+                    let what = format!("{from} to {to}:{port}, {family}, by {by}, idle: {idle}");
+                    let address = SocketAddr::new(ip, port);
+                    let stream = client.within(|| Ok(TcpStream::connect_timeout(&address, CONNECT_WITHIN)?));
+                    let stream = stream.with_context(|| what.clone())?;
+                    stream.set_read_timeout(Some(CONNECT_WITHIN))?;
+                    let mut open = Open { what, stream, stays };
+                    if !idle {
+                        open.ask().with_context(|| open.what.clone())?;
+                    }
+                    all.push(open);
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn open() -> Result<()> {
+    within("open", |world| {
+        let tries = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", OPEN), true),
+            (("client-2", "server-1", OPEN), true),
+            (("client-1", "server-1", SHUT), false),
+            (("client-1", "server-2", SHUT), false),
+            (("other-1", "server-1", OPEN), false),
+            (("other-1", "server-2", OPEN), false),
+            (("other-2", "server-1", OPEN), false),
+            (("other-1", "other-2", SHUT), true),
+            (("clear-1", "other-2", OPEN), true),
+        ];
+        let mut all = Vec::new();
+        for (one, stays) in tries {
+            all.extend(world.open(one, stays)?);
+        }
+        world.apply(TEAM)?;
+        all.iter_mut().try_for_each(Open::check)
+    })
+}
+
+fn revoked() -> Result<()> {
+    within("revoked", |world| {
+        let tries = [("other-1", "server-1", OPEN), ("other-1", "server-2", OPEN)];
+        let with = |on_revoke: &str| TEAM.replace("spec:", &format!("spec:\n  onRevoke: {on_revoke}"));
+        let open = || -> Result<Vec<Open>> {
+            Ok(tries
+                .iter()
+                .map(|one| world.open(*one, true))
+                .collect::<Result<Vec<_>>>()?
+                .into_iter()
+                .flatten()
+                .collect())
+        };
+        let mut kept = open()?;
+        world.apply(&with("{action: keep}"))?;
+        kept.iter_mut().try_for_each(Open::check).context("kept")?;
+        world.all(&tries.map(|one| (one, false)))?;
+        world.apply("")?;
+        kept.iter_mut().try_for_each(Open::check).context("kept, and allowed again")?;
+        world.apply(&with("{action: grace, seconds: 4}"))?;
+        kept.iter_mut().try_for_each(Open::check).context("with a while left")?;
+        kept.iter_mut().for_each(|open| open.stays = false);
+        // Time passes; the flows are asked only once, since what is asked tells of the cut.
+        wait_for("the while is over", Duration::from_secs(20), || {
+            for node in 1..=2 {
+                let flows = world.lab.admin(node, "/v1/flows?limit=1000")?;
+                let live = |flow: &&Value| flow.get("state").and_then(Value::as_str) == Some("open");
+                let open = flows.as_array().into_iter().flatten().filter(live).count();
+                ensure!(open == 0, "{open} flows are open on n{node}");
+            }
+            Ok(())
+        })?;
+        kept.iter_mut().try_for_each(Open::check).context("after the while")
     })
 }

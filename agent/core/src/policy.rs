@@ -1,7 +1,8 @@
 //! Who may talk to whom: the objects that teams write, and the one evaluator of them.
 //!
 //! [`object`] has the documents' types, [`load`] takes them from manifests, [`judge`] is the formula, [`verdict`] asks it
-//! for both ends of a flow, [`explain`] says why, [`compile`] makes the kernel's tables of it.
+//! for both ends of a flow, [`explain`] says why, [`compile`] makes the kernel's tables of it,
+//! [`revoke`] ends what is open and allowed no more.
 
 pub mod compile;
 pub mod explain;
@@ -9,6 +10,7 @@ pub mod judge;
 pub mod load;
 pub mod object;
 pub mod port;
+pub mod revoke;
 pub mod rule;
 pub mod selector;
 pub mod settings;

@@ -13,12 +13,14 @@
 
 mod edge;
 mod engine;
+mod judged;
 mod kernel;
 mod local;
 mod state;
 
 pub use edge::{Edge, EdgeError, Veth};
 pub use engine::Engine;
+pub use judged::{Between, Carried};
 pub use kernel::KernelEdge;
 pub use state::{ACCEPT_AFTER_LOWERING, EndpointReport, Gone, NodeState, SharedState};
 
@@ -70,8 +72,8 @@ pub struct Options {
     pub agent: Netns,
     /// The host's side of the veth into the agent's namespace.
     pub agent_ifindex: u32,
-    /// Policy is brought into force, not only stages.
-    pub judges: bool,
+    /// What the agent carries, if policy is to be brought into force, not only stages.
+    pub carried: Option<Box<dyn Carried>>,
 }
 
 /// What others see of the control loop.
@@ -102,7 +104,7 @@ impl Reconciler {
         let host = options.host.try_clone().map_err(ReconcileError::Links)?;
         let agent_ifindex = options.agent_ifindex;
         let edge = KernelEdge::new(options.datapath, options.host, options.agent, agent_ifindex, &options.run_dir);
-        let (engine, reconciled) = Engine::new(options.node, edge, options.judges)?;
+        let (engine, reconciled) = Engine::new(options.node, edge, options.carried)?;
         Ok((Self { engine, world, host, agent_ifindex }, reconciled))
     }
 

@@ -115,6 +115,7 @@ async fn serve(
     let identities = manager.identities();
     tokio::spawn(manager.run(source.world.clone(), wait_for(ended.clone())));
 
+    let registry = Registry::default();
     let reconcile = crate::reconcile::Options {
         node: options.node.clone(),
         run_dir: options.places.run_dir.clone(),
@@ -122,7 +123,7 @@ async fn serve(
         host: host.try_clone()?,
         agent: agent.netns.try_clone()?,
         agent_ifindex: agent.host_ifindex,
-        judges: options.policy_preview,
+        carried: options.policy_preview.then(|| Box::new(registry.clone()) as Box<dyn crate::reconcile::Carried>),
     };
     let (reconciler, reconciled) = Reconciler::new(reconcile, source.world.clone())?;
     let reconcile_until = ended.clone();
@@ -157,7 +158,7 @@ async fn serve(
         commands: datapath.commands(),
         flows: datapath.flows(),
         sink,
-        registry: Registry::default(),
+        registry,
         tunnels: TunnelList::default(),
         refusals: Refusals::default(),
         drain: draining.clone(),

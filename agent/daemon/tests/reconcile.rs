@@ -120,7 +120,7 @@ fn agent(dir: &Path, generation: u32) -> Agent {
         // As if this one were the agent's too.
         agent: Netns::current().unwrap(),
         agent_ifindex: 0,
-        judges: false,
+        carried: None,
     };
     let (reconciler, reconciled) = Reconciler::new(options, source.world.clone()).unwrap();
     let task = tokio::task::spawn_local(async move {

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use kumiko_abi::{CommandResult, Flow, FlowKey};
+use kumiko_abi::{CommandResult, Flow, FlowKey, Reason};
 use kumiko_core::compile::{Desired, Handles, Op};
 use kumiko_core::model::Attachment;
 use kumiko_core::policy::compile::Image;
@@ -65,6 +65,17 @@ pub struct NoVeth {
     pub may_come: bool,
 }
 
+/// A flow to be ended, with the namespaces of its ends as far as they are known.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its initiator.
+    pub client: SocketAddr,
+    /// Its target.
+    pub server: SocketAddr,
+    /// Where their sockets are.
+    pub netns: [Option<Arc<Netns>>; 2],
+}
+
 /// The kernel, as far as the control loop changes it.
 pub trait Edge {
     /// Numbers that the last agent gave, if it left them.
@@ -109,6 +120,8 @@ pub trait Edge {
     fn scan(&self, each: &mut dyn FnMut(&FlowKey, &Flow)) -> Result<(), EdgeError>;
     /// Inserts an entry unless a live one is there.
     fn create(&self, key: &FlowKey, flow: &Flow) -> Result<CommandResult, EdgeError>;
+    /// Ends a flow: its sockets are destroyed, which tells the other end, and no packet of it passes any more.
+    fn cut(&mut self, key: &FlowKey, flow: &Flow, reason: Reason, ended: &Ended) -> Result<(), EdgeError>;
     /// Or-s flags into the entry of this key if it still is this flow.
     fn flag(&self, key: &FlowKey, flow: &Flow, flags: u32) -> Result<CommandResult, EdgeError>;
 }

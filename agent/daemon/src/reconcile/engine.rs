@@ -27,6 +27,7 @@ use judge::Judging;
 
 use super::Reconciled;
 use super::edge::{Edge, EdgeError};
+use super::judged::Carried;
 use super::local::{Leaving, Local};
 use super::state::{ACCEPT_AFTER_LOWERING, Gone, NodeState, SharedState};
 
@@ -73,7 +74,7 @@ impl<E: Edge> Engine<E> {
     ///
     /// # Errors
     /// Maps or the file of numbers cannot be read.
-    pub fn new(node: String, mut edge: E, judges: bool) -> Result<(Self, Reconciled), EdgeError> {
+    pub fn new(node: String, mut edge: E, carried: Option<Box<dyn Carried>>) -> Result<(Self, Reconciled), EdgeError> {
         let mut handles = edge.load()?.unwrap_or_default();
         // Entries and endpoints of the last agent may carry numbers that the file does not have (it was lost, or could
         // not be written): not to be given again.
@@ -84,7 +85,7 @@ impl<E: Edge> Engine<E> {
         let written = edge.written(&handles)?;
         let leaving = found(&mut edge, &handles, &written)?;
         let epoch = edge.epoch()?;
-        let judging = judges.then(|| Judging::from_epoch(epoch));
+        let judging = carried.map(|carried| Judging::new(carried, epoch));
         let (gone, _) = broadcast::channel(GONE_WAITING);
         let (changed, changed_rx) = watch::channel(0);
         let state = NodeState { node: node.clone(), ..NodeState::default() };
@@ -132,10 +133,11 @@ impl<E: Edge> Engine<E> {
             self.follow(world, now);
         }
         self.resolve();
-        if changed || arrived || self.lapsed() || self.judging.as_ref().is_some_and(|judging| judging.due) {
+        if changed || arrived || self.judges_again() {
             self.judge();
         }
         self.publish();
+        self.sweep();
         let coming = self.coming();
         if !coming.is_empty() {
             self.write_maps(&coming);
@@ -159,7 +161,7 @@ impl<E: Edge> Engine<E> {
         let local =
             |local: &Local| local.retry || matches!(local.phase, Phase::Learning(_) | Phase::Enforcing(Stage::Off));
         let on_the_way = !self.crossings.is_empty() || !self.lowered.is_empty();
-        self.unfinished || on_the_way || !self.leaving.is_empty() || self.locals.values().any(local)
+        self.unfinished || self.graces() || on_the_way || !self.leaving.is_empty() || self.locals.values().any(local)
     }
 
     /// Workloads whose hooks go on in this pass.

@@ -11,20 +11,20 @@ use std::sync::Arc;
 
 use kumiko_abi::map::ProbePort;
 use kumiko_abi::policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN};
-use kumiko_abi::{CommandResult, Config, Flow, FlowKey, Workload};
+use kumiko_abi::{CommandResult, Config, Flow, FlowKey, FlowState, Reason, Verdict, Workload};
 use kumiko_core::compile::{Desired, Handles, Op, net_key, service_key};
 use kumiko_core::model::Attachment;
 use kumiko_core::policy::compile::Image;
 use kumiko_core::stage::legacy::Older;
 use kumiko_kernel::bpf::{Commands, Datapath, FlowTable, Maps, Verdicts};
-use kumiko_kernel::diag::{self, TcpState};
+use kumiko_kernel::diag::{self, Diag, TcpState};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::{qdisc, veth};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 use tracing::warn;
 
-use super::edge::{Edge, EdgeError, NoVeth, Veth};
+use super::edge::{Edge, EdgeError, Ended, NoVeth, Veth};
 
 /// File of the numbers, in the agent's directory.
 const HANDLES: &str = "handles.json";
@@ -224,6 +224,20 @@ impl Edge for KernelEdge {
 
     fn create(&self, key: &FlowKey, flow: &Flow) -> Result<CommandResult, EdgeError> {
         Ok(self.commands.create(key, flow)?)
+    }
+
+    fn cut(&mut self, key: &FlowKey, flow: &Flow, reason: Reason, ended: &Ended) -> Result<(), EdgeError> {
+        // The sockets first: their RST still passes to an end that is elsewhere. One that is gone needs none.
+        let ends = [(ended.client, ended.server), (ended.server, ended.client)];
+        for (netns, (local, remote)) in ended.netns.iter().zip(ends) {
+            if let Some(netns) = netns
+                && let Err(error) = Diag::open(netns).and_then(|mut diag| diag.destroy(local, remote))
+            {
+                warn!(%local, %remote, %error, "a socket whose flow is cut could not be closed: its next packet will be reset");
+            }
+        }
+        self.commands.set_state(key, &flow.id, FlowState::Cut, reason, Verdict::Deny, 0)?;
+        Ok(())
     }
 
     fn flag(&self, key: &FlowKey, flow: &Flow, flags: u32) -> Result<CommandResult, EdgeError> {

@@ -1,21 +1,16 @@
 //! What shards, telemetry and the admin API know of the node: one immutable snapshot, replaced as a whole.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use kumiko_abi::policy::{DENY_SET, Question, View, find};
-use kumiko_abi::{Reason, Stage};
+use kumiko_abi::Stage;
 use kumiko_core::api::PolicyStatus;
 use kumiko_core::compile::Shortage;
 use kumiko_core::model::{ServiceRef, Workload, World};
 use kumiko_core::policy::compile::Image;
-use kumiko_core::route::Plan;
 use kumiko_core::stage::Phase;
-
-use crate::clock;
 
 /// How long acceptors take OPEN for a workload that has just left the mesh: other nodes learn of it a little later.
 pub const ACCEPT_AFTER_LOWERING: Duration = Duration::from_secs(30);
@@ -79,33 +74,6 @@ pub struct Gone {
 }
 
 impl NodeState {
-    /// Why one end's rules refuse a TCP flow; `None`: they do not. `ingress`: the workload is the one that is asked.
-    ///
-    /// `peer` is the other end's address, `port` the destination's, and the peer is proved: by TLS, or by its veth.
-    pub fn refusal(&self, uid: &str, peer: IpAddr, port: u16, ingress: bool) -> Option<Reason> {
-        let verdicts = self.verdicts.as_ref()?;
-        // Who has just left the mesh finishes what was begun; nobody asks about it any more.
-        self.world.workload(uid).filter(|workload| workload.stage != Stage::Off)?;
-        let set = verdicts.ends.get(uid).copied().unwrap_or(DENY_SET);
-        let class = verdicts.class(peer);
-        let question = Question { set, class, ingress, udp: false, proved: true, port };
-        let cell = find(verdicts.as_ref(), question).unwrap_or_default();
-        let now = u32::try_from(clock::boot_seconds()).unwrap_or(u32::MAX);
-        cell.refusal(View::Enforced, now)
-    }
-
-    /// Why the rules of both ends refuse a flow that a workload of this node begins, as far as they are here.
-    pub fn refusal_of(&self, plan: &Plan, client: IpAddr) -> Option<Reason> {
-        if plan.source.uid == plan.target.uid {
-            return None;
-        }
-        let port = plan.target_addr.port();
-        let egress = self.refusal(&plan.source.uid, plan.target_addr.ip(), port, false);
-        let here = plan.node_addr.is_none();
-        let ingress = here.then(|| self.refusal(&plan.target.uid, client, port, true)).flatten();
-        [egress, ingress].into_iter().flatten().min_by_key(|reason| *reason as u16)
-    }
-
     /// Policy in force.
     pub fn policy(&self) -> PolicyStatus {
         self.policy.clone()

@@ -39,7 +39,7 @@ fn build(text: &str, epoch: u64) -> Arc<World> {
 }
 
 fn engine(fake: &Fake) -> (Engine<Fake>, Reconciled) {
-    Engine::new("n1".to_owned(), fake.clone(), false).unwrap()
+    Engine::new("n1".to_owned(), fake.clone(), None).unwrap()
 }
 
 fn both_there() -> Fake {

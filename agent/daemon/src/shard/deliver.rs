@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use super::Shard;
 use super::failure::{Failure, at};
 use super::registry::{Claimed, Entry, Registered, Stop};
+use crate::reconcile::Between;
 
 /// Source of a pod's connection to itself through a Service: its own address would never be answered.
 const HAIRPIN_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 107, 1);
@@ -81,9 +82,20 @@ impl Shard {
         let handles = [state.handle(&delivery.source_uid), state.handle(&delivery.target_uid)];
         drop(state);
         let marks = flags::DELIVERED | if hairpin { flags::HAIRPIN } else { 0 };
+        let between = Between {
+            source_uid: delivery.source_uid.clone(),
+            target_uid: delivery.target_uid.clone(),
+            client: delivery.client.ip(),
+            to: delivery.to,
+            proved: true,
+        };
         let (source, registered) = self.reserve(&delivery, source, handles, ifindex, marks)?;
         let (key, _) = addr::flow_key(source, delivery.to, TCP);
         let reserved = Reserved { commands: &self.common.commands, key, id: delivery.id, registered: &registered };
+        self.common.registry.learn(&registered, between.clone());
+        if let Some(refused) = self.common.state.load().refusal(&between) {
+            return Err(Failure::new(refused.reason));
+        }
         at(Point::AcceptorEntered)?;
         match connect(source, delivery.to, &registered).await {
             Ok(stream) => {
@@ -112,7 +124,7 @@ impl Shard {
                 return Err(Failure::new(Reason::TupleBusy));
             }
             let Delivery { id, client, asked, stop, .. } = delivery;
-            let entry = Entry { id: *id, client: *client, asked: *asked, handles, stop: stop.clone() };
+            let entry = Entry { id: *id, client: *client, asked: *asked, handles, between: None, stop: stop.clone() };
             let registered = match self.common.registry.claim(key, entry) {
                 Ok(registered) => registered,
                 Err(Claimed::ByAnother) => continue,

@@ -24,6 +24,7 @@ use super::failure::{Failure, at};
 use super::registry::{Entry, Stop};
 use super::{Shard, carry, report};
 use crate::clock;
+use crate::reconcile::Between;
 use crate::telemetry::FlowOpened;
 
 /// How often a pending flow's entry is looked at, to see whether its client still tries.
@@ -46,7 +47,8 @@ enum Far {
 pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
     let (client, asked) = addr::ends(&syn.key, syn.flags);
     let stop = Arc::new(Stop::default());
-    let entry = Entry { id: syn.id, client, asked, handles: [syn.src, syn.dst], stop: stop.clone() };
+    let handles = [syn.src, syn.dst];
+    let entry = Entry { id: syn.id, client, asked, handles, between: None, stop: stop.clone() };
     let registered = shard.common.registry.add(syn.key, entry);
     if syn.flags & flags::UNCARRIABLE != 0 {
         return refuse(&shard, &syn, None, Failure::new(Reason::MethodRefused)).await;
@@ -55,12 +57,20 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
         Ok(plan) => plan,
         Err(reason) => return refuse(&shard, &syn, None, Failure::new(reason)).await,
     };
+    let between = Between {
+        source_uid: plan.source.uid.clone(),
+        target_uid: plan.target.uid.clone(),
+        client: client.ip(),
+        to: plan.target_addr,
+        proved: true,
+    };
+    shard.common.registry.learn(&registered, between.clone());
     let state = shard.common.state.load();
-    let (target, refused) = (state.handle(&plan.target.uid), state.refusal_of(&plan, client.ip()));
+    let (target, refused) = (state.handle(&plan.target.uid), state.refusal(&between));
     drop(state);
     shard.common.sink.dialling(report::dialled(&syn, client, &plan, target));
-    if let Some(reason) = refused {
-        return refuse(&shard, &syn, Some(&plan), Failure::new(reason)).await;
+    if let Some(refused) = refused {
+        return refuse(&shard, &syn, Some(&plan), Failure::new(refused.reason)).await;
     }
     let far = {
         let quit = async {

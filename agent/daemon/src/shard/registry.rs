@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kumiko_abi::{FlowId, FlowKey, Reason};
 use tokio::sync::Notify;
 
+use crate::reconcile::{Between, Carried};
+
 /// Ends one flow from outside its task.
 #[derive(Debug, Default)]
 pub struct Stop {
@@ -54,6 +56,8 @@ pub struct Entry {
     pub asked: SocketAddr,
     /// Handles of both workloads.
     pub handles: [u32; 2],
+    /// As rules are asked about it; not known before the dial has a plan.
+    pub between: Option<Between>,
     /// Ends it.
     pub stop: Arc<Stop>,
 }
@@ -105,6 +109,15 @@ impl Registry {
         Ok(Registered { registry: self.clone(), key, stop, replaced })
     }
 
+    /// Says between whom a flow is. What rules say has to be asked after this: whoever changed them meanwhile has looked, or
+    /// will look, at this flow too.
+    pub fn learn(&self, registered: &Registered, between: Between) {
+        let mut flows = self.lock();
+        if let Some(entry) = flows.get_mut(&registered.key).filter(|e| Arc::ptr_eq(&e.stop, &registered.stop)) {
+            entry.between = Some(between);
+        }
+    }
+
     /// The flow under a key.
     #[cfg(test)]
     fn get(&self, key: &FlowKey) -> Option<Entry> {
@@ -142,6 +155,16 @@ impl Registry {
             stop.stop(reason);
         }
         stops.len()
+    }
+}
+
+impl Carried for Registry {
+    fn end_those(&self, judge: &mut dyn FnMut(FlowId, &Between) -> Option<Reason>) {
+        for entry in self.lock().values() {
+            if let Some(reason) = entry.between.as_ref().and_then(|between| judge(entry.id, between)) {
+                entry.stop.stop(reason);
+            }
+        }
     }
 }
 
@@ -201,6 +224,7 @@ mod tests {
             client: SocketAddr::new([10, 0, 0, 2].into(), 1),
             asked: "10.0.0.1:80".parse().unwrap(),
             handles: [u32::from(n), 99],
+            between: None,
             stop: Arc::default(),
         }
     }

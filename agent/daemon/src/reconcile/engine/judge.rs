@@ -1,35 +1,52 @@
-//! A new policy, or new workloads under it: tables of verdicts, and the epoch from which they hold.
+//! A new policy, or new workloads under it: tables of verdicts, the epoch from which they hold, and what becomes of the flows
+//! that they refuse.
 
 use std::sync::Arc;
 
+use kumiko_abi::flow::flags;
+use kumiko_abi::{Flow, FlowKey, FlowState};
+use kumiko_core::addr;
 use kumiko_core::api::PolicyStatus;
 use kumiko_core::compile::diff;
 use kumiko_core::policy::compile::{Image, TooComplex, compile};
+use kumiko_core::policy::revoke::Graces;
 use kumiko_core::policy::verdict::Evaluator;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use super::super::edge::{Edge, EdgeError};
+use super::super::edge::{Edge, EdgeError, Ended};
+use super::super::judged::{Between, Carried};
+use super::super::state::NodeState;
 use super::Engine;
 use crate::clock;
 
 /// What the engine knows of verdicts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Judging {
-    /// The tables of that epoch, if this agent made them.
+    /// Flows that the agent carries.
+    carried: Box<dyn Carried>,
+    /// The tables in force, if this agent made them.
     pub(super) image: Option<Arc<Image>>,
     /// When the next exception ends, in seconds since 1970.
-    pub(super) lapses: Option<i64>,
-    /// What is in force, with its epoch in the maps.
+    lapses: Option<i64>,
+    /// What is in force, for new flows and for those that were open.
     pub(super) status: PolicyStatus,
+    /// What is in force for new flows, while those that are open are yet to be looked at.
+    coming: Option<PolicyStatus>,
     /// Tables are yet to be made.
-    pub(super) due: bool,
+    due: bool,
+    graces: Graces,
 }
 
 impl Judging {
-    /// What an agent before us left.
-    pub(super) fn from_epoch(epoch: u32) -> Self {
-        Self { status: PolicyStatus { enforced: true, epoch, ..PolicyStatus::default() }, ..Self::default() }
+    /// From what an agent before us left in force.
+    pub(super) fn new(carried: Box<dyn Carried>, epoch: u32) -> Self {
+        let status = PolicyStatus { enforced: true, epoch, ..PolicyStatus::default() };
+        Self { carried, image: None, lapses: None, status, coming: None, due: false, graces: Graces::default() }
+    }
+
+    fn epoch(&self) -> u32 {
+        self.coming.as_ref().unwrap_or(&self.status).epoch
     }
 }
 
@@ -44,32 +61,29 @@ enum JudgeError {
 }
 
 impl<E: Edge> Engine<E> {
-    /// Whether the clock has made the tables old.
-    pub(super) fn lapsed(&self) -> bool {
-        self.judging.as_ref().and_then(|judging| judging.lapses).is_some_and(|at| at <= clock::unix_seconds())
+    /// Whether a flow has a while left that ends without a word from anybody.
+    pub(super) fn graces(&self) -> bool {
+        self.judging.as_ref().is_some_and(|judging| judging.graces.waits())
+    }
+
+    /// Whether tables have to be made though the model is the same.
+    pub(super) fn judges_again(&self) -> bool {
+        let Some(judging) = &self.judging else { return false };
+        judging.due || judging.lapses.is_some_and(|at| at <= clock::unix_seconds())
     }
 
     /// Makes the tables of the model in force, and lets them hold. What cannot be made or written leaves those before in
     /// force; who is not in them is denied.
     pub(super) fn judge(&mut self) {
+        let Some(judging) = &self.judging else { return };
+        let made = self.judge_anew(judging.epoch());
+        let passing = matches!(made, Err(JudgeError::Edge(_) | JudgeError::Unwritten));
+        let problem = made.err().map_or(String::new(), |error| error.to_string());
+        self.unfinished |= passing;
         let Some(judging) = &mut self.judging else { return };
-        judging.due = false;
-        let before = judging.status.epoch;
-        let problem = match self.judge_anew(before) {
-            Ok(()) => String::new(),
-            Err(error) => {
-                if !matches!(error, JudgeError::TooComplex(_)) {
-                    self.unfinished = true;
-                }
-                error.to_string()
-            }
-        };
-        let Some(judging) = &mut self.judging else { return };
-        if !problem.is_empty() {
-            judging.due = self.unfinished;
-            if judging.status.problem != problem {
-                warn!(problem, "the policy before stays in force");
-            }
+        judging.due = passing;
+        if !problem.is_empty() && judging.status.problem != problem {
+            warn!(problem, "the policy before stays in force");
         }
         judging.status.problem = problem;
     }
@@ -86,8 +100,6 @@ impl<E: Edge> Engine<E> {
             return Err(JudgeError::Unwritten);
         }
         self.edge.set_epoch(epoch)?;
-        let exceptions = self.world.policy().policies.exceptions().iter();
-        let ends = exceptions.map(|exception| exception.expires.as_second()).filter(|at| *at > now);
         let policies = &self.world.policy().policies;
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let status = PolicyStatus {
@@ -100,7 +112,74 @@ impl<E: Edge> Engine<E> {
             problem: String::new(),
         };
         info!(epoch, sets = status.sets, classes = status.classes, "verdicts came into force");
-        self.judging = Some(Judging { image: Some(Arc::new(image)), lapses: ends.min(), status, due: false });
+        let ends = policies.exceptions().iter().map(|exception| exception.expires.as_second());
+        let lapses = ends.filter(|at| *at > now).min();
+        if let Some(judging) = &mut self.judging {
+            (judging.image, judging.lapses, judging.coming) = (Some(Arc::new(image)), lapses, Some(status));
+        }
         Ok(())
     }
+
+    /// Looks at the flows that are open, after the snapshot with new verdicts was published: whoever begins one now asks
+    /// these.
+    pub(super) fn sweep(&mut self) {
+        let Some(judging) = &mut self.judging else { return };
+        if judging.coming.is_none() && !judging.graces.waits() {
+            return;
+        }
+        let (state, now) = (self.shared.load_full(), clock::boot_seconds());
+        let Judging { carried, graces, .. } = judging;
+        carried.end_those(&mut |id, between| graces.fate(id, state.refusal(between), now));
+        let mut denied = Vec::new();
+        let scanned = self.edge.scan(&mut |key, flow| {
+            if let Some(between) = between(&state, key, flow)
+                && let Some(reason) = graces.fate(flow.id, state.refusal(&between), now)
+            {
+                denied.push((*key, *flow, reason));
+            }
+        });
+        graces.looked();
+        let mut swept = scanned;
+        for (key, flow, reason) in &denied {
+            let (client, server) = addr::ends(key, flow.flags);
+            let netns = |ifindex| {
+                let local = self.locals.values().find(|local| local.ifindex() == Some(ifindex))?;
+                local.veth.as_ref()?.netns.clone()
+            };
+            let ended = Ended { client, server, netns: [flow.src_ifindex, flow.dst_ifindex].map(netns) };
+            swept = swept.and(self.edge.cut(key, flow, *reason, &ended));
+        }
+        if !denied.is_empty() {
+            info!(flows = denied.len(), "flows that the rules allow no more were cut");
+        }
+        let Some(judging) = &mut self.judging else { return };
+        match swept {
+            Ok(()) => judging.status = judging.coming.take().unwrap_or_else(|| judging.status.clone()),
+            Err(error) => {
+                self.unfinished = true;
+                warn!(%error, "open flows could not all be looked at: tried again");
+            }
+        }
+    }
+}
+
+/// Between whom a flow is that passes without the agent, and that rules are asked about: not one that is older than its
+/// pod's enrolment, nor one to a Service's address, whose pod was chosen elsewhere.
+fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
+    let passes = matches!(FlowState::from_u8(flow.state), Some(FlowState::Direct | FlowState::Fast));
+    if !passes || flow.flags & (flags::OVER | flags::LEGACY) != 0 || flow.service != 0 {
+        return None;
+    }
+    let (client, server) = addr::ends(key, flow.flags);
+    let uid = |ip| state.world.workload_at(ip).map_or(String::new(), |workload| workload.uid.clone());
+    // Between two veths of this node, or from the kubelet to a port for probes.
+    let veths = flow.src_ifindex != 0 && flow.dst_ifindex != 0;
+    let proved = veths || flow.flags & (flags::VETH_PROVED | flags::PROBE) != 0;
+    Some(Between {
+        source_uid: uid(client.ip()),
+        target_uid: uid(server.ip()),
+        client: client.ip(),
+        to: server,
+        proved,
+    })
 }

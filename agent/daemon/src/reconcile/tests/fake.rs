@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::map::{endpoint_flags, workload_flags};
-use kumiko_abi::{AddrKind, CommandResult, Direction, Flow, FlowId, FlowKey, FlowState, Stage};
+use kumiko_abi::{AddrKind, CommandResult, Direction, Flow, FlowId, FlowKey, FlowState, Reason, Stage};
 use kumiko_core::addr::{ends, flow_key, to_abi};
 use kumiko_core::compile::{Desired, Handles, Op};
 use kumiko_core::model::Attachment;
@@ -16,7 +16,7 @@ use kumiko_core::policy::compile::Image;
 use kumiko_core::stage::legacy::Older;
 use kumiko_kernel::bpf::BpfError;
 
-use super::super::edge::{Edge, EdgeError, NoVeth, Veth};
+use super::super::edge::{Edge, EdgeError, Ended, NoVeth, Veth};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Fake(Rc<RefCell<State>>);
@@ -298,6 +298,13 @@ impl Edge for Fake {
         }
         state.flows.insert(*key, *flow);
         Ok(CommandResult::Done)
+    }
+
+    fn cut(&mut self, key: &FlowKey, _: &Flow, reason: Reason, _: &Ended) -> Result<(), EdgeError> {
+        let mut state = self.state();
+        let Some(flow) = state.flows.get_mut(key) else { return Ok(()) };
+        (flow.state, flow.reason) = (FlowState::Cut as u8, reason as u16);
+        Ok(())
     }
 
     fn flag(&self, key: &FlowKey, flow: &Flow, bits: u32) -> Result<CommandResult, EdgeError> {

@@ -1,0 +1,60 @@
+//! Between whom a flow is, as rules are asked about it, and who can end those that an agent carries.
+
+use std::net::{IpAddr, SocketAddr};
+
+use kumiko_abi::policy::{Cell, DENY_SET, Question, View, find};
+use kumiko_abi::{FlowId, Reason};
+use kumiko_core::policy::revoke::Refused;
+
+use super::NodeState;
+use crate::clock;
+
+/// Both ends of a TCP flow: behind a Service, the pod that was chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Between {
+    /// The source's UID; empty: no workload.
+    pub source_uid: String,
+    /// The destination's UID; empty: no workload.
+    pub target_uid: String,
+    /// The source's address.
+    pub client: IpAddr,
+    /// The destination's address and port.
+    pub to: SocketAddr,
+    /// Each end is more to the other than its address.
+    pub proved: bool,
+}
+
+/// Flows that the agent carries.
+pub trait Carried: std::fmt::Debug + Send {
+    /// Asks about each flow between known ends whether it has to end, and ends it then.
+    fn end_those(&self, judge: &mut dyn FnMut(FlowId, &Between) -> Option<Reason>);
+}
+
+impl NodeState {
+    /// Why, and with what end, the rules of a flow's ends refuse it, as far as these are on this node; `None`: they do not.
+    pub fn refusal(&self, between: &Between) -> Option<Refused> {
+        if !self.policy.enforced || (between.source_uid == between.target_uid && !between.source_uid.is_empty()) {
+            return None;
+        }
+        let egress = self.refused_by(&between.source_uid, between.to.ip(), between, false);
+        let ingress = self.refused_by(&between.target_uid, between.client, between, true);
+        Refused::of_both(egress, ingress)
+    }
+
+    /// What one end's rules say; `ingress`: it is the destination.
+    fn refused_by(&self, uid: &str, peer: IpAddr, between: &Between, ingress: bool) -> Option<Refused> {
+        // Who has just left the mesh finishes what was begun; nobody asks about it any more.
+        self.world.workload(uid).filter(|own| own.node == self.node && own.stage.meshed())?;
+        let cell = self.cell(uid, peer, between, ingress);
+        let now = u32::try_from(clock::boot_seconds()).unwrap_or(u32::MAX);
+        let reason = cell.refusal(View::Enforced, now)?;
+        Some(Refused { reason, revoke: cell.revoke })
+    }
+
+    fn cell(&self, uid: &str, peer: IpAddr, between: &Between, ingress: bool) -> Cell {
+        let Some(verdicts) = &self.verdicts else { return Cell::default() };
+        let set = verdicts.ends.get(uid).copied().unwrap_or(DENY_SET);
+        let (class, port, proved) = (verdicts.class(peer), between.to.port(), between.proved);
+        find(verdicts.as_ref(), Question { set, class, ingress, udp: false, proved, port }).unwrap_or_default()
+    }
+}
