@@ -1,7 +1,7 @@
 //! Who may talk to whom, on real sockets: what a rule refuses is refused at `connect()`, and nothing else is.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ const NAMES: &[&str] = &[
     "exceptions_end_by_themselves",
     "open_connections_lose_their_right",
     "revoked_after_a_while_or_never",
+    "verdicts_outlive_the_agent",
 ];
 /// Ports that the servers listen on, and their Services.
 const PORTS: [u16; 2] = [20_000, 20_001];
@@ -36,7 +37,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 4] = [rules, exceptions, open, revoked];
+    let tests: [fn() -> Result<()>; 5] = [rules, exceptions, open, revoked, restarted];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
 }
@@ -107,23 +108,28 @@ impl World {
     }
 
     /// What `connect()` says, over both families, by the pod's address and by its Service's.
-    fn check(&self, (from, to, port): Try, allowed: bool) -> Result<()> {
+    fn check(&self, one: Try, allowed: bool) -> Result<()> {
+        self.check_by_pod(one, allowed)?;
+        let (_, to, _) = one;
+        [Family::V4, Family::V6]
+            .iter()
+            .try_for_each(|family| self.connect(one, self.lab.service_ip(to, *family)?, allowed))
+    }
+
+    fn check_by_pod(&self, one: Try, allowed: bool) -> Result<()> {
+        let (_, to, _) = one;
+        [Family::V4, Family::V6].iter().try_for_each(|family| self.connect(one, self.lab.pod(to)?.ip(*family), allowed))
+    }
+
+    fn connect(&self, (from, to, port): Try, ip: IpAddr, allowed: bool) -> Result<()> {
+        let address = SocketAddr::new(ip, port);
         let client = &self.lab.pod(from)?.netns;
-        for family in [Family::V4, Family::V6] {
-            for (by, ip) in [("pod", self.lab.pod(to)?.ip(family)), ("Service", self.lab.service_ip(to, family)?)] {
-                let address = SocketAddr::new(ip, port);
-                let result = client.within(|| Ok(TcpStream::connect_timeout(&address, CONNECT_WITHIN)))?;
-                let said = match &result {
-                    Ok(_) => "connected".to_owned(),
-                    Err(error) => error.to_string(),
-                };
-                let right = match &result {
-                    Ok(_) => allowed,
-                    Err(error) => !allowed && error.kind() == ErrorKind::ConnectionRefused,
-                };
-                ensure!(right, "{from} to {to}:{port} ({address}, by {by}): {said}; to be allowed: {allowed}");
-            }
-        }
+        let result = client.within(|| Ok(TcpStream::connect_timeout(&address, CONNECT_WITHIN)))?;
+        let (said, right) = match &result {
+            Ok(_) => ("connected".to_owned(), allowed),
+            Err(error) => (error.to_string(), !allowed && error.kind() == ErrorKind::ConnectionRefused),
+        };
+        ensure!(right, "{from} to {to}:{port} ({address}): {said}; to be allowed: {allowed}");
         Ok(())
     }
 
@@ -216,9 +222,9 @@ spec: {subject: {}, egress: []}
 const OPEN: u16 = PORTS[0];
 const SHUT: u16 = PORTS[1];
 
-fn within(name: &str, test: impl FnOnce(&World) -> Result<()>) -> Result<()> {
-    let world = World::up(name)?;
-    test(&world).map_err(|cause| cause.context(world.lab.evidence(60)))
+fn within(name: &str, test: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
+    let mut world = World::up(name)?;
+    test(&mut world).map_err(|cause| cause.context(world.lab.evidence(60)))
 }
 
 fn rules() -> Result<()> {
@@ -412,5 +418,37 @@ fn revoked() -> Result<()> {
             Ok(())
         })?;
         kept.iter_mut().try_for_each(Open::check).context("after the while")
+    })
+}
+
+fn restarted() -> Result<()> {
+    within("restart", |world| {
+        let own = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-1", SHUT), false),
+            (("other-1", "server-1", OPEN), false),
+        ];
+        let all =
+            [own[0], own[1], own[2], (("client-1", "server-2", OPEN), true), (("other-1", "server-2", OPEN), false)];
+        world.apply(TEAM)?;
+        world.all(&all)?;
+        world.lab.kill_agent(1)?;
+        // By the pods' own addresses: a Service's pod is chosen by the agent.
+        for (one, allowed) in own {
+            world.check_by_pod(one, allowed).context("while the agent is dead")?;
+        }
+        let policy = world.lab.manifests().join("policy.yaml");
+        std::fs::write(&policy, format!("{TEAM}\n: no YAML")).context("a bad file")?;
+        world.lab.start_agent(1)?;
+        world.all(&all).context("after a start with a bad file")?;
+        world.lab.kill_agent(1)?;
+        std::fs::write(&policy, EGRESS).context("another policy")?;
+        world.lab.start_agent(1)?;
+        world.all(&[
+            (("client-1", "other-2", OPEN), false),
+            (("client-1", "server-1", SHUT), false),
+            (("client-1", "server-1", OPEN), true),
+            (("other-1", "server-1", OPEN), true),
+        ])
     })
 }

@@ -96,8 +96,8 @@ pub struct RunOptions {
     /// Seconds that SIGTERM waits for open flows before it resets them.
     #[arg(long, default_value_t = 10)]
     pub drain_timeout: u64,
-    /// Take policy objects and enforce them as far as it goes today: new TCP connections, not UDP, not connections that are
-    /// open, not those to Services of pods outside the mesh. To try it; do not rely on it.
+    /// Take policy objects and enforce them as far as it goes today: TCP, not UDP, and not where to go by the address of a
+    /// Service that has pods outside the mesh. To try it; do not rely on it.
     #[arg(long)]
     pub policy_preview: bool,
     /// Log filter, as for `RUST_LOG`.

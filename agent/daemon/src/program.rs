@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::issuer::{Issuer, StateDir};
 use crate::options::{Cli, Command, IssuerOptions, TokenOptions};
 use crate::signals::EndSignals;
+use crate::source::Taking;
 use crate::{run, source};
 
 /// Reads the command line and does what it asks.
@@ -60,7 +61,9 @@ fn issuer(options: &IssuerOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = EndSignals::new()?;
-        let mut source = source::start(&options.source, &options.trust_domain, Scope::Policy)?;
+        // Policy is passed over: an issuer only asks who is where.
+        let taking = Taking { scope: Scope::Policy, last_good: None };
+        let mut source = source::start(&options.source, &options.trust_domain, taking)?;
         // A folder that is not there is waited for; a signal ends that too.
         tokio::select! {
             synced = source.synced() => drop(synced.context("the source ended before its first reading")?),

@@ -4,10 +4,12 @@
 //! never truth. Atomic renames, editors' temporary files, ConfigMap mounts (`..data`) and folders that are replaced as
 //! a whole all end in the same reading. What is read comes into force as one new [`World`], or not at all.
 
+mod last_good;
 mod watch;
 
 pub use kumiko_folder::{MAX_FILES, Reading, read};
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kumiko_core::api::{SourceDiagnostic, SourceStatus};
 use kumiko_core::manifest::{Diagnostic, FolderState, Place, Problem, Scope};
 use kumiko_core::model::World;
+use kumiko_core::policy::load::load;
 use kumiko_core::principal::PrincipalError;
 use thiserror::Error;
 use tokio::sync::watch as channel;
@@ -22,12 +25,17 @@ use tracing::{info, warn};
 
 use crate::options::SourceUrl;
 
+use last_good::LastGood;
+
 /// Why a source cannot begin.
 #[derive(Debug, Error)]
 pub enum SourceError {
     /// The trust domain of the command line.
     #[error("--trust-domain: {0}")]
     TrustDomain(#[from] PrincipalError),
+    /// Where it keeps the last good version of each file.
+    #[error("last good versions of files cannot be kept: {0}")]
+    LastGood(#[source] std::io::Error),
     /// Its thread.
     #[error("the source's thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -85,14 +93,23 @@ impl SourceCounters {
     }
 }
 
+/// What a source takes, and what it keeps.
+#[derive(Debug, Clone, Default)]
+pub struct Taking {
+    /// Kinds of documents.
+    pub scope: Scope,
+    /// Folder for the last good version of each file, for the next start.
+    pub last_good: Option<PathBuf>,
+}
+
 /// Starts reading and watching. Returns after the first reading; the thread ends when every receiver is dropped.
 ///
 /// # Errors
-/// The trust domain is none, or no thread can be had. A folder that is missing or unreadable is no error: status says
+/// The trust domain is none, or no thread can be had, or no last good versions can be kept. A folder that is missing or unreadable is no error: status says
 /// so, and it is read when it is there.
-pub fn start(url: &SourceUrl, trust_domain: &str, scope: Scope) -> Result<Source, SourceError> {
+pub fn start(url: &SourceUrl, trust_domain: &str, taking: Taking) -> Result<Source, SourceError> {
     let SourceUrl::Dir(dir) = url;
-    let (publisher, source) = Publisher::new(dir.clone(), trust_domain, scope)?;
+    let (publisher, source) = Publisher::new(dir.clone(), trust_domain, taking)?;
     watch::spawn(dir.clone(), publisher)?;
     Ok(source)
 }
@@ -102,6 +119,7 @@ pub fn start(url: &SourceUrl, trust_domain: &str, scope: Scope) -> Result<Source
 struct Publisher {
     trust_domain: String,
     folder: FolderState,
+    last_good: Option<LastGood>,
     world: channel::Sender<Arc<World>>,
     status: channel::Sender<Arc<SourceStatus>>,
     counters: Arc<SourceCounters>,
@@ -110,16 +128,30 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new(dir: PathBuf, trust_domain: &str, scope: Scope) -> Result<(Self, Source), SourceError> {
+    fn new(dir: PathBuf, trust_domain: &str, taking: Taking) -> Result<(Self, Source), SourceError> {
         let (empty, _) = World::build(trust_domain, 0, std::iter::empty())?;
-        let (world, world_rx) = channel::channel(Arc::new(empty));
+        let mut folder = FolderState::of(taking.scope);
+        let (mut last_good, mut policy) = (None, empty.policy().clone());
+        if let Some(kept) = taking.last_good {
+            // Of this source: another folder's files of the same names are others.
+            let of = last_good::name_of(&dir);
+            let (opened, files) = LastGood::open(kept.join(of)).map_err(SourceError::LastGood)?;
+            folder.apply(files);
+            let before = load(folder.objects());
+            if before.problems.is_empty() {
+                policy = Arc::new(before);
+            }
+            last_good = Some(opened);
+        }
+        let (world, world_rx) = channel::channel(Arc::new(empty.with_policy(policy)));
         let status = SourceStatus { url: format!("dir:{}", dir.display()), ..SourceStatus::default() };
         let (status, status_rx) = channel::channel(Arc::new(status));
         let counters = Arc::new(SourceCounters::default());
         let source = Source { world: world_rx, status: status_rx, counters: counters.clone() };
         let publisher = Self {
             trust_domain: trust_domain.to_owned(),
-            folder: FolderState::of(scope),
+            folder,
+            last_good,
             world,
             status,
             counters,
@@ -142,6 +174,8 @@ impl Publisher {
         };
         let synced = self.status.borrow().synced;
         let healed = self.refused.iter().any(|refused| refused.file.is_empty());
+        let news = self.last_good.as_ref().map(|kept| kept.news(&files)).unwrap_or_default();
+        let there: HashSet<String> = files.keys().cloned().collect();
         if !self.folder.apply(files) && synced && !healed {
             return;
         }
@@ -157,6 +191,12 @@ impl Publisher {
         let mut diagnostics: Vec<_> = self.folder.diagnostics().chain(&lowered).map(SourceDiagnostic::from).collect();
         let unfit = &world.policy().problems;
         diagnostics.extend(unfit.iter().map(SourceDiagnostic::from));
+        if unfit.is_empty()
+            && let Some(kept) = &mut self.last_good
+            && let Err(error) = kept.keep(&news, &self.folder.refused_files(), &there)
+        {
+            warn!(%error, "last good versions of files could not be kept for the next start");
+        }
         // Half of a policy would be another policy: the last good one stays in force as a whole.
         let world = if unfit.is_empty() { world } else { world.with_policy(self.world.borrow().policy().clone()) };
         let changed = !synced || world != **self.world.borrow();

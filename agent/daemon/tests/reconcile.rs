@@ -14,9 +14,8 @@ use kumiko_abi::flow::flags;
 use kumiko_abi::{Config, Flow, FlowKey, Stage};
 use kumiko_agent::options::SourceUrl;
 use kumiko_agent::reconcile::{NodeState, Options, Reconciled, Reconciler};
-use kumiko_agent::source;
+use kumiko_agent::source::{self, Taking};
 use kumiko_core::addr::ends;
-use kumiko_core::manifest::Scope;
 use kumiko_core::stage::Phase;
 use kumiko_kernel::bpf::{Datapath, LoadOptions, ObjectSource, pin_dir};
 use kumiko_kernel::netns::Netns;
@@ -111,7 +110,7 @@ fn agent(dir: &Path, generation: u32) -> Agent {
     let options = LoadOptions { object: ObjectSource::Embedded, pin_dir: pin_dir(&dir.join("bpf")) };
     let datapath = Arc::new(Datapath::load(&options).unwrap());
     datapath.maps().set_config(&Config { generation, shards: 1, ..Config::default() }).unwrap();
-    let source = source::start(&SourceUrl::Dir(dir.join("manifests")), "td", Scope::Agent).unwrap();
+    let source = source::start(&SourceUrl::Dir(dir.join("manifests")), "td", Taking::default()).unwrap();
     let options = Options {
         node: "n1".into(),
         run_dir: dir.join("run"),

@@ -50,6 +50,13 @@ pub fn cleanup(options: &CleanupOptions) -> anyhow::Result<()> {
             _ => {}
         }
     }
+    let last_good = places.run_dir.join(super::inputs::LAST_GOOD);
+    match std::fs::remove_dir_all(&last_good) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            warn!(path = %last_good.display(), %error, "cannot be removed");
+        }
+        _ => {}
+    }
     lock.remove()?;
     // With somebody else's files in it, it stays.
     let _busy = std::fs::remove_dir(&places.run_dir);

@@ -9,7 +9,7 @@ use kumiko_kernel::{cgroup, privileges};
 use crate::identity::Manager;
 use crate::issuer::IssuerClient;
 use crate::options::RunOptions;
-use crate::source::{self, Source};
+use crate::source::{self, Source, Taking};
 
 /// All of it, read.
 pub(super) struct Inputs {
@@ -19,6 +19,9 @@ pub(super) struct Inputs {
     pub(super) manager: Manager,
     pub(super) source: Source,
 }
+
+/// Folder of the last good versions of manifests, in the agent's directory.
+pub(super) const LAST_GOOD: &str = "last-good";
 
 impl Inputs {
     /// Reads what is there. A source's folder and an issuer may come later, and are waited for.
@@ -32,7 +35,9 @@ impl Inputs {
         let client =
             IssuerClient::from_files(options.issuer, &options.node, &options.issuer_root, &options.join_token)?;
         let manager = Manager::new(client, &options.node, &options.trust_domain)?;
-        let source = source::start(&options.source, &options.trust_domain, options.scope())?;
+        let last_good = Some(options.places.run_dir.join(LAST_GOOD));
+        let taking = Taking { scope: options.scope(), last_good };
+        let source = source::start(&options.source, &options.trust_domain, taking)?;
         Ok(Self { object, kubelet, manager, source })
     }
 }

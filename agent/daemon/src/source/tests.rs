@@ -17,7 +17,7 @@ fn workload(name: &str, ip: &str) -> String {
 }
 
 fn source(dir: &Path) -> Source {
-    start(&SourceUrl::Dir(dir.to_owned()), "td", Scope::Agent).unwrap()
+    start(&SourceUrl::Dir(dir.to_owned()), "td", Taking::default()).unwrap()
 }
 
 /// Waits until exactly these workloads are in force.
@@ -103,6 +103,42 @@ async fn a_configmap_mount_changes_as_a_whole() {
     fs::remove_dir_all(dir.path().join("..v1")).unwrap();
     wait_names(&mut source, &["a", "b2"]).await;
     assert!(source.world.borrow().workload_at("10.0.0.2".parse().unwrap()).is_some());
+}
+
+#[tokio::test]
+async fn a_start_with_a_bad_file_goes_on_with_its_last_good_version() {
+    let (dir, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let taking = Taking { last_good: Some(kept.path().to_owned()), ..Taking::default() };
+    let begin = || start(&SourceUrl::Dir(dir.path().to_owned()), "td", taking.clone()).unwrap();
+    fs::create_dir(dir.path().join("deep")).unwrap();
+    fs::write(dir.path().join("deep/a.yaml"), workload("a", "10.0.0.1")).unwrap();
+    put(dir.path(), "b.yaml", &workload("b", "10.0.0.2"));
+    let mut first = begin();
+    wait_names(&mut first, &["a", "b"]).await;
+    drop(first);
+    // A start with both of them bad, and one that never was good.
+    for name in ["deep/a.yaml", "b.yaml", "c.yaml"] {
+        fs::write(dir.path().join(name), "kind: [").unwrap();
+    }
+    let mut second = begin();
+    wait_names(&mut second, &["a", "b"]).await;
+    let status = wait_status(&mut second, |status| status.synced).await;
+    let told: HashSet<&str> = status.diagnostics.iter().map(|told| told.file.as_str()).collect();
+    assert_eq!(told, HashSet::from(["deep/a.yaml", "b.yaml", "c.yaml"]), "{status:?}");
+    // What goes meanwhile is not kept.
+    fs::remove_file(dir.path().join("b.yaml")).unwrap();
+    wait_names(&mut second, &["a"]).await;
+    drop(second);
+    put(dir.path(), "b.yaml", "kind: [");
+    let mut third = begin();
+    wait_names(&mut third, &["a"]).await;
+    // Another folder's files are others, whatever their names.
+    let other = tempfile::tempdir().unwrap();
+    fs::create_dir(other.path().join("deep")).unwrap();
+    fs::write(other.path().join("deep/a.yaml"), "kind: [").unwrap();
+    let mut fourth = start(&SourceUrl::Dir(other.path().to_owned()), "td", taking.clone()).unwrap();
+    fourth.synced().await.unwrap();
+    assert_eq!(fourth.world.borrow().workloads().count(), 0);
 }
 
 #[tokio::test]
