@@ -1,0 +1,82 @@
+//! The documents that are applied.
+
+pub(super) const TEAM: &str = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: server, namespace: demo}
+spec:
+  subject: {labels: {app: server}}
+  ingress:
+    - {name: own, from: [{namespace: demo}], ports: [{port: 20000}]}
+";
+
+pub(super) const EGRESS: &str = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: client, namespace: demo}
+spec:
+  subject: {serviceAccount: client}
+  egress:
+    - {name: open, to: [{namespace: demo, labels: {app: server}}], ports: [{port: 20000}]}
+";
+
+pub(super) const KUBERNETES: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: server, namespace: demo}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  policyTypes: [Ingress]
+  ingress:
+    - from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: other}}}]
+      ports: [{port: 20000, endPort: 20001}]
+";
+
+pub(super) const BASELINE: &str = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshBaseline
+metadata: {name: platform}
+spec:
+  subject: {namespace: demo}
+  ingress:
+    deny: [{name: no-other, from: [{namespace: other}]}]
+---
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: all, namespace: demo}
+spec:
+  subject: {}
+  ingress: [{name: everybody, from: [{namespace: other}, {namespace: demo}]}]
+";
+
+/// Ends at `{expires}`.
+pub(super) const EXCEPTION: &str = "
+---
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshException
+metadata: {name: for-a-while}
+spec:
+  suspends: [{baseline: platform, rules: [ingress.deny.no-other]}]
+  subject: {namespace: demo}
+  peers: [{namespace: other}]
+  ports: [{port: 20000}]
+  owner: somebody
+  expires: \"{expires}\"
+";
+
+pub(super) const CLEAR: &str = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: clear, namespace: demo}
+spec:
+  subject: {labels: {app: server}}
+  ingress:
+    - {name: clear, from: [{namespace: clear}], ports: [{port: 20001}], unauthenticated: true}
+";
+
+pub(super) const OBSERVED: &str = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: nothing, namespace: watched}
+spec: {subject: {}, egress: []}
+";

@@ -1,0 +1,209 @@
+//! Who may talk to whom, on real sockets: what a rule refuses is refused at `connect()`, and nothing else is.
+
+mod documents;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::jiff::Timestamp;
+use kumiko_lab::command::wait_for;
+use kumiko_tests::harness;
+use libtest_mimic::Arguments;
+use serde_json::Value;
+
+use documents::{BASELINE, CLEAR, EGRESS, EXCEPTION, KUBERNETES, OBSERVED, TEAM};
+use world::{OPEN, Open, SHUT, within};
+
+const NAMES: &[&str] = &[
+    "new_connections_keep_to_the_rules",
+    "exceptions_end_by_themselves",
+    "open_connections_lose_their_right",
+    "revoked_after_a_while_or_never",
+    "verdicts_outlive_the_agent",
+];
+fn main() -> ExitCode {
+    harness::main(NAMES, run)
+}
+
+fn run(args: &Arguments) -> Result<bool> {
+    if harness::without_mesh() {
+        eprintln!("skipped: without a mesh there are no rules");
+        return Ok(true);
+    }
+    let tests: [fn() -> Result<()>; 5] = [rules, exceptions, open, revoked, restarted];
+    let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
+    Ok(harness::run_trials(args, trials.collect()))
+}
+
+fn rules() -> Result<()> {
+    within("rules", |world| {
+        let free = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", SHUT), true),
+            (("other-1", "server-1", OPEN), true),
+            (("other-1", "server-2", OPEN), true),
+            (("watched-1", "other-2", OPEN), true),
+            (("clear-1", "server-1", SHUT), false),
+            (("clear-1", "server-2", SHUT), false),
+        ];
+        world.all(&free)?;
+        world.apply(TEAM).context("a team's rule")?;
+        world.all(&[
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", OPEN), true),
+            (("client-2", "server-1", OPEN), true),
+            (("client-1", "server-1", SHUT), false),
+            (("client-1", "server-2", SHUT), false),
+            (("other-1", "server-1", OPEN), false),
+            (("other-1", "server-2", OPEN), false),
+        ])?;
+        world.apply(EGRESS).context("a rule about where to go")?;
+        world.all(&[
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", OPEN), true),
+            (("client-1", "server-1", SHUT), false),
+            (("client-1", "server-2", SHUT), false),
+            (("client-1", "other-2", OPEN), false),
+            (("other-1", "server-2", SHUT), true),
+        ])?;
+        world.apply(KUBERNETES).context("a NetworkPolicy")?;
+        world.all(&[
+            (("client-1", "server-1", OPEN), false),
+            (("client-1", "server-2", OPEN), false),
+            (("other-1", "server-1", SHUT), true),
+            (("other-1", "server-2", OPEN), true),
+        ])?;
+        world.apply(BASELINE).context("a baseline that denies what a team allows")?;
+        let denied = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", OPEN), true),
+            (("other-1", "server-1", OPEN), false),
+            (("other-1", "server-2", OPEN), false),
+        ];
+        world.all(&denied)?;
+        world.apply(CLEAR).context("a rule that takes an address for enough")?;
+        world.all(&[
+            (("clear-1", "server-1", SHUT), true),
+            (("clear-1", "server-2", SHUT), true),
+            (("clear-1", "server-1", OPEN), false),
+            (("client-1", "server-2", SHUT), false),
+        ])?;
+        world.apply(OBSERVED).context("observe enforces nothing")?;
+        world.all(&[(("watched-1", "other-2", OPEN), true)])?;
+        world.apply("")?;
+        world.all(&free)
+    })
+}
+
+fn exceptions() -> Result<()> {
+    within("ends", |world| {
+        let until = |seconds: u64| {
+            let at = Timestamp::now() + Duration::from_secs(seconds);
+            format!("{BASELINE}{}", EXCEPTION.replace("{expires}", &at.to_string()))
+        };
+        let suspended = [
+            (("other-1", "server-1", OPEN), true),
+            (("other-1", "server-2", OPEN), true),
+            (("other-1", "server-1", SHUT), false),
+            (("other-1", "server-2", SHUT), false),
+        ];
+        let over = suspended.map(|(one, _)| (one, false));
+        world.apply(&until(3_600)).context("an exception")?;
+        world.all(&suspended)?;
+        world.apply(&until(10)).context("an exception that ends")?;
+        wait_for("the exception has ended", Duration::from_secs(20), || world.all(&over))
+    })
+}
+
+fn open() -> Result<()> {
+    within("open", |world| {
+        let tries = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", OPEN), true),
+            (("client-2", "server-1", OPEN), true),
+            (("client-1", "server-1", SHUT), false),
+            (("client-1", "server-2", SHUT), false),
+            (("other-1", "server-1", OPEN), false),
+            (("other-1", "server-2", OPEN), false),
+            (("other-2", "server-1", OPEN), false),
+            (("other-1", "other-2", SHUT), true),
+            (("clear-1", "other-2", OPEN), true),
+        ];
+        let mut all = Vec::new();
+        for (one, stays) in tries {
+            all.extend(world.open(one, stays)?);
+        }
+        world.apply(TEAM)?;
+        all.iter_mut().try_for_each(Open::check)
+    })
+}
+
+fn revoked() -> Result<()> {
+    within("revoked", |world| {
+        let tries = [("other-1", "server-1", OPEN), ("other-1", "server-2", OPEN)];
+        let with = |on_revoke: &str| TEAM.replace("spec:", &format!("spec:\n  onRevoke: {on_revoke}"));
+        let open = || -> Result<Vec<Open>> {
+            Ok(tries
+                .iter()
+                .map(|one| world.open(*one, true))
+                .collect::<Result<Vec<_>>>()?
+                .into_iter()
+                .flatten()
+                .collect())
+        };
+        let mut kept = open()?;
+        world.apply(&with("{action: keep}"))?;
+        kept.iter_mut().try_for_each(Open::check).context("kept")?;
+        world.all(&tries.map(|one| (one, false)))?;
+        world.apply("")?;
+        kept.iter_mut().try_for_each(Open::check).context("kept, and allowed again")?;
+        world.apply(&with("{action: grace, seconds: 4}"))?;
+        kept.iter_mut().try_for_each(Open::check).context("with a while left")?;
+        kept.iter_mut().for_each(|open| open.stays = false);
+        // Time passes; the flows are asked only once, since what is asked tells of the cut.
+        wait_for("the while is over", Duration::from_secs(20), || {
+            for node in 1..=2 {
+                let flows = world.lab.admin(node, "/v1/flows?limit=1000")?;
+                let live = |flow: &&Value| flow.get("state").and_then(Value::as_str) == Some("open");
+                let open = flows.as_array().into_iter().flatten().filter(live).count();
+                ensure!(open == 0, "{open} flows are open on n{node}");
+            }
+            Ok(())
+        })?;
+        kept.iter_mut().try_for_each(Open::check).context("after the while")
+    })
+}
+
+fn restarted() -> Result<()> {
+    within("restart", |world| {
+        let own = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-1", SHUT), false),
+            (("other-1", "server-1", OPEN), false),
+        ];
+        let all =
+            [own[0], own[1], own[2], (("client-1", "server-2", OPEN), true), (("other-1", "server-2", OPEN), false)];
+        world.apply(TEAM)?;
+        world.all(&all)?;
+        world.lab.kill_agent(1)?;
+        // By the pods' own addresses: a Service's pod is chosen by the agent.
+        for (one, allowed) in own {
+            world.check_by_pod(one, allowed).context("while the agent is dead")?;
+        }
+        let policy = world.lab.manifests().join("policy.yaml");
+        std::fs::write(&policy, format!("{TEAM}\n: no YAML")).context("a bad file")?;
+        world.lab.start_agent(1)?;
+        world.all(&all).context("after a start with a bad file")?;
+        world.lab.kill_agent(1)?;
+        std::fs::write(&policy, EGRESS).context("another policy")?;
+        world.lab.start_agent(1)?;
+        world.all(&[
+            (("client-1", "other-2", OPEN), false),
+            (("client-1", "server-1", SHUT), false),
+            (("client-1", "server-1", OPEN), true),
+            (("other-1", "server-1", OPEN), true),
+        ])
+    })
+}
