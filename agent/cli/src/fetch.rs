@@ -119,6 +119,7 @@ fn target(args: &FlowsArgs, last: Option<u32>) -> String {
         ("from", args.from.as_ref().map(ToString::to_string)),
         ("to", args.to.as_ref().map(ToString::to_string)),
         ("verdict", args.verdict.map(|verdict| verdict.name().to_owned())),
+        ("wouldDeny", args.would_deny.then(|| "true".to_owned())),
         ("limit", last.map(|last| last.to_string())),
         ("follow", args.follow.then(|| "true".to_owned())),
     ];

@@ -161,6 +161,9 @@ pub struct FlowsArgs {
     /// Only flows with this verdict.
     #[arg(long, value_enum, value_name = "VERDICT")]
     pub verdict: Option<VerdictName>,
+    /// Only flows that go on and would be refused, were everything enforced that is in audit, and everybody strict.
+    #[arg(long)]
+    pub would_deny: bool,
     /// Most flows to show, the newest; with --follow those to begin with [default: 1000; with --follow 10].
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=20_000))]
     pub last: Option<u32>,

@@ -257,6 +257,12 @@ pub struct FlowRecord {
     pub hairpin: bool,
     /// Recorded by `observe`, not enforced.
     pub observed: bool,
+    /// With what is in audit it would have another verdict: refused if it is let, let if it is refused.
+    #[serde(default)]
+    pub audit_differs: bool,
+    /// Were its ends strict, they would refuse it.
+    #[serde(default)]
+    pub strict_refuses: bool,
     /// Stage of the workload of this node that it belongs to; the higher one when both ends are here.
     #[serde(with = "stage")]
     pub stage: Stage,
@@ -309,6 +315,17 @@ pub struct FlowRecord {
     pub connect_us: Option<u64>,
     /// Policy epoch of the verdict.
     pub epoch: u32,
+}
+
+impl FlowRecord {
+    /// Whether it goes on, and would not, were everything enforced that is in audit, and everybody strict.
+    pub fn would_be_refused(&self) -> bool {
+        match self.verdict {
+            Verdict::Audit => true,
+            Verdict::Allow => self.audit_differs || self.strict_refuses,
+            Verdict::Deny => false,
+        }
+    }
 }
 
 /// One line while flows are followed.

@@ -126,6 +126,14 @@ impl Cell {
         self.allows & (1 << view as u8) != 0 && in_time
     }
 
+    /// [`crate::flow::flags`] of a flow that it is about: what would be said if more were enforced.
+    #[inline(always)]
+    pub const fn flags(&self, now: u32) -> u32 {
+        let differs = self.allows(View::WithAudit, now) != self.allows(View::Enforced, now);
+        let strict = !self.allows(View::Strict, now);
+        (if differs { flow::flags::AUDIT_DIFFERS } else { 0 }) | if strict { flow::flags::STRICT_REFUSES } else { 0 }
+    }
+
     /// Why a view does not allow, at a second since the boot.
     #[inline(always)]
     pub const fn refusal(&self, view: View, now: u32) -> Option<Reason> {
@@ -203,12 +211,7 @@ pub fn rule(decision: Decision, stage: Stage, cell: &Cell, now: u32) -> Decision
     }
     let allows = cell.allows(View::Enforced, now);
     let mut ruled = decision;
-    if cell.allows(View::WithAudit, now) != allows {
-        ruled.flags |= flow::flags::AUDIT_DIFFERS;
-    }
-    if !cell.allows(View::Strict, now) {
-        ruled.flags |= flow::flags::STRICT_REFUSES;
-    }
+    ruled.flags |= cell.flags(now);
     if allows {
         return ruled;
     }

@@ -49,6 +49,27 @@ spec:
   ingress: [{name: everybody, from: [{namespace: other}, {namespace: demo}]}]
 ";
 
+/// What [`TEAM`] says, only tried; it would take the place of a rule for everybody.
+pub(super) const AUDITED: &str = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: everybody, namespace: demo}
+spec:
+  subject: {labels: {app: server}}
+  ingress:
+    - {name: everybody, from: [{namespace: demo}, {namespace: other}]}
+---
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: tried, namespace: demo}
+spec:
+  mode: audit
+  replaces: [everybody]
+  subject: {labels: {app: server}}
+  ingress:
+    - {name: own, from: [{namespace: demo}], ports: [{port: 20000}]}
+";
+
 /// Ends at `{expires}`.
 pub(super) const EXCEPTION: &str = "
 ---

@@ -3,18 +3,20 @@
 mod documents;
 mod world;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
+use kumiko_lab::agents::binary;
 use kumiko_lab::command::wait_for;
 use kumiko_tests::harness;
 use libtest_mimic::Arguments;
 use serde_json::Value;
 
-use documents::{BASELINE, CLEAR, EGRESS, EXCEPTION, KUBERNETES, OBSERVED, TEAM};
-use world::{OPEN, Open, SHUT, within};
+use documents::{AUDITED, BASELINE, CLEAR, EGRESS, EXCEPTION, KUBERNETES, OBSERVED, TEAM};
+use world::{OPEN, Open, SHUT, World, within};
 
 const NAMES: &[&str] = &[
     "new_connections_keep_to_the_rules",
@@ -22,6 +24,7 @@ const NAMES: &[&str] = &[
     "open_connections_lose_their_right",
     "revoked_after_a_while_or_never",
     "verdicts_outlive_the_agent",
+    "what_would_be_refused_is_told",
 ];
 fn main() -> ExitCode {
     harness::main(NAMES, run)
@@ -32,7 +35,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 5] = [rules, exceptions, open, revoked, restarted];
+    let tests: [fn() -> Result<()>; 6] = [rules, exceptions, open, revoked, restarted, audited];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
 }
@@ -205,5 +208,46 @@ fn restarted() -> Result<()> {
             (("client-1", "server-1", OPEN), true),
             (("other-1", "server-1", OPEN), true),
         ])
+    })
+}
+
+/// Sources and ports of flows that `kumiko flows --would-deny` lists on a node, by their destination's port.
+fn would_deny(world: &World, node: u8) -> Result<BTreeSet<(String, u64)>> {
+    let flows = world.lab.admin(node, "/v1/flows?wouldDeny=true&limit=1000")?;
+    let one = |flow: &Value| {
+        let source = flow.pointer("/source/name").and_then(Value::as_str)?;
+        // Behind a Service's address, the pod's own port.
+        Some((source.to_owned(), flow.pointer("/destination/port").and_then(Value::as_u64)?))
+    };
+    Ok(flows.as_array().into_iter().flatten().filter_map(one).collect())
+}
+
+fn audited() -> Result<()> {
+    within("audit", |world| {
+        // Nothing is refused that was let before, and everything is told that would be.
+        world.apply(AUDITED)?;
+        let tries = [("client-1", "server-1", OPEN), ("client-1", "server-1", SHUT), ("other-1", "server-1", OPEN)];
+        let far = [("client-1", "server-2", OPEN), ("client-1", "server-2", SHUT), ("other-1", "server-2", OPEN)];
+        world.all(&tries.map(|one| (one, true)))?;
+        world.all(&far.map(|one| (one, true)))?;
+        // To the permissive one in the clear: strict would refuse that.
+        world.all(&[(("clear-1", "other-2", OPEN), true)])?;
+        let set = |all: &[(&str, u16)]| -> BTreeSet<(String, u64)> {
+            all.iter().map(|(name, port)| ((*name).to_owned(), u64::from(*port))).collect()
+        };
+        let near = set(&[("client-1", SHUT), ("other-1", OPEN)]);
+        let both = set(&[("client-1", SHUT), ("other-1", OPEN), ("clear-1", OPEN)]);
+        wait_for("what would be refused is told", Duration::from_secs(20), || {
+            let told = [would_deny(world, 1)?, would_deny(world, 2)?];
+            ensure!(told == [near.clone(), both.clone()], "{told:?}");
+            Ok(())
+        })?;
+        let socket = world.lab.dir().join("n2/run/admin.sock");
+        let listed = std::process::Command::new(binary("kumiko")?)
+            .args(["--socket", &socket.to_string_lossy(), "flows", "--would-deny", "--from", "other/"])
+            .output()?;
+        let text = String::from_utf8_lossy(&listed.stdout);
+        ensure!(listed.status.success() && text.contains("audit would refuse it"), "{text}");
+        Ok(())
     })
 }

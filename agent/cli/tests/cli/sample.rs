@@ -290,6 +290,8 @@ pub(crate) fn flow(number: u8) -> FlowRecord {
         host: false,
         other_port: false,
         hairpin: false,
+        audit_differs: false,
+        strict_refuses: false,
         observed: false,
         stage: Stage::Strict,
         state: FlowPhase::Open,

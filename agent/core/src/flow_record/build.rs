@@ -124,6 +124,8 @@ impl FlowRecord {
             other_port: has(flags::OTHER_PORT),
             hairpin: has(flags::HAIRPIN),
             observed: has(flags::OBSERVED),
+            audit_differs: has(flags::AUDIT_DIFFERS),
+            strict_refuses: has(flags::STRICT_REFUSES),
             stage: local_stage(node, names),
             state: phase,
             verdict,

@@ -18,6 +18,9 @@ pub enum FilterError {
     /// Not a verdict.
     #[error("{0:?} is no verdict: write allow, deny or audit")]
     Verdict(String),
+    /// Neither true nor false.
+    #[error("{0:?} is neither true nor false")]
+    WouldDeny(String),
 }
 
 /// One end that is asked for.
@@ -89,6 +92,8 @@ pub struct FlowFilter {
     pub to: Option<PartyMatch>,
     /// Verdict.
     pub verdict: Option<Verdict>,
+    /// Only flows that go on and would not, were everything enforced that is in audit, and everybody strict.
+    pub would_deny: bool,
 }
 
 impl FlowFilter {
@@ -98,16 +103,20 @@ impl FlowFilter {
         let to = self.to.as_ref().is_none_or(|to| {
             to.matches_party(&record.destination) || record.service.as_ref().is_some_and(|s| to.matches_service(s))
         });
-        from && to && self.verdict.is_none_or(|verdict| verdict == record.verdict)
+        let verdict = self.verdict.is_none_or(|verdict| verdict == record.verdict);
+        from && to && verdict && (!self.would_deny || record.would_be_refused())
     }
 
-    /// Sets one part by its name in a query (`from`, `to`, `verdict`). Says whether there is such a part.
+    /// Sets one part by its name in a query (`from`, `to`, `verdict`, `wouldDeny`). Says whether there is such a part.
     pub fn set(&mut self, part: &str, value: &str) -> Result<bool, FilterError> {
         match part {
             "from" => self.from = Some(value.parse()?),
             "to" => self.to = Some(value.parse()?),
             "verdict" => {
                 self.verdict = Some(verdict_of(value).ok_or_else(|| FilterError::Verdict(value.to_owned()))?);
+            }
+            "wouldDeny" => {
+                self.would_deny = value.parse().map_err(|_| FilterError::WouldDeny(value.to_owned()))?;
             }
             _ => return Ok(false),
         }

@@ -33,7 +33,9 @@ impl FlowsQuery {
                 }
                 _ => {
                     if !filter.set(&name, &value).map_err(|error| format!("{name}: {error}"))? {
-                        return Err(format!("no {name:?} here: there are from, to, verdict, limit and follow"));
+                        return Err(format!(
+                            "no {name:?} here: there are from, to, verdict, wouldDeny, limit and follow"
+                        ));
                     }
                 }
             }

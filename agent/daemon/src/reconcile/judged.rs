@@ -33,22 +33,30 @@ pub trait Carried: std::fmt::Debug + Send {
 impl NodeState {
     /// Why, and with what end, the rules of a flow's ends refuse it, as far as these are on this node; `None`: they do not.
     pub fn refusal(&self, between: &Between) -> Option<Refused> {
+        self.judge(between).0
+    }
+
+    /// The same, with the flags of its entry: what would be said if more were enforced.
+    pub fn judge(&self, between: &Between) -> (Option<Refused>, u32) {
         if !self.policy.enforced || (between.source_uid == between.target_uid && !between.source_uid.is_empty()) {
-            return None;
+            return (None, 0);
         }
-        let egress = self.refused_by(&between.source_uid, between.to.ip(), between, false);
-        let ingress = self.refused_by(&between.target_uid, between.client, between, true);
-        Refused::of_both(egress, ingress)
+        let (egress, one) = self.judge_end(&between.source_uid, between.to.ip(), between, false);
+        let (ingress, other) = self.judge_end(&between.target_uid, between.client, between, true);
+        (Refused::of_both(egress, ingress), one | other)
     }
 
     /// What one end's rules say; `ingress`: it is the destination.
-    fn refused_by(&self, uid: &str, peer: IpAddr, between: &Between, ingress: bool) -> Option<Refused> {
+    fn judge_end(&self, uid: &str, peer: IpAddr, between: &Between, ingress: bool) -> (Option<Refused>, u32) {
         // Who has just left the mesh finishes what was begun; nobody asks about it any more.
-        self.world.workload(uid).filter(|own| own.node == self.node && own.stage.meshed())?;
+        let asked = self.world.workload(uid).is_some_and(|own| own.node == self.node && own.stage.meshed());
+        if !asked {
+            return (None, 0);
+        }
         let cell = self.cell(uid, peer, between, ingress);
         let now = u32::try_from(clock::boot_seconds()).unwrap_or(u32::MAX);
-        let reason = cell.refusal(View::Enforced, now)?;
-        Some(Refused { reason, revoke: cell.revoke })
+        let refused = cell.refusal(View::Enforced, now).map(|reason| Refused { reason, revoke: cell.revoke });
+        (refused, cell.flags(now))
     }
 
     fn cell(&self, uid: &str, peer: IpAddr, between: &Between, ingress: bool) -> Cell {

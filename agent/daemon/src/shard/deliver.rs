@@ -80,8 +80,6 @@ impl Shard {
         let hairpin = delivery.source_uid == delivery.target_uid;
         let source = if hairpin { hairpin_source(delivery.client) } else { delivery.client };
         let handles = [state.handle(&delivery.source_uid), state.handle(&delivery.target_uid)];
-        drop(state);
-        let marks = flags::DELIVERED | if hairpin { flags::HAIRPIN } else { 0 };
         let between = Between {
             source_uid: delivery.source_uid.clone(),
             target_uid: delivery.target_uid.clone(),
@@ -89,6 +87,9 @@ impl Shard {
             to: delivery.to,
             proved: true,
         };
+        let (_, would) = state.judge(&between);
+        drop(state);
+        let marks = flags::DELIVERED | would | if hairpin { flags::HAIRPIN } else { 0 };
         let (source, registered) = self.reserve(&delivery, source, handles, ifindex, marks)?;
         let (key, _) = addr::flow_key(source, delivery.to, TCP);
         let reserved = Reserved { commands: &self.common.commands, key, id: delivery.id, registered: &registered };

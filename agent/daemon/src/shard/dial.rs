@@ -66,8 +66,12 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
     };
     shard.common.registry.learn(&registered, between.clone());
     let state = shard.common.state.load();
-    let (target, refused) = (state.handle(&plan.target.uid), state.refusal(&between));
+    let (target, (refused, marks)) = (state.handle(&plan.target.uid), state.judge(&between));
     drop(state);
+    if marks & !syn.flags != 0 {
+        // The pod that was chosen is known only now. Lost, it lacks in a record.
+        let _ = shard.common.commands.flag(&syn.key, &syn.id, marks);
+    }
     shard.common.sink.dialling(report::dialled(&syn, client, &plan, target));
     if let Some(refused) = refused {
         return refuse(&shard, &syn, Some(&plan), Failure::new(refused.reason)).await;
