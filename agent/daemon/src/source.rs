@@ -129,21 +129,21 @@ struct Publisher {
 
 impl Publisher {
     fn new(dir: PathBuf, trust_domain: &str, taking: Taking) -> Result<(Self, Source), SourceError> {
-        let (empty, _) = World::build(trust_domain, 0, std::iter::empty())?;
         let mut folder = FolderState::of(taking.scope);
-        let (mut last_good, mut policy) = (None, empty.policy().clone());
+        let (mut last_good, mut policy) = (None, Arc::default());
         if let Some(kept) = taking.last_good {
             // Of this source: another folder's files of the same names are others.
             let of = last_good::name_of(&dir);
             let (opened, files) = LastGood::open(kept.join(of)).map_err(SourceError::LastGood)?;
             folder.apply(files);
             let before = load(folder.objects());
-            if before.problems.is_empty() {
+            if before.is_fit() {
                 policy = Arc::new(before);
             }
             last_good = Some(opened);
         }
-        let (world, world_rx) = channel::channel(Arc::new(empty.with_policy(policy)));
+        let (empty, _) = World::build_under(policy, trust_domain, 0, std::iter::empty())?;
+        let (world, world_rx) = channel::channel(Arc::new(empty));
         let status = SourceStatus { url: format!("dir:{}", dir.display()), ..SourceStatus::default() };
         let (status, status_rx) = channel::channel(Arc::new(status));
         let counters = Arc::new(SourceCounters::default());
@@ -180,7 +180,13 @@ impl Publisher {
             return;
         }
         let epoch = self.world.borrow().epoch();
-        let (world, lowered) = match World::build(&self.trust_domain, epoch, self.folder.objects()) {
+        let policy = Arc::new(load(self.folder.objects()));
+        let unfit: Vec<SourceDiagnostic> = policy.problems.iter().map(SourceDiagnostic::from).collect();
+        let fit = policy.is_fit();
+        // Half of a policy would be another policy: the last good one stays in force as a whole.
+        let policy = if fit { policy } else { self.world.borrow().policy().clone() };
+        let built = World::build_under(policy, &self.trust_domain, epoch, self.folder.objects());
+        let (world, lowered) = match built {
             Ok(built) => built,
             Err(error) => {
                 // Names were validated, so only a trust domain could be wrong, and that was checked at the start.
@@ -189,16 +195,13 @@ impl Publisher {
             }
         };
         let mut diagnostics: Vec<_> = self.folder.diagnostics().chain(&lowered).map(SourceDiagnostic::from).collect();
-        let unfit = &world.policy().problems;
-        diagnostics.extend(unfit.iter().map(SourceDiagnostic::from));
-        if unfit.is_empty()
+        diagnostics.extend(unfit);
+        if fit
             && let Some(kept) = &mut self.last_good
             && let Err(error) = kept.keep(&news, &self.folder.refused_files(), &there)
         {
             warn!(%error, "last good versions of files could not be kept for the next start");
         }
-        // Half of a policy would be another policy: the last good one stays in force as a whole.
-        let world = if unfit.is_empty() { world } else { world.with_policy(self.world.borrow().policy().clone()) };
         let changed = !synced || world != **self.world.borrow();
         self.tell(diagnostics);
         // Before the status: what that says is in force is.

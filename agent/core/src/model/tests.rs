@@ -174,3 +174,33 @@ fn labels_that_lower_are_told() {
 fn a_trust_domain_has_to_be_one() {
     assert!(World::build("TD", 1, std::iter::empty()).is_err());
 }
+
+#[test]
+fn a_namespace_has_the_lowest_stage_that_the_platform_lets_it_have() {
+    let settings = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshSettings
+metadata: {name: mesh}
+spec:
+  platformLabelPrefixes: [platform.example/]
+  minStage:
+    - {namespaceLabels: {platform.example/tier: prod}, stage: strict}
+    - {stage: observe}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: prod, labels: {kumiko.dev/stage: permissive, platform.example/tier: prod}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: out, labels: {kumiko.dev/stage: 'off'}}
+";
+    let objects = crate::manifest::parse_in(crate::manifest::Scope::Policy, "f", &format!("{TWO}{settings}")).unwrap();
+    let named = || objects.iter().map(|object| ("f", object));
+    let (world, _) = World::build("td", 1, named()).unwrap();
+    let stages = ["prod", "out", "unheard-of", "demo"].map(|name| world.namespace_stage(name));
+    assert_eq!(stages, [Stage::Strict, Stage::Observe, Stage::Observe, Stage::Permissive]);
+    let told: Vec<String> = world.policy().problems.iter().map(ToString::to_string).collect();
+    assert!(told.iter().any(|told| told.contains("Namespace prod: its stage permissive is below strict")), "{told:?}");
+    assert!(world.policy().is_fit());
+}

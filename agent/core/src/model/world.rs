@@ -47,15 +47,29 @@ impl World {
         epoch: u64,
         objects: impl IntoIterator<Item = (&'a str, &'a Object)>,
     ) -> Result<(Self, Vec<Diagnostic>), PrincipalError> {
-        Principal::new(trust_domain, "x", "x")?;
         let objects: Vec<_> = objects.into_iter().collect();
         let policy = Arc::new(load(objects.iter().copied()));
+        Self::build_under(policy, trust_domain, epoch, objects)
+    }
+
+    /// The same under another policy than that of the objects.
+    ///
+    /// # Errors
+    /// The trust domain is none.
+    pub fn build_under<'a>(
+        policy: Arc<Loaded>,
+        trust_domain: &str,
+        epoch: u64,
+        objects: impl IntoIterator<Item = (&'a str, &'a Object)>,
+    ) -> Result<(Self, Vec<Diagnostic>), PrincipalError> {
+        Principal::new(trust_domain, "x", "x")?;
         let mut world = Self { epoch, trust_domain: trust_domain.to_owned(), policy, ..Self::default() };
         let (mut workloads, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new());
         for (file, object) in objects {
             match &object.kind {
                 Kind::Namespace(namespace) => {
-                    let (name, stage, labels) = (namespace.name.clone(), namespace.stage, namespace.labels.clone());
+                    let (name, labels) = (namespace.name.clone(), namespace.labels.clone());
+                    let stage = namespace.stage.max(world.least(&labels));
                     world.namespaces.entry(name).or_insert(Namespace { stage, labels });
                 }
                 Kind::Node(node) => {
@@ -166,9 +180,9 @@ impl World {
         &self.policy
     }
 
-    /// The same snapshot with another policy.
-    pub fn with_policy(self, policy: Arc<Loaded>) -> Self {
-        Self { policy, ..self }
+    /// The lowest stage that the platform lets a namespace with these labels have.
+    fn least(&self, labels: &BTreeMap<String, String>) -> Stage {
+        self.policy.settings.least(labels).unwrap_or_default()
     }
 
     /// Number of the snapshot; a later one is higher.
@@ -186,9 +200,9 @@ impl World {
         &self.trust_domain
     }
 
-    /// Stage of a namespace, `off` if it is not known.
+    /// Stage of a namespace: what its label says, or the lowest that the platform lets it have; `off` without either.
     pub fn namespace_stage(&self, name: &str) -> Stage {
-        self.namespaces.get(name).map_or_else(Stage::default, |namespace| namespace.stage)
+        self.namespaces.get(name).map_or_else(|| self.least(&BTreeMap::new()), |namespace| namespace.stage)
     }
 
     /// Namespaces with their stages, by name.

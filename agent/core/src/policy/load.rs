@@ -65,8 +65,8 @@ pub enum Unfit {
     },
     /// A namespace's stage is below what the platform wants of it.
     #[error(
-        "Namespace {namespace}: its stage {} is below {}, the lowest that MeshSettings' minStage lets it have: raise its \
-         label {STAGE_LABEL}", stage::name(*is), stage::name(*least)
+        "Namespace {namespace}: its stage {} is below {}, the lowest that MeshSettings' minStage lets it have, which it has \
+         instead: raise its label {STAGE_LABEL}", stage::name(*is), stage::name(*least)
     )]
     StageTooLow {
         /// The namespace.
@@ -84,6 +84,20 @@ pub enum Unfit {
         /// What it names.
         replaced: String,
     },
+}
+
+impl Unfit {
+    /// Whether it is made good by itself, and only told: a namespace has the lowest stage that it may have.
+    pub fn is_made_good(&self) -> bool {
+        matches!(self, Self::StageTooLow { .. })
+    }
+}
+
+impl Loaded {
+    /// Whether it does what it says.
+    pub fn is_fit(&self) -> bool {
+        self.problems.iter().all(|told| told.problem.is_made_good())
+    }
 }
 
 /// Takes the policy among objects, each with its file.
