@@ -245,6 +245,7 @@ fn config(
         kubelet_level,
         generation: before.generation.wrapping_add(1).max(1),
         epoch: before.epoch,
+        host_class: before.host_class,
         shards,
         agent_ifindex: agent.host_ifindex,
         flags: config_flags::FAST_PATH | if clear { config_flags::PERMISSIVE_WITHOUT_AGENT } else { 0 },

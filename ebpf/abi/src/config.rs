@@ -30,6 +30,8 @@ pub struct Config {
     pub agent_ifindex: u32,
     /// See [`config_flags`].
     pub flags: u32,
+    /// Class of this node's own processes, by epoch parity, whatever address they speak from; see [`crate::policy`].
+    pub host_class: [u32; 2],
     /// First six bytes of SHA-256 of the node's name: the head of every flow id made here.
     pub node_hash: [u8; 6],
     /// MAC of `eth0` in the agent's namespace, for frames that reach it through the egress of `kumiko0`.
@@ -38,4 +40,4 @@ pub struct Config {
     pub _pad: [u8; 4],
 }
 
-const _: () = assert!(size_of::<Config>() == 48);
+const _: () = assert!(size_of::<Config>() == 56);

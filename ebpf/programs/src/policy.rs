@@ -67,25 +67,26 @@ fn since_boot() -> u32 {
     (unsafe { helpers::bpf_ktime_get_boot_ns() } / 1_000_000_000) as u32
 }
 
-/// Looks the answer to `s.question` up, whose class is that of the packet's source (or destination), into `s.cell`. No
-/// cell denies.
+/// Looks the answer to `s.question` up, whose class is that of the packet's source (or destination), or of this node's
+/// processes, into `s.cell`. No cell denies.
 #[inline(never)]
-fn ask(s: &mut Scratch, config: &Config) {
+fn ask(s: &mut Scratch, config: &Config, host: bool) {
     let peer = if s.question.ingress { s.packet.src } else { s.packet.dst };
-    s.question.class = class(peer, config);
+    s.question.class = if host { by_epoch(config.host_class, config) } else { class(peer, config) };
     s.cell = find(&Tables, s.question).unwrap_or_default();
 }
 
-/// Fills `s.question` and looks it up; says whether there is anything to ask. For the SYN in hand.
+/// Fills `s.question` and looks it up; says whether there is anything to ask. For the SYN in hand; `host`: a process of
+/// this node sends it, from whatever address (a bridge's, for one).
 #[inline(always)]
-fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, ingress: bool, proved: bool) -> bool {
+fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, (ingress, proved, host): (bool, bool, bool)) -> bool {
     let set = by_epoch(endpoint.set, config);
     if set == NO_SET {
         return false;
     }
     s.question = Question { set, class: UNKNOWN_CLASS, ingress, udp: false, proved, port: s.packet.dport };
     forget(&mut s.question);
-    ask(s, config);
+    ask(s, config, host);
     true
 }
 
@@ -102,7 +103,7 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
         // Over TCP, TLS proves a meshed peer before a byte leaves; the veth proves one of this node.
         let tunnel = stage(hook.endpoint).meshed() && matches!(target.peer, Peer::Remote | Peer::LocalDetached);
         let proved = tunnel || target.ifindex != 0;
-        if asked(s, config, hook.endpoint, false, proved) {
+        if asked(s, config, hook.endpoint, (false, proved, false)) {
             s.decision = policy::rule(s.decision, stage(hook.endpoint), &s.cell, since_boot());
             forget(&mut s.decision);
         }
@@ -111,7 +112,7 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
     if target.ifindex != 0
         // SAFETY: read at once.
         && let Some(theirs) = unsafe { ENDPOINTS.get(target.ifindex) }
-        && asked(s, config, theirs, true, true)
+        && asked(s, config, theirs, (true, true, false))
     {
         let ingress = policy::rule(stages, stage(theirs), &s.cell, since_boot());
         s.decision = policy::both(s.decision, ingress);
@@ -123,8 +124,9 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
 #[inline(never)]
 pub(crate) fn inbound(hook: &Hook<'_>, s: &mut Scratch, asker: Asker) {
     let stage = stage(hook.endpoint);
-    // Of the node's own address the tables say of "proved": it is the kubelet, at a declared port.
-    if asked(s, hook.config, hook.endpoint, true, matches!(asker, Asker::Probe)) {
+    // Of the node itself the tables say of "proved": it is the kubelet, at a declared port.
+    let (probe, host) = (matches!(asker, Asker::Probe), !matches!(asker, Asker::Unknown));
+    if asked(s, hook.config, hook.endpoint, (true, probe, host)) {
         let flags = kumiko_abi::judge::clear_flags(asker);
         s.decision = policy::rule_clear(s.decision, stage, &s.cell, since_boot(), flags);
         forget(&mut s.decision);

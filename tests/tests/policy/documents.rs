@@ -70,6 +70,25 @@ spec:
     - {name: own, from: [{namespace: demo}], ports: [{port: 20000}]}
 ";
 
+/// Selects the servers, and lets nobody in.
+pub(super) const NOBODY: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: nobody, namespace: demo}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  policyTypes: [Ingress]
+";
+
+pub(super) const PROBES: &str = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: probes, namespace: demo}
+spec:
+  subject: {labels: {app: server}}
+  ingress: [{name: probes, from: [{entity: probe}]}]
+";
+
 /// Ends at `{expires}`.
 pub(super) const EXCEPTION: &str = "
 ---

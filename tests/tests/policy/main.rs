@@ -4,6 +4,7 @@ mod documents;
 mod world;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,12 +12,14 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use kumiko_lab::agents::binary;
 use kumiko_lab::command::wait_for;
+use kumiko_lab::peer::{Peer, Step};
+use kumiko_lab::{Family, Net, state};
 use kumiko_tests::harness;
 use libtest_mimic::Arguments;
 use serde_json::Value;
 
-use documents::{AUDITED, BASELINE, CLEAR, EGRESS, EXCEPTION, KUBERNETES, OBSERVED, TEAM};
-use world::{OPEN, Open, SHUT, World, within};
+use documents::{AUDITED, BASELINE, CLEAR, EGRESS, EXCEPTION, KUBERNETES, NOBODY, OBSERVED, PROBES, TEAM};
+use world::{OPEN, Open, PROBED, SHUT, World, within};
 
 const NAMES: &[&str] = &[
     "new_connections_keep_to_the_rules",
@@ -25,6 +28,7 @@ const NAMES: &[&str] = &[
     "revoked_after_a_while_or_never",
     "verdicts_outlive_the_agent",
     "what_would_be_refused_is_told",
+    "the_nodes_own_processes_are_told_by_their_sockets",
 ];
 fn main() -> ExitCode {
     harness::main(NAMES, run)
@@ -35,13 +39,13 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 6] = [rules, exceptions, open, revoked, restarted, audited];
+    let tests: [fn() -> Result<()>; 7] = [rules, exceptions, open, revoked, restarted, audited, probed];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
 }
 
 fn rules() -> Result<()> {
-    within("rules", |world| {
+    within("rules", Net::Routed, |world| {
         let free = [
             (("client-1", "server-1", OPEN), true),
             (("client-1", "server-2", SHUT), true),
@@ -101,7 +105,7 @@ fn rules() -> Result<()> {
 }
 
 fn exceptions() -> Result<()> {
-    within("ends", |world| {
+    within("ends", Net::Routed, |world| {
         let until = |seconds: u64| {
             let at = Timestamp::now() + Duration::from_secs(seconds);
             format!("{BASELINE}{}", EXCEPTION.replace("{expires}", &at.to_string()))
@@ -121,7 +125,7 @@ fn exceptions() -> Result<()> {
 }
 
 fn open() -> Result<()> {
-    within("open", |world| {
+    within("open", Net::Routed, |world| {
         let tries = [
             (("client-1", "server-1", OPEN), true),
             (("client-1", "server-2", OPEN), true),
@@ -144,7 +148,7 @@ fn open() -> Result<()> {
 }
 
 fn revoked() -> Result<()> {
-    within("revoked", |world| {
+    within("revoked", Net::Routed, |world| {
         let tries = [("other-1", "server-1", OPEN), ("other-1", "server-2", OPEN)];
         let with = |on_revoke: &str| TEAM.replace("spec:", &format!("spec:\n  onRevoke: {on_revoke}"));
         let open = || -> Result<Vec<Open>> {
@@ -180,7 +184,7 @@ fn revoked() -> Result<()> {
 }
 
 fn restarted() -> Result<()> {
-    within("restart", |world| {
+    within("restart", Net::Routed, |world| {
         let own = [
             (("client-1", "server-1", OPEN), true),
             (("client-1", "server-1", SHUT), false),
@@ -223,7 +227,7 @@ fn would_deny(world: &World, node: u8) -> Result<BTreeSet<(String, u64)>> {
 }
 
 fn audited() -> Result<()> {
-    within("audit", |world| {
+    within("audit", Net::Routed, |world| {
         // Nothing is refused that was let before, and everything is told that would be.
         world.apply(AUDITED)?;
         let tries = [("client-1", "server-1", OPEN), ("client-1", "server-1", SHUT), ("other-1", "server-1", OPEN)];
@@ -248,6 +252,40 @@ fn audited() -> Result<()> {
             .output()?;
         let text = String::from_utf8_lossy(&listed.stdout);
         ensure!(listed.status.success() && text.contains("audit would refuse it"), "{text}");
+        Ok(())
+    })
+}
+
+/// In a bridged network the node speaks to its pods from the bridge's address, which no document names.
+fn probed() -> Result<()> {
+    within("probed", Net::Bridged, |world| {
+        let node = &world.lab.node(1)?.netns;
+        let peer = |name: &str| Peer::start(node, &world.lab.dir().join(format!("peer-{name}.log")));
+        let (kubelet, other) = (peer("kubelet")?, peer("other")?);
+        let group = state::kubelet_cgroup(&world.lab.state.id, 1)?.join("cgroup.procs");
+        std::fs::write(&group, kubelet.pid().to_string()).context("the kubelet's group")?;
+        let ask = |caller: &Peer, port: u16, refused: bool| -> Result<()> {
+            for family in [Family::V4, Family::V6] {
+                let to = SocketAddr::new(world.lab.pod("server-1")?.ip(family), port);
+                let report = caller.connect(to, 1, vec![Step::Close])?.report()?;
+                ensure!(report.connect.as_deref() == refused.then_some("ECONNREFUSED"), "{to}: {report:?}");
+            }
+            Ok(())
+        };
+        for (policy, text, to_probed) in [
+            ("none", "", true),
+            ("Kubernetes lets a pod's own node", NOBODY, true),
+            ("a team names probes", PROBES, true),
+            ("a team names others", TEAM, false),
+        ] {
+            if !text.is_empty() {
+                world.apply(text).context(policy)?;
+                world.all(&[(("client-1", "server-1", SHUT), false)]).context(policy)?;
+            }
+            ask(&kubelet, PROBED, !to_probed).with_context(|| format!("kubelet: {policy}"))?;
+            ask(&kubelet, OPEN, true).with_context(|| format!("kubelet, another port: {policy}"))?;
+            ask(&other, PROBED, true).with_context(|| format!("another process: {policy}"))?;
+        }
         Ok(())
     })
 }

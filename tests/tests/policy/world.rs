@@ -12,6 +12,8 @@ use serde_json::Value;
 
 /// Ports that the servers listen on, and their Services.
 const PORTS: [u16; 2] = [20_000, 20_001];
+/// The port that pods declare for probes.
+pub(super) const PROBED: u16 = 8080;
 /// For a policy to be in force on both nodes.
 const FORCE_WITHIN: Duration = Duration::from_secs(30);
 /// For one connect, which takes milliseconds.
@@ -22,8 +24,8 @@ pub(super) const OPEN: u16 = PORTS[0];
 pub(super) const SHUT: u16 = PORTS[1];
 
 /// Runs a test in a lab of its own.
-pub(super) fn within(name: &str, test: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
-    let mut world = World::up(name)?;
+pub(super) fn within(name: &str, net: Net, test: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
+    let mut world = World::up(name, net)?;
     test(&mut world).map_err(|cause| cause.context(world.lab.evidence(60)))
 }
 
@@ -37,9 +39,9 @@ pub(super) struct World {
 pub(super) type Try = (&'static str, &'static str, u16);
 
 impl World {
-    fn up(test: &str) -> Result<Self> {
+    fn up(test: &str, net: Net) -> Result<Self> {
         let name = format!("policy-{test}-{}", std::process::id());
-        let mut spec = LabSpec::standard(&name, 2, Net::Routed, Stage::Strict)
+        let mut spec = LabSpec::standard(&name, 2, net, Stage::Strict)
             .with_pod(PodSpec::new("other-1", "other", 1))
             .with_pod(PodSpec::new("other-2", "other", 2))
             .with_pod(PodSpec::new("watched-1", "watched", 1))
@@ -61,7 +63,7 @@ impl World {
         for server in ["server-1", "server-2", "other-2"] {
             let pod = lab.pod(server)?;
             for family in [Family::V4, Family::V6] {
-                for port in PORTS {
+                for port in PORTS.into_iter().chain([PROBED]) {
                     echoes.push(Echo::start(&pod.netns, SocketAddr::new(pod.ip(family), port))?);
                 }
             }

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use kumiko_abi::policy::MAX_COLUMNS;
+use kumiko_abi::policy::{MAX_COLUMNS, UNKNOWN_CLASS};
 use kumiko_abi::{Reason, Stage};
 use thiserror::Error;
 
@@ -38,6 +38,8 @@ use rows::Rows;
 pub struct Compiled {
     /// How many classes there are; [`kumiko_abi::policy::UNKNOWN_CLASS`] is the first.
     pub classes: u32,
+    /// Class of the node's own processes.
+    pub host: u32,
     /// Classes of workloads' and nodes' addresses.
     pub addrs: BTreeMap<IpAddr, u32>,
     /// Classes of all other addresses, by the longest network that has them.
@@ -166,7 +168,9 @@ pub fn compile(evaluator: &Evaluator<'_>, node: &str, now: i64) -> Result<Compil
     whys.sort_by_key(|(_, number)| *number);
     let whys = whys.into_iter().map(|(why, _)| why).collect();
     let count = u32::try_from(classes.peers.len()).unwrap_or(u32::MAX);
-    Ok(Compiled { classes: count, addrs: classes.addrs, nets: classes.nets, ends, sets, whys })
+    let own = evaluator.world.node(node).and_then(|node| node.addresses.first());
+    let host = own.and_then(|ip| classes.addrs.get(ip)).copied().unwrap_or(UNKNOWN_CLASS);
+    Ok(Compiled { classes: count, host, addrs: classes.addrs, nets: classes.nets, ends, sets, whys })
 }
 
 fn key(workload: &Workload, policies: &Policies) -> Key {

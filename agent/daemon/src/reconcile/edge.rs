@@ -90,8 +90,8 @@ pub trait Edge {
     fn epoch(&mut self) -> Result<u32, EdgeError>;
     /// Writes tables of verdicts, which are in force from their epoch on.
     fn set_verdicts(&mut self, image: &Image) -> Result<(), EdgeError>;
-    /// Lets the verdicts of an epoch hold, for all at once.
-    fn set_epoch(&mut self, epoch: u32) -> Result<(), EdgeError>;
+    /// Lets the verdicts of an image's epoch hold, for all at once.
+    fn set_epoch(&mut self, image: &Image) -> Result<(), EdgeError>;
     /// Interfaces that carry both hooks.
     fn hooked(&mut self) -> Result<Vec<u32>, EdgeError>;
     /// Puts the hook on the way into the agent's namespace back if it was taken off; says whether it was.

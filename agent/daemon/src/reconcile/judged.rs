@@ -20,6 +20,8 @@ pub struct Between {
     pub client: IpAddr,
     /// The destination's address and port.
     pub to: SocketAddr,
+    /// The source is a process of this node, whatever its address.
+    pub host: bool,
     /// Each end is more to the other than its address.
     pub proved: bool,
 }
@@ -62,7 +64,8 @@ impl NodeState {
     fn cell(&self, uid: &str, peer: IpAddr, between: &Between, ingress: bool) -> Cell {
         let Some(verdicts) = &self.verdicts else { return Cell::default() };
         let set = verdicts.ends.get(uid).copied().unwrap_or(DENY_SET);
-        let (class, port, proved) = (verdicts.class(peer), between.to.port(), between.proved);
+        let class = if ingress && between.host { verdicts.host } else { verdicts.class(peer) };
+        let (port, proved) = (between.to.port(), between.proved);
         find(verdicts.as_ref(), Question { set, class, ingress, udp: false, proved, port }).unwrap_or_default()
     }
 }

@@ -130,9 +130,14 @@ impl Edge for KernelEdge {
         })?)
     }
 
-    fn set_epoch(&mut self, epoch: u32) -> Result<(), EdgeError> {
-        let config = self.maps.config()?;
-        Ok(self.maps.set_config(&Config { epoch, ..config })?)
+    fn set_epoch(&mut self, image: &Image) -> Result<(), EdgeError> {
+        let mut config = self.maps.config()?;
+        if let Some(slot) = config.host_class.get_mut((image.epoch % 2) as usize) {
+            *slot = image.host;
+        }
+        // The slot first: a program may see a part of one write, and reads no slot of an epoch that is yet to come.
+        self.maps.set_config(&config)?;
+        Ok(self.maps.set_config(&Config { epoch: image.epoch, ..config })?)
     }
 
     fn hooked(&mut self) -> Result<Vec<u32>, EdgeError> {

@@ -85,6 +85,7 @@ impl Shard {
             target_uid: delivery.target_uid.clone(),
             client: delivery.client.ip(),
             to: delivery.to,
+            host: false,
             proved: true,
         };
         let (_, would) = state.judge(&between);

@@ -62,6 +62,7 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
         target_uid: plan.target.uid.clone(),
         client: client.ip(),
         to: plan.target_addr,
+        host: false,
         proved: true,
     };
     shard.common.registry.learn(&registered, between.clone());

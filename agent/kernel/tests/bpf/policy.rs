@@ -92,7 +92,7 @@ fn enter(maps: &Maps, all: &Everything, written: Desired, epoch: u32) -> Here {
         cells: (image.begin(CELLS_LEN), &image.cells),
     };
     maps.set_verdicts(&verdicts).unwrap();
-    maps.set_config(&Config { epoch, ..config(AGENT) }).unwrap();
+    maps.set_config(&Config { epoch, host_class: [image.host; 2], ..config(AGENT) }).unwrap();
     let mut handles = Handles::default();
     handles.assign(&world, NODE);
     Here { world, image, handles, written }
@@ -214,12 +214,12 @@ fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: 
         // A process of the node that is not the kubelet: no probe.
         let mut bare = all.clone();
         bare.pods.iter_mut().flat_map(|pod| &mut pod.ports).for_each(|port| port.3 = false);
-        // A test's packets have this process's control group: from an address that is no pod's they are the host's.
-        let host = from.is_none();
+        let host = all.nodes.iter().any(|(name, ip)| *ip == asked.from && name == NODE);
         let [_, ingress] = naive::verdict(&bare, asked, false);
         let says = ingress.map(|refusal| (reason(&refusal, host, enforced(to)), enforced(to)));
         let expected = expected([None, says]);
-        node.gets(&syn.frame());
+        // What no interface brought and no pod sends is a process's of this node: a test's packets have its control group.
+        node.gets_by(if host { 0 } else { 99 }, &syn.frame());
         let found = verdict(node, &syn);
         tell(expected, found, asked, all, seed);
         *decided.entry((false, expected.0 as u8, expected.1)).or_default() += 1;

@@ -31,6 +31,8 @@ pub struct Image {
     pub columns: Vec<Chunk>,
     /// `CELLS`.
     pub cells: Vec<Cell>,
+    /// Class of the node's own processes.
+    pub host: u32,
     /// Classes of workloads' and nodes' addresses.
     pub addrs: BTreeMap<IpAddr, u32>,
     /// Classes of all other addresses, by the longest network that has them.
@@ -115,6 +117,7 @@ impl Image {
             chunks: chunks.finish("chunks of port tables", CHUNKS_LEN)?,
             columns: columns.finish("distinct chunks of port tables", COLUMNS_LEN)?,
             cells: cells.finish("cells", CELLS_LEN)?,
+            host: compiled.host,
             addrs: compiled.addrs.clone(),
             nets: compiled.nets.clone(),
             ends: compiled.ends.iter().map(|(uid, set)| (uid.clone(), number(set))).collect(),

@@ -99,7 +99,7 @@ impl<E: Edge> Engine<E> {
         if self.written != prepared {
             return Err(JudgeError::Unwritten);
         }
-        self.edge.set_epoch(epoch)?;
+        self.edge.set_epoch(&image)?;
         let policies = &self.world.policy().policies;
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let status = PolicyStatus {
@@ -180,6 +180,7 @@ fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
         target_uid: uid(server.ip()),
         client: client.ip(),
         to: server,
+        host: flow.flags & (flags::HOST | flags::PROBE) != 0,
         proved,
     })
 }

@@ -196,8 +196,9 @@ impl Edge for Fake {
         Ok(())
     }
 
-    fn set_epoch(&mut self, epoch: u32) -> Result<(), EdgeError> {
+    fn set_epoch(&mut self, image: &Image) -> Result<(), EdgeError> {
         self.fails()?;
+        let epoch = image.epoch;
         self.state().epoch = epoch;
         self.state().log.push(format!("epoch {epoch}"));
         Ok(())
