@@ -8,6 +8,7 @@ mod verdicts;
 
 pub use change::{Op, diff};
 pub use numbers::{Handles, HandlesError, MAX_HANDLE, Numbers, Shortage};
+pub use verdicts::sets_of;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -33,9 +33,6 @@ pub enum SourceError {
     /// The trust domain of the command line.
     #[error("--trust-domain: {0}")]
     TrustDomain(#[from] PrincipalError),
-    /// Where it keeps the last good version of each file.
-    #[error("last good versions of files cannot be kept: {0}")]
-    LastGood(#[source] std::io::Error),
     /// Its thread.
     #[error("the source's thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -105,7 +102,7 @@ pub struct Taking {
 /// Starts reading and watching. Returns after the first reading; the thread ends when every receiver is dropped.
 ///
 /// # Errors
-/// The trust domain is none, or no thread can be had, or no last good versions can be kept. A folder that is missing or unreadable is no error: status says
+/// The trust domain is none, or no thread can be had. A folder that is missing or unreadable is no error: status says
 /// so, and it is read when it is there.
 pub fn start(url: &SourceUrl, trust_domain: &str, taking: Taking) -> Result<Source, SourceError> {
     let SourceUrl::Dir(dir) = url;
@@ -134,13 +131,18 @@ impl Publisher {
         if let Some(kept) = taking.last_good {
             // Of this source: another folder's files of the same names are others.
             let of = last_good::name_of(&dir);
-            let (opened, files) = LastGood::open(kept.join(of)).map_err(SourceError::LastGood)?;
-            folder.apply(files);
-            let before = load(folder.objects());
-            if before.is_fit() {
-                policy = Arc::new(before);
+            match LastGood::open(kept.join(of)) {
+                Ok((opened, files)) => {
+                    folder.apply(files);
+                    let before = load(folder.objects());
+                    if before.is_fit() {
+                        policy = Arc::new(before);
+                    }
+                    last_good = Some(opened);
+                }
+                // An agent that does not start is worse.
+                Err(error) => warn!(%error, folder = %kept.display(), "last good versions of files cannot be kept"),
             }
-            last_good = Some(opened);
         }
         let (empty, _) = World::build_under(policy, trust_domain, 0, std::iter::empty())?;
         let (world, world_rx) = channel::channel(Arc::new(empty));

@@ -152,6 +152,8 @@ pub mod flags {
     pub const AUDIT_DIFFERS: u32 = 1 << 18;
     /// A strict end would refuse it.
     pub const STRICT_REFUSES: u32 = 1 << 19;
+    /// In the clear to a strict end, which refuses that by its stage: let in by a rule that takes an address for enough.
+    pub const RULED: u32 = 1 << 20;
     /// Being replaced or deleted: whoever sets it first may do so. Set by the programs only, for an instant.
     pub const CLAIMED: u32 = 1 << 31;
 }

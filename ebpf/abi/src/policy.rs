@@ -247,6 +247,7 @@ pub fn both(egress: Decision, ingress: Decision) -> Decision {
 pub fn rule_clear(decision: Decision, stage: Stage, cell: &Cell, now: u32, flags: u32) -> Decision {
     let by_stage = matches!(decision.reason, Reason::PlaintextRefused | Reason::HostRefused);
     let asked = if by_stage {
+        let flags = flags | flow::flags::RULED;
         Decision { action: Action::Direct, verdict: Verdict::Allow, reason: Reason::PlaintextAccepted, flags }
     } else {
         decision

@@ -43,19 +43,26 @@ impl Maps for Tables {
 }
 
 #[inline(always)]
-fn by_epoch([even, odd]: [u32; 2], config: &Config) -> u32 {
-    if config.epoch & 1 == 0 { even } else { odd }
+fn by_epoch([even, odd]: [u32; 2], epoch: u32) -> u32 {
+    if epoch & 1 == 0 { even } else { odd }
+}
+
+/// The epoch, read once for a packet: sets and classes of two would not fit together.
+#[inline(always)]
+fn epoch(config: &Config) -> u32 {
+    // SAFETY: an aligned field of a live element; volatile, so that it is not read again.
+    unsafe { core::ptr::read_volatile(&raw const config.epoch) }
 }
 
 /// Class of an address.
 #[inline(always)]
-fn class(of: [u64; 2], config: &Config) -> u32 {
+fn class(of: [u64; 2], epoch: u32) -> u32 {
     if let Some(AddrEntry { class, .. }) = ends::addr(of) {
-        return by_epoch(class, config);
+        return by_epoch(class, epoch);
     }
     let key: Key<Addr> = Key::new(128, bytes(of));
     match NETS.get(&key) {
-        Some(class) => by_epoch(*class, config),
+        Some(class) => by_epoch(*class, epoch),
         None => UNKNOWN_CLASS,
     }
 }
@@ -70,23 +77,28 @@ fn since_boot() -> u32 {
 /// Looks the answer to `s.question` up, whose class is that of the packet's source (or destination), or of this node's
 /// processes, into `s.cell`. No cell denies.
 #[inline(never)]
-fn ask(s: &mut Scratch, config: &Config, host: bool) {
+fn ask(s: &mut Scratch, config: &Config, epoch: u32, host: bool) {
     let peer = if s.question.ingress { s.packet.src } else { s.packet.dst };
-    s.question.class = if host { by_epoch(config.host_class, config) } else { class(peer, config) };
+    s.question.class = if host { by_epoch(config.host_class, epoch) } else { class(peer, epoch) };
     s.cell = find(&Tables, s.question).unwrap_or_default();
 }
 
 /// Fills `s.question` and looks it up; says whether there is anything to ask. For the SYN in hand; `host`: a process of
 /// this node sends it, from whatever address (a bridge's, for one).
 #[inline(always)]
-fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, (ingress, proved, host): (bool, bool, bool)) -> bool {
-    let set = by_epoch(endpoint.set, config);
+fn asked(
+    s: &mut Scratch,
+    (config, epoch): (&Config, u32),
+    endpoint: &Endpoint,
+    (ingress, proved, host): (bool, bool, bool),
+) -> bool {
+    let set = by_epoch(endpoint.set, epoch);
     if set == NO_SET {
         return false;
     }
     s.question = Question { set, class: UNKNOWN_CLASS, ingress, udp: false, proved, port: s.packet.dport };
     forget(&mut s.question);
-    ask(s, config, host);
+    ask(s, config, epoch, host);
     true
 }
 
@@ -94,7 +106,7 @@ fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, (ingress, proved
 /// the agent, which asks about it then.
 #[inline(never)]
 pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
-    let (config, target, stages) = (hook.config, s.target, s.decision);
+    let (config, target, stages) = ((hook.config, epoch(hook.config)), s.target, s.decision);
     if target.handle != 0 && target.handle == hook.endpoint.handle {
         // A pod may always talk to itself.
         return;
@@ -126,7 +138,7 @@ pub(crate) fn inbound(hook: &Hook<'_>, s: &mut Scratch, asker: Asker) {
     let stage = stage(hook.endpoint);
     // Of the node itself the tables say of "proved": it is the kubelet, at a declared port.
     let (probe, host) = (matches!(asker, Asker::Probe), !matches!(asker, Asker::Unknown));
-    if asked(s, hook.config, hook.endpoint, (true, probe, host)) {
+    if asked(s, (hook.config, epoch(hook.config)), hook.endpoint, (true, probe, host)) {
         let flags = kumiko_abi::judge::clear_flags(asker);
         s.decision = policy::rule_clear(s.decision, stage, &s.cell, since_boot(), flags);
         forget(&mut s.decision);

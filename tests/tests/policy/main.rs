@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kumiko_lab::agents::binary;
 use kumiko_lab::command::wait_for;
 use kumiko_lab::peer::{Peer, Step};
-use kumiko_lab::{Family, Net, state};
+use kumiko_lab::{Family, Net, Stage, state};
 use kumiko_tests::harness;
 use libtest_mimic::Arguments;
 use serde_json::Value;
@@ -143,7 +143,19 @@ fn open() -> Result<()> {
             all.extend(world.open(one, stays)?);
         }
         world.apply(TEAM)?;
-        all.iter_mut().try_for_each(Open::check)
+        all.iter_mut().try_for_each(Open::check)?;
+        // A higher stage refuses new ones, and cuts nobody.
+        world.lab.set_stage("other", Stage::Strict)?;
+        world.lab.wait_stage("other", Stage::Strict)?;
+        all.iter_mut().filter(|open| open.stays).try_for_each(Open::check).context("after raising")?;
+        world.all(&[(("clear-1", "other-2", OPEN), false), (("other-1", "other-2", OPEN), true)])?;
+        // What a rule lets in though the stage would not goes with its rule.
+        let mut ruled = {
+            world.apply(CLEAR)?;
+            world.open(("clear-1", "server-2", SHUT), false)?
+        };
+        world.apply(TEAM)?;
+        ruled.iter_mut().try_for_each(Open::check).context("let in by a rule that is gone")
     })
 }
 

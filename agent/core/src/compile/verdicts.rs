@@ -45,11 +45,7 @@ impl Desired {
         for (addr, entry) in &mut self.addrs {
             entry.class = before.addrs.get(addr).map_or([UNKNOWN_CLASS; 2], |entry| entry.class);
         }
-        for (uid, here) in attached {
-            let Some(endpoint) = self.endpoints.get_mut(&here.ifindex) else { continue };
-            let new = if enrolled(world, uid) { DENY_SET } else { NO_SET };
-            endpoint.set = before.endpoints.get(&here.ifindex).map_or([new; 2], |endpoint| endpoint.set);
-        }
+        self.set_ends(None, world, attached, before);
         self.nets.clone_from(&before.nets);
     }
 
@@ -62,18 +58,36 @@ impl Desired {
             entry.class = before.addrs.get(addr).map_or([class; 2], |entry| entry.class);
             set(&mut entry.class, at, class);
         }
-        for (uid, here) in attached {
-            let Some(endpoint) = self.endpoints.get_mut(&here.ifindex) else { continue };
-            let number = set_of(image, world, uid);
-            endpoint.set = before.endpoints.get(&here.ifindex).map_or([number; 2], |endpoint| endpoint.set);
-            set(&mut endpoint.set, at, number);
-        }
+        self.set_ends(Some(image), world, attached, before);
         for (net, class) in nets(image) {
             let mut slots = before.nets.get(&net).copied().unwrap_or([class; 2]);
             set(&mut slots, at, class);
             self.nets.insert(net, slots);
         }
     }
+}
+
+impl Desired {
+    fn set_ends(&mut self, image: Option<&Image>, world: &World, attached: &Attached, before: &Self) {
+        for (uid, here) in attached {
+            if let Some(endpoint) = self.endpoints.get_mut(&here.ifindex) {
+                endpoint.set = sets_of(image, world, uid, before.endpoints.get(&here.ifindex).map(|before| before.set));
+            }
+        }
+    }
+}
+
+/// Sets of an endpoint by epoch parity: the image's that is in force, beside what was `before`. Without any image what was
+/// before stays; who is enrolled and had none is denied everything.
+pub fn sets_of(image: Option<&Image>, world: &World, uid: &str, before: Option<[u32; 2]>) -> [u32; 2] {
+    let Some(image) = image else {
+        let new = if enrolled(world, uid) { DENY_SET } else { NO_SET };
+        return before.unwrap_or([new; 2]).map(|set| if set == NO_SET { new } else { set });
+    };
+    let number = set_of(image, world, uid);
+    let mut sets = before.unwrap_or([number; 2]);
+    set(&mut sets, slot(image), number);
+    sets
 }
 
 fn slot(image: &Image) -> usize {

@@ -222,6 +222,15 @@ impl<E: Edge> Engine<E> {
         self.locals.iter().filter_map(|(uid, local)| Some((uid.clone(), local.endpoint()?))).collect()
     }
 
+    /// Endpoints that rules are asked about: also those of workloads whose veths could not be found yet after a start.
+    fn judged_ends(&self) -> Attached {
+        let mut ends = self.attached();
+        for leaving in self.leaving.values().filter(|leaving| !leaving.begun) {
+            ends.entry(leaving.uid.clone()).or_insert(leaving.endpoint);
+        }
+        ends
+    }
+
     fn desired(&self, coming: &BTreeSet<String>) -> Desired {
         let attached = self.attached();
         let mut desired = compile(&self.world, &self.node, &attached, &self.handles, coming);
@@ -230,8 +239,8 @@ impl<E: Edge> Engine<E> {
             desired.endpoints.entry(leaving.endpoint.ifindex).or_insert(entry);
         }
         match self.judging.as_ref().map(|judging| &judging.image) {
-            Some(Some(image)) => desired.judge_by(image, &self.world, &attached, &self.written),
-            Some(None) => desired.keep_verdicts(&self.world, &attached, &self.written),
+            Some(Some(image)) => desired.judge_by(image, &self.world, &self.judged_ends(), &self.written),
+            Some(None) => desired.keep_verdicts(&self.world, &self.judged_ends(), &self.written),
             None => {}
         }
         desired

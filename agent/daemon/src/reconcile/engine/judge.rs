@@ -11,6 +11,7 @@ use kumiko_core::compile::diff;
 use kumiko_core::policy::compile::{Image, TooComplex, compile};
 use kumiko_core::policy::revoke::Graces;
 use kumiko_core::policy::verdict::Evaluator;
+use kumiko_core::stage::legacy;
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -94,7 +95,7 @@ impl<E: Edge> Engine<E> {
         let image = Image::of(&compiled, now - clock::boot_seconds(), epoch)?;
         self.edge.set_verdicts(&image)?;
         let mut prepared = self.written.clone();
-        prepared.prepare(&image, &self.world, &self.attached());
+        prepared.prepare(&image, &self.world, &self.judged_ends());
         self.write_all(diff(&self.written, &prepared));
         if self.written != prepared {
             return Err(JudgeError::Unwritten);
@@ -163,21 +164,26 @@ impl<E: Edge> Engine<E> {
     }
 }
 
-/// Between whom a flow is that passes without the agent, and that rules are asked about: not one that is older than its
-/// pod's enrolment, nor one to a Service's address, whose pod was chosen elsewhere.
+/// Between whom a flow is that passes without the agent, and that rules are asked about, as far as its ends were seen on
+/// this node: not one that is older than its pod's enrolment or stage (it is to be marked so in this pass), nor one to a
+/// Service's address, whose pod was chosen elsewhere.
 fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
     let passes = matches!(FlowState::from_u8(flow.state), Some(FlowState::Direct | FlowState::Fast));
-    if !passes || flow.flags & (flags::OVER | flags::LEGACY) != 0 || flow.service != 0 {
+    let unasked = flags::OVER | flags::LEGACY | flags::OBSERVED;
+    if !passes || flow.flags & unasked != 0 || flow.service != 0 || legacy::outlived(&state.world, key, flow) {
         return None;
     }
     let (client, server) = addr::ends(key, flow.flags);
-    let uid = |ip| state.world.workload_at(ip).map_or(String::new(), |workload| workload.uid.clone());
+    let uid = |ip, ifindex| {
+        let workload = state.world.workload_at(ip).filter(|_| ifindex != 0);
+        workload.map_or(String::new(), |workload| workload.uid.clone())
+    };
     // Between two veths of this node, or from the kubelet to a port for probes.
     let veths = flow.src_ifindex != 0 && flow.dst_ifindex != 0;
     let proved = veths || flow.flags & (flags::VETH_PROVED | flags::PROBE) != 0;
     Some(Between {
-        source_uid: uid(client.ip()),
-        target_uid: uid(server.ip()),
+        source_uid: uid(client.ip(), flow.src_ifindex),
+        target_uid: uid(server.ip(), flow.dst_ifindex),
         client: client.ip(),
         to: server,
         host: flow.flags & (flags::HOST | flags::PROBE) != 0,

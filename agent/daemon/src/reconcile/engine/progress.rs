@@ -67,7 +67,11 @@ impl<E: Edge> Engine<E> {
     fn write_endpoint(&mut self, uid: &str) -> bool {
         let Some(local) = self.locals.get(uid) else { return false };
         let Some(endpoint) = local.endpoint() else { return false };
-        let entry = compile::endpoint(local.handle, &endpoint);
+        let mut entry = compile::endpoint(local.handle, &endpoint);
+        if let Some(judging) = &self.judging {
+            let before = self.written.endpoints.get(&endpoint.ifindex).map(|before| before.set);
+            entry.set = compile::sets_of(judging.image.as_deref(), &self.world, uid, before);
+        }
         self.write(Op::SetEndpoint(endpoint.ifindex, entry))
     }
 
