@@ -89,7 +89,7 @@ spec:
   ingress: [{name: probes, from: [{entity: probe}]}]
 ";
 
-/// Ends at `{expires}`.
+/// Ends at `{expires}`, for what is open then as `{on_expiry}` says.
 pub(super) const EXCEPTION: &str = "
 ---
 apiVersion: kumiko.dev/v1alpha1
@@ -102,6 +102,7 @@ spec:
   ports: [{port: 20000}]
   owner: somebody
   expires: \"{expires}\"
+  onExpiry: {action: {on_expiry}}
 ";
 
 pub(super) const CLEAR: &str = "

@@ -106,9 +106,10 @@ fn rules() -> Result<()> {
 
 fn exceptions() -> Result<()> {
     within("ends", Net::Routed, |world| {
-        let until = |seconds: u64| {
+        let until = |seconds: u64, on_expiry: &str| {
             let at = Timestamp::now() + Duration::from_secs(seconds);
-            format!("{BASELINE}{}", EXCEPTION.replace("{expires}", &at.to_string()))
+            let exception = EXCEPTION.replace("{expires}", &at.to_string()).replace("{on_expiry}", on_expiry);
+            format!("{BASELINE}{exception}")
         };
         let suspended = [
             (("other-1", "server-1", OPEN), true),
@@ -117,10 +118,23 @@ fn exceptions() -> Result<()> {
             (("other-1", "server-2", SHUT), false),
         ];
         let over = suspended.map(|(one, _)| (one, false));
-        world.apply(&until(3_600)).context("an exception")?;
+        world.apply(&until(3_600, "cut")).context("an exception")?;
         world.all(&suspended)?;
-        world.apply(&until(10)).context("an exception that ends")?;
-        wait_for("the exception has ended", Duration::from_secs(20), || world.all(&over))
+        for (on_expiry, stays) in [("keep", true), ("cut", false)] {
+            world.apply(&until(10, on_expiry)).context("an exception that ends")?;
+            let (mut open, before) = (Vec::new(), world.judged()?);
+            for (one, _) in suspended.iter().filter(|(_, allowed)| *allowed) {
+                open.extend(world.open(*one, stays)?);
+            }
+            wait_for("the exception has ended", Duration::from_secs(20), || world.all(&over))?;
+            wait_for("open flows were looked at", Duration::from_secs(20), || {
+                let now = world.judged()?;
+                ensure!(now.iter().zip(&before).all(|(now, before)| now > before), "{before:?}, {now:?}");
+                Ok(())
+            })?;
+            open.iter_mut().try_for_each(Open::check).with_context(|| format!("onExpiry: {on_expiry}"))?;
+        }
+        Ok(())
     })
 }
 

@@ -80,6 +80,15 @@ impl World {
         Ok([number("/source/epoch")?, number("/policy/sourceEpoch")?])
     }
 
+    /// Epochs of the verdicts that open flows were looked at by, of both nodes.
+    pub(super) fn judged(&self) -> Result<[u64; 2]> {
+        let epoch = |node| {
+            let status = self.lab.admin(node, "/v1/status")?;
+            status.pointer("/policy/epoch").and_then(Value::as_u64).context("no policy.epoch")
+        };
+        Ok([epoch(1)?, epoch(2)?])
+    }
+
     /// Writes other documents than before and waits until they are what both nodes judge by.
     pub(super) fn apply(&self, text: &str) -> Result<()> {
         let before = [self.epochs(1)?, self.epochs(2)?];

@@ -150,7 +150,7 @@ pub fn compile(evaluator: &Evaluator<'_>, node: &str, now: i64) -> Result<Compil
     let mut groups: BTreeMap<Key, Group> = BTreeMap::new();
     let mut members: BTreeMap<String, Key> = BTreeMap::new();
     for workload in evaluator.world.workloads_on(node).filter(|workload| workload.stage != Stage::Off) {
-        let policies = evaluator.policies.about_subject(evaluator.member(workload), now);
+        let policies = evaluator.policies.about_subject(evaluator.member(workload));
         let key = key(workload, &policies);
         members.insert(workload.uid.clone(), key.clone());
         groups.entry(key).or_insert_with(|| Group { subject: workload.clone(), policies });

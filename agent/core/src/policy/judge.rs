@@ -196,13 +196,13 @@ impl Policies {
         Self { objects: objects.collect(), exceptions: exceptions.collect(), replaced }
     }
 
-    /// Those alone that may decide about a subject at a moment (seconds since 1970): verdicts about it are the same.
-    pub fn about_subject(&self, subject: Member<'_>, now: i64) -> Self {
+    /// Those alone that may decide about a subject, exceptions that have ended among them: verdicts about it are the same.
+    pub fn about_subject(&self, subject: Member<'_>) -> Self {
         let objects: Vec<_> = self.objects.iter().filter(|object| object.subject.means(subject)).cloned().collect();
         let known = |suspended: &Suspended| objects.iter().any(|object| suspended.is_of(object));
-        let exceptions = self.exceptions.iter().filter(|exception| {
-            exception.lives(now) && exception.subject.means(subject) && exception.suspends.iter().any(known)
-        });
+        let exceptions = self.exceptions.iter();
+        let exceptions =
+            exceptions.filter(|exception| exception.subject.means(subject) && exception.suspends.iter().any(known));
         let exceptions = exceptions.cloned().collect();
         let replaced = self.replaced.iter().filter(|id| objects.iter().any(|object| object.id == **id)).cloned();
         let replaced = replaced.collect();

@@ -118,7 +118,13 @@ impl Rows<'_> {
         let lapse = if enforced.allows() { lapse(policies, &question, &enforced) } else { None };
         let revoke = match (&lapse, enforced.refusal()) {
             (Some((_, _, revoke)), _) => *revoke,
-            (None, Some(answer)) => strictest(answer.by.iter().map(|source| source.object.on_revoke)),
+            (None, Some(answer)) => {
+                // What an exception let be until it ended goes as the exception says.
+                let ended = answer.by.iter().flat_map(|source| policies.lapsed(&question, source));
+                let ended: Vec<_> = ended.map(|exception| exception.on_expiry).collect();
+                let objects = answer.by.iter().map(|source| source.object.on_revoke);
+                if ended.is_empty() { strictest(objects) } else { strictest(ended.into_iter()) }
+            }
             (None, None) => REVOKE_CUT,
         };
         let why = Why(sides.map(deciding));
