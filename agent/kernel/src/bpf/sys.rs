@@ -129,6 +129,7 @@ pub(super) unsafe fn next_key<K>(map: BorrowedFd<'_>, key: *const K, next: *mut 
 }
 
 #[repr(C)]
+#[derive(Default)]
 struct Batch {
     in_batch: u64,
     out_batch: u64,
@@ -167,8 +168,7 @@ pub(super) unsafe fn lookup_batch<K, V>(
         values: address(values),
         count,
         map_fd: raw(map),
-        elem_flags: 0,
-        flags: 0,
+        ..Batch::default()
     };
     let last = match bpf(Cmd::MapLookupBatch, &mut attr) {
         Ok(_) => false,
@@ -187,16 +187,7 @@ pub(super) unsafe fn update_batch<K, V>(
     map: BorrowedFd<'_>,
     (keys, values, count): (*const K, *const V, u32),
 ) -> io::Result<()> {
-    let mut attr = Batch {
-        in_batch: 0,
-        out_batch: 0,
-        keys: address(keys),
-        values: address(values),
-        count,
-        map_fd: raw(map),
-        elem_flags: 0,
-        flags: 0,
-    };
+    let mut attr = Batch { keys: address(keys), values: address(values), count, map_fd: raw(map), ..Batch::default() };
     bpf(Cmd::MapUpdateBatch, &mut attr).map(drop)
 }
 
