@@ -1,8 +1,9 @@
-//! A server that answers whoever comes, for as long as it stands: for tests in which nobody knows how many will come.
+//! Servers that answer whoever comes, for as long as it stands: for tests in which nobody knows how many will come.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -52,6 +53,43 @@ impl Drop for Echo {
     fn drop(&mut self) {
         // Ends the accept that waits.
         let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Sends back every datagram; ends when dropped.
+#[derive(Debug)]
+pub struct Datagrams {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Datagrams {
+    /// Listens in a namespace.
+    pub fn start(ns: &Netns, at: SocketAddr) -> Result<Self> {
+        let socket = ns.within(|| UdpSocket::bind(at).with_context(|| format!("listening on {at}")))?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let answer = move || {
+            let mut buffer = vec![0; 64 * 1024];
+            while !stopped.load(Ordering::Relaxed) {
+                // Errors are the time that is over, and refusals of answers.
+                if let Ok((read, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(buffer.get(..read).unwrap_or_default(), from);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn(answer)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Datagrams {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

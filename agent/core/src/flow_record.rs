@@ -152,7 +152,7 @@ pub enum FlowClose {
     GaveUp,
     /// A pod of the flow is gone.
     EndpointGone,
-    /// No socket had it any more.
+    /// No socket had it any more; of UDP: nothing was said for a while.
     Idle,
     /// Another connection with the same addresses and ports took its place.
     Replaced,

@@ -154,6 +154,8 @@ pub mod flags {
     pub const STRICT_REFUSES: u32 = 1 << 19;
     /// In the clear to a strict end, which refuses that by its stage: let in by a rule that takes an address for enough.
     pub const RULED: u32 = 1 << 20;
+    /// Judged anew by other rules than those it began under, and refused: who was left open is for the agent to end.
+    pub const REVOKED: u32 = 1 << 21;
     /// Being replaced or deleted: whoever sets it first may do so. Set by the programs only, for an instant.
     pub const CLAIMED: u32 = 1 << 31;
 }

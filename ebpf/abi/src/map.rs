@@ -199,9 +199,9 @@ pub struct PairKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PairCount {
-    /// TCP: flows judged. Others: packets.
+    /// TCP and UDP: flows judged. Others: packets.
     pub events: u64,
-    /// TCP: payload of the judged SYN's packet. Others: payload bytes.
+    /// TCP and UDP: payload of the judged packet. Others: payload bytes.
     pub bytes: u64,
 }
 
@@ -259,7 +259,7 @@ pub enum Stat {
     EgressCaptured = 17,
     /// Frames from the agent's namespace that belong to no flow.
     AgentStray = 18,
-    /// Other protocols than TCP, passed and counted.
+    /// Packets of other protocols than TCP and UDP.
     NotTcp = 19,
 }
 

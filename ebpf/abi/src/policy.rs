@@ -205,8 +205,7 @@ pub fn find(maps: &impl Maps, q: Question) -> Option<Cell> {
 #[inline(always)]
 pub fn rule(decision: Decision, stage: Stage, cell: &Cell, now: u32) -> Decision {
     let carried = matches!(decision.action, Action::Direct | Action::Fast | Action::Capture);
-    // Older than the enrolment: listed, and cut by other rules than those of new flows.
-    if !carried || decision.flags & flow::flags::LEGACY != 0 {
+    if !carried {
         return decision;
     }
     let allows = cell.allows(View::Enforced, now);

@@ -82,6 +82,7 @@ reasons! {
     LegacyFlow = 6, "legacy", "older than its pod's enrolment: runs outside the tunnel until it ends", "reconnect the client to move it into the tunnel";
     Downgraded = 7, "downgraded", "no tunnel to be had and both sides permissive: went in the clear", "see the agent's log, and the refused connections of `kumiko status` on both nodes";
     OuterAddress = 8, "outer_address", "a node port or load-balancer address is never captured: in the clear", "use the Service's cluster IP";
+    DatagramClear = 9, "udp_clear", "UDP is not tunnelled: in the clear", "";
     PlaintextRefused = 20, "plaintext_refused", "a strict workload refuses plaintext", "enrol the client's namespace, or lower this one to permissive";
     HostRefused = 21, "host_refused", "a strict workload refuses processes of its node other than kubelet probes to declared ports", "declare the port for probes, or lower the namespace to permissive";
     ServiceNotMeshed = 22, "service_not_meshed", "a ready endpoint of the Service is not meshed: left to kube-proxy, in the clear", "enrol every endpoint of the Service";
@@ -156,4 +157,5 @@ reasons! {
     IdleExpired = 812, "idle_expired", "no socket had the flow any more", "";
     StrayPacket = 813, "stray", "a packet without a known flow was reset", "";
     BadRecord = 814, "bad_record", "a record could not be opened: it was changed on the way, or keys differ", "";
+    UdpIdle = 815, "udp_idle", "a late answer: the exchange of datagrams that it belongs to had ended", "let the server answer sooner, or the client send something meanwhile";
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::bpf_sk_lookup, programs::SkLookupContext};
 use kumiko_abi::{
     Config, FlowKey, FlowState, Stat,
     flow::{
-        TCP,
+        TCP, UDP,
         flags::{DELIVERED, OVER_RST},
     },
     segment::bits::{ACK, RST, SYN},
@@ -17,7 +17,7 @@ use crate::{
     counters::{coarse_now, count, now},
     ends,
     maps::{LISTENERS, Scratch},
-    packet::{Kind, fill_key, mapped, parse},
+    packet::{Kind, fill_key, mapped, parse, words_of},
     redirect::{as_if_from_pod, into_pod},
     skb::{DROP, Skb},
     table::{self, Entry, get, set},
@@ -79,7 +79,7 @@ fn carried(skb: Skb, s: &Scratch, entry: Entry) -> Option<i32> {
     Some(into_pod(skb, pod))
 }
 
-/// An RST that answers a refused, stray or cut packet: to the pod that sent it, or out in the name of the pod that was
+/// What answers a refused, stray or cut packet: to the pod that sent it, or out in the name of the pod that was
 /// meant.
 #[inline(always)]
 fn refusal(skb: Skb, s: &Scratch) -> Option<i32> {
@@ -96,9 +96,12 @@ fn refusal(skb: Skb, s: &Scratch) -> Option<i32> {
     Some(as_if_from_pod(skb, of))
 }
 
-/// An ICMP error: about a flow of the pod that it goes to, or nothing.
+/// An ICMP error: about a flow of the pod that it goes to, or a refused datagram, or nothing.
 #[inline(always)]
-fn error(skb: Skb, s: &Scratch) -> Option<i32> {
+fn error(skb: Skb, s: &mut Scratch) -> Option<i32> {
+    if s.key.proto == UDP {
+        return unreachable(skb, s);
+    }
     let entry = table::find(&s.key)?;
     if matches!(entry.state(), FlowState::Direct | FlowState::Fast) {
         return None;
@@ -109,6 +112,32 @@ fn error(skb: Skb, s: &Scratch) -> Option<i32> {
     }
     count(Stat::FromAgent);
     Some(into_pod(skb, to))
+}
+
+/// Port unreachable, for a datagram that was refused: no socket of the agent's speaks UDP. To the pod that sent it, or out in
+/// the name of the pod that was meant.
+#[inline(always)]
+fn unreachable(skb: Skb, s: &mut Scratch) -> Option<i32> {
+    let meant = words_of(if s.packet.src_is_lo { &s.key.hi } else { &s.key.lo });
+    let p = &s.packet;
+    if p.v6 && p.src != meant {
+        // The kernel takes an address of its own for the source when the one that was asked is on no interface.
+        s.peer = meant;
+        if !skb.set_source_v6(&p.src, &s.peer, p.l4 + 2) {
+            return None;
+        }
+    }
+    let to = ends::attached(p.dst);
+    if to != 0 {
+        count(Stat::FromAgent);
+        return Some(into_pod(skb, to));
+    }
+    let of = ends::attached(meant);
+    if of == 0 {
+        return None;
+    }
+    count(Stat::FromAgent);
+    Some(as_if_from_pod(skb, of))
 }
 
 /// Reads one field of the context.
@@ -172,7 +201,7 @@ pub(crate) fn lookup(ctx: &SkLookupContext, config: &Config) -> u32 {
     let remote_port = u16::from_be(field!(raw, remote_port));
     let local_port = field!(raw, local_port) as u16;
     let mut key = Key(FlowKey { lo: [0; 16], hi: [0; 16], lo_port: 0, hi_port: 0, proto: 0, _pad: [0; 3] });
-    fill_key(&mut key.0, (of.remote, remote_port), (of.local, local_port));
+    fill_key(&mut key.0, (of.remote, remote_port), (of.local, local_port), TCP);
     let Some(entry) = table::find(&key.0) else { return SK_DROP };
     let takes = matches!(entry.state(), FlowState::Captured)
         && get!(entry, generation) == config.generation

@@ -6,7 +6,7 @@ use core::mem::offset_of;
 use kumiko_abi::{
     Command, CommandOp, CommandResult, Config, FlowState,
     flow::{
-        TCP,
+        TCP, UDP,
         flags::{CLAIMED, COUNTED_PENDING, OVER},
     },
 };
@@ -31,7 +31,7 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> CommandResult {
             && skb.load::<16>(offset_of!(Command, id) as u32, (&raw mut s.id).cast())
             && skb.load::<160>(offset_of!(Command, flow) as u32, (&raw mut s.flow).cast())
     };
-    if !read || s.key.proto != TCP {
+    if !read || !matches!(s.key.proto, TCP | UDP) {
         return CommandResult::Malformed;
     }
     let [op, _] = op;

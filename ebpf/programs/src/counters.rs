@@ -4,7 +4,8 @@ use core::ptr;
 
 use aya_ebpf::helpers::generated as helpers;
 use kumiko_abi::{
-    Config, Event, EventKind, Flow, FlowKey, PairCount, PairKey, Reason, Stat, Verdict, Workload, flow::TCP,
+    Config, Event, EventKind, Flow, FlowKey, PairCount, PairKey, Reason, Stat, Verdict, Workload,
+    flow::{TCP, UDP},
 };
 
 use crate::maps::{EVENTS, PAIRS, REASONS, STATS, Scratch, WORKLOADS};
@@ -75,7 +76,7 @@ pub(crate) struct Pair {
 /// Counts a judged flow, or a packet of another protocol, between two classes.
 #[inline(always)]
 pub(crate) fn pair(s: &mut Scratch, config: &Config, of: Pair) {
-    if of.proto == TCP {
+    if matches!(of.proto, TCP | UDP) {
         reason(of.reason);
     }
     s.pair = PairKey {

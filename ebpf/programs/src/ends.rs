@@ -136,19 +136,19 @@ pub(crate) struct Target {
 const NODE_PORT: [u64; 2] = [0; 2];
 
 #[inline(always)]
-fn service(addr: [u64; 2], port: u16) -> Option<ServiceEntry> {
+fn service(addr: [u64; 2], port: u16, proto: u8) -> Option<ServiceEntry> {
     // SAFETY: copied at once.
-    unsafe { SERVICES.get(ServiceKey { addr: bytes(addr), port, proto: TCP, _pad: 0 }) }.copied()
+    unsafe { SERVICES.get(ServiceKey { addr: bytes(addr), port, proto, _pad: 0 }) }.copied()
 }
 
-/// Looks up the destination of a SYN into `s.target`.
+/// Looks up the destination of a SYN or datagram into `s.target`.
 #[inline(never)]
 pub(crate) fn find_target(s: &mut Scratch, config: &Config) {
     let p = &s.packet;
     let entry = addr(p.dst);
-    let service = match service(p.dst, p.dport) {
+    let service = match service(p.dst, p.dport, p.proto) {
         None if entry.is_some_and(|e| e.kind == AddrKind::Node as u8 || e.kind == AddrKind::ThisNode as u8) => {
-            service(NODE_PORT, p.dport)
+            service(NODE_PORT, p.dport, p.proto)
         }
         service => service,
     };
@@ -204,6 +204,16 @@ pub(crate) fn source_allowed(p: &Packet, endpoint: &Endpoint) -> bool {
         return link_local(p.src) && link_local(p.dst);
     }
     link_local(p.src) || unspecified(p.src)
+}
+
+/// Whether a datagram may come from an address that is not the endpoint's own: within the link, or to find an address. What
+/// DHCP, DHCPv6 and multicast DNS send is never judged.
+#[inline(always)]
+pub(crate) fn datagram_allowed(p: &Packet) -> bool {
+    let (first, second) = (u64::from_be(p.dst[0]), u64::from_be(p.dst[1]));
+    let v4 = first == 0 && second >> 32 == 0xffff;
+    let group = if v4 { second as u32 >> 28 == 0xe || second as u32 == u32::MAX } else { first >> 56 == 0xff };
+    (link_local(p.src) || unspecified(p.src)) && (link_local(p.dst) || group)
 }
 
 /// Who sends a packet that the host's stack hands to a pod.

@@ -2,7 +2,7 @@
 
 use kumiko_abi::{
     Config, Endpoint, EventKind, Flow, FlowState, Reason, Stage, Stat,
-    flow::{TCP, dir_flags, flags},
+    flow::{dir_flags, flags},
     judge::{Action, Decision, drops_tagged, enforces},
     segment::{bits, next_seq},
 };
@@ -10,9 +10,9 @@ use kumiko_abi::{
 use crate::{
     counters::{self, Pair, count, emit},
     ends::{Hook, stage},
-    maps::Scratch,
+    maps::{ENDPOINTS, Scratch},
     packet::Kind,
-    skb::{DROP, PASS},
+    skb::{DROP, PASS, Skb},
     table::{self, Inserted},
 };
 
@@ -29,7 +29,7 @@ pub(crate) fn compose(s: &mut Scratch, config: &Config, state: FlowState) {
     f.src_ifindex = ends.src_ifindex;
     f.dst_ifindex = ends.dst_ifindex;
     f.generation = config.generation;
-    f.epoch = config.epoch;
+    f.epoch = s.epoch;
     f.isn = if ends.answer { p.ack.wrapping_sub(1) } else { p.seq };
     f.flags = decision.flags | if p.src_is_lo != ends.answer { flags::INITIATOR_IS_LO } else { 0 };
     f.shard = 0;
@@ -62,7 +62,7 @@ pub(crate) fn count_judged(s: &mut Scratch, config: &Config) {
     let Decision { verdict, reason, .. } = s.decision;
     let port = if ends.answer { p.sport } else { p.dport };
     let bytes = u64::from(p.payload);
-    counters::pair(s, config, Pair { src: ends.src, dst: ends.dst, port, proto: TCP, verdict, reason, bytes });
+    counters::pair(s, config, Pair { src: ends.src, dst: ends.dst, port, proto: p.proto, verdict, reason, bytes });
 }
 
 /// What came of entering a flow. Without payload, as [`crate::capture::Parked`].
@@ -78,12 +78,16 @@ pub(crate) enum Entered {
     Again,
 }
 
-/// Enters a `Direct` or `Fast` flow, counts it, tells the agent.
+/// Enters a `Direct` or `Fast` flow, or a refused one as `Cut`, counts it, tells the agent.
 #[inline(never)]
 pub(crate) fn enter(s: &mut Scratch, hook: &Hook<'_>, old: *mut Flow) -> Entered {
     let config = hook.config;
     let enforces = enforces(stage(hook.endpoint));
-    let state = if matches!(s.decision.action, Action::Fast) { FlowState::Fast } else { FlowState::Direct };
+    let state = match s.decision.action {
+        Action::Fast => FlowState::Fast,
+        Action::Refuse => FlowState::Cut,
+        _ => FlowState::Direct,
+    };
     compose(s, config, state);
     match table::insert(s, config, old) {
         Inserted::Done => {
@@ -137,4 +141,22 @@ pub(crate) fn forged(hook: &Hook<'_>) -> i32 {
     count(Stat::WrongInterface);
     counters::reason(Reason::WrongInterface);
     if enforces(stage(hook.endpoint)) { DROP } else { PASS }
+}
+
+/// Whether the packet, which the pod behind `sender` should have sent, came from elsewhere: from another pod, or from the
+/// wire. What the pod sends is received by its veth, or (when the stack routes it) by the bridge or VRF above that. The
+/// host itself may speak in its name: a firewall that rejects does.
+#[inline(always)]
+pub(crate) fn by_another(skb: Skb, sender: u32) -> bool {
+    let by = skb.came_by();
+    if by == 0 || by == sender {
+        return false;
+    }
+    // SAFETY: read at once, by value.
+    match unsafe { ENDPOINTS.get(sender) } {
+        Some(of) => by != of.master,
+        // Enrolled no more: what is above its veth is not known.
+        // SAFETY: only asked whether it is there.
+        None => unsafe { ENDPOINTS.get(by) }.is_some(),
+    }
 }

@@ -47,6 +47,7 @@ mod redirect;
 mod skb;
 mod table;
 mod track;
+mod udp;
 
 use aya_ebpf::{
     macros::{classifier, sk_lookup},

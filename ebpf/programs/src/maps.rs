@@ -1,10 +1,10 @@
 //! Every map, and per-CPU scratch space.
 //!
 //! All are BTF maps. The loader pins those that [`kumiko_abi::names`] names, in a directory that carries the layout's
-//! version; [`SCRATCH`] and [`COMMAND_SCRATCH`] live as long as the programs.
+//! version; [`SCRATCH`], [`COMMAND_SCRATCH`] and [`FRAGMENTS`] live as long as the programs.
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SockMap},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap},
     macros::btf_map,
 };
 use kumiko_abi::{
@@ -69,6 +69,20 @@ pub(crate) static COLUMNS: Array<Chunk, { COLUMNS_LEN as usize }> = Array::new()
 #[btf_map]
 pub(crate) static CELLS: Array<Cell, { CELLS_LEN as usize }> = Array::new();
 
+/// What the fragments of one datagram have in common, where they pass.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct FragmentKey {
+    pub(crate) src: [u64; 2],
+    pub(crate) dst: [u64; 2],
+    pub(crate) id: u32,
+    pub(crate) ifindex: u32,
+}
+
+/// What became of the first fragments of datagrams. The oldest gives way: its datagram is complete, or will never be.
+#[btf_map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u8, 4_096> = LruHashMap::new();
+
 /// What does not fit into 512 bytes of stack.
 #[repr(C, align(8))]
 pub(crate) struct Scratch {
@@ -86,6 +100,10 @@ pub(crate) struct Scratch {
     pub(crate) ends: Ends,
     /// Who it is for.
     pub(crate) target: Target,
+    /// The policy's epoch, read once for the packet in hand: sets and classes of two would not fit together.
+    pub(crate) epoch: u32,
+    /// Whom the question is about.
+    pub(crate) peer: [u64; 2],
     /// What is asked of the tables of verdicts.
     pub(crate) question: Question,
     /// Their answer.

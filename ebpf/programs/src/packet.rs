@@ -1,9 +1,12 @@
-//! From bytes to a [`Packet`]: Ethernet, IPv4 with options, IPv6 with extension headers, TCP, and ICMP errors.
+//! From bytes to a [`Packet`]: Ethernet, IPv4 with options, IPv6 with extension headers, TCP, UDP, and ICMP errors.
 //!
 //! Everything is copied with `bpf_skb_load_bytes`, which reads paged data too and spares the verifier the bounds of
 //! every pointer.
 
-use kumiko_abi::{FlowKey, flow::TCP};
+use kumiko_abi::{
+    FlowKey,
+    flow::{TCP, UDP},
+};
 
 use crate::{maps::Scratch, skb::Skb};
 
@@ -12,7 +15,6 @@ const TYPE_IPV4: u16 = 0x0800;
 const TYPE_IPV6: u16 = 0x86dd;
 const TYPE_VLAN: u16 = 0x8100;
 const TYPE_QINQ: u16 = 0x88a8;
-const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
@@ -46,12 +48,16 @@ pub(crate) enum Kind {
     Tagged = 1,
     /// A TCP fragment, or headers that cannot be read.
     Bad = 2,
-    /// IP, but not TCP.
+    /// IP, but neither TCP nor UDP.
     Other = 3,
-    /// An ICMP error about a TCP packet; the scratch key names that packet's flow.
+    /// An ICMP error about a TCP or UDP packet; the scratch key names that packet's flow.
     Error = 4,
     /// TCP; the scratch key names its flow.
     Tcp = 5,
+    /// UDP, or the first fragment of a datagram; the scratch key names its flow.
+    Udp = 6,
+    /// A later fragment of a datagram, which has no ports.
+    UdpRest = 7,
 }
 
 /// A parsed packet. Addresses as two halves in memory order; ports and numbers in host order.
@@ -83,8 +89,12 @@ pub(crate) struct Packet {
     /// Whether the source is the key's lower end.
     pub(crate) src_is_lo: bool,
     /// A fragment (never TCP).
-    fragment: bool,
-    _pad: [u8; 6],
+    pub(crate) fragment: bool,
+    /// Not the first one.
+    rest: bool,
+    _pad: u8,
+    /// What its fragments have in common.
+    pub(crate) fragment_id: u32,
     extension: [u8; 8],
 }
 
@@ -109,6 +119,7 @@ pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
     }
     let p = &mut s.packet;
     p.fragment = false;
+    p.rest = false;
     p.sport = 0;
     p.dport = 0;
     match skb.ethertype() {
@@ -135,7 +146,7 @@ pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
     }
     let end = if p.end != 0 && p.end < skb.len() { p.end } else { skb.len() };
     p.payload = end.saturating_sub(p.l4);
-    if p.fragment {
+    if p.fragment && p.proto != UDP {
         return if p.proto == TCP { Kind::Bad } else { Kind::Other };
     }
     match p.proto {
@@ -146,9 +157,13 @@ pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
             set_key(&mut s.key, p);
             Kind::Tcp
         }
+        UDP if p.rest => Kind::UdpRest,
         UDP => {
-            ports(skb, p);
-            Kind::Other
+            if !udp(skb, p) {
+                return Kind::Bad;
+            }
+            set_key(&mut s.key, p);
+            Kind::Udp
         }
         ICMP | ICMPV6 => icmp(skb, s),
         _ => Kind::Other,
@@ -176,6 +191,8 @@ fn ipv4(p: &mut Packet) -> bool {
     let second = u32::from_be(p.head.ip[1]);
     // More-fragments bit and offset.
     p.fragment = second & 0x3fff != 0;
+    p.rest = second & 0x1fff != 0;
+    p.fragment_id = second >> 16;
     p.proto = (u32::from_be(p.head.ip[2]) >> 16) as u8;
     p.src = [0, v4(p.head.ip[3])];
     p.dst = [0, v4(p.head.ip[4])];
@@ -220,13 +237,16 @@ fn extensions(skb: Skb, p: &mut Packet) -> bool {
         if !unsafe { skb.load::<8>(p.l4, (&raw mut p.extension).cast()) } {
             return false;
         }
-        let [next, length, f0, f1, ..] = p.extension;
+        let [next, length, f0, f1, id @ ..] = p.extension;
         p.proto = next;
         let bytes = match kind {
             FRAGMENT => {
                 // An atomic fragment (offset 0, no more to come) is a whole packet (RFC 6946).
                 if u16::from_be_bytes([f0, f1]) & 0xfff9 != 0 {
                     p.fragment = true;
+                    p.rest = u16::from_be_bytes([f0, f1]) & 0xfff8 != 0;
+                    p.fragment_id = u32::from_ne_bytes(id);
+                    p.l4 += 8;
                     // Behind the first one, or with further headers, TCP may hide: taken for it.
                     if matches!(next, HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION) {
                         p.proto = TCP;
@@ -265,14 +285,18 @@ fn tcp(skb: Skb, p: &mut Packet) -> bool {
 }
 
 #[inline(always)]
-fn ports(skb: Skb, p: &mut Packet) {
+fn udp(skb: Skb, p: &mut Packet) -> bool {
     // SAFETY: 8 bytes of scratch.
-    if unsafe { skb.load::<8>(p.l4, (&raw mut p.tcp).cast()) } {
-        let ports = u32::from_be(p.tcp[0]);
-        p.sport = (ports >> 16) as u16;
-        p.dport = ports as u16;
-        p.payload = p.payload.saturating_sub(8);
+    if !unsafe { skb.load::<8>(p.l4, (&raw mut p.tcp).cast()) } {
+        return false;
     }
+    let ports = u32::from_be(p.tcp[0]);
+    p.sport = (ports >> 16) as u16;
+    p.dport = ports as u16;
+    // What of an entry is TCP's alone stays zero.
+    (p.seq, p.ack, p.flags, p.header) = (0, 0, 0, 8);
+    p.payload = p.payload.saturating_sub(8);
+    true
 }
 
 #[inline(always)]
@@ -287,7 +311,7 @@ fn icmp(skb: Skb, s: &mut Scratch) -> Kind {
     if error && inner(skb, s) { Kind::Error } else { Kind::Other }
 }
 
-/// Key of the TCP packet that an ICMP error carries. Leaves the outer addresses as they are.
+/// Key of the packet that an ICMP error carries, if it is TCP or UDP. Leaves the outer addresses as they are.
 #[inline(never)]
 fn inner(skb: Skb, s: &mut Scratch) -> bool {
     let p = &mut s.packet;
@@ -302,7 +326,7 @@ fn inner(skb: Skb, s: &mut Scratch) -> bool {
         unsafe { skb.load::<20>(at, (&raw mut p.head.ip).cast()) && ipv4(p) }
     };
     let mut found = false;
-    if parsed && !p.fragment && p.proto == TCP {
+    if parsed && !p.rest && matches!(p.proto, TCP | UDP) {
         let l4 = if p.v6 { p.l4 } else { p.l4 - ETH + at };
         // SAFETY: 8 bytes of scratch.
         if unsafe { skb.load::<8>(l4, (&raw mut p.tcp).cast()) } {
@@ -315,6 +339,7 @@ fn inner(skb: Skb, s: &mut Scratch) -> bool {
     }
     (p.src, p.dst, p.proto, p.l4) = outer;
     p.fragment = false;
+    p.rest = false;
     found
 }
 
@@ -330,13 +355,13 @@ fn ipv6_inner(skb: Skb, p: &mut Packet, at: u32) -> bool {
 
 #[inline(always)]
 fn set_key(key: &mut FlowKey, p: &mut Packet) {
-    p.src_is_lo = fill_key(key, (p.src, p.sport), (p.dst, p.dport));
+    p.src_is_lo = fill_key(key, (p.src, p.sport), (p.dst, p.dport), p.proto);
 }
 
-/// Fills the canonical key of a TCP packet and says whether its source is the lower end: [`FlowKey::of_packet`] with
+/// Fills the canonical key of a packet and says whether its source is the lower end: [`FlowKey::of_packet`] with
 /// aligned words instead of bytes.
 #[inline(always)]
-pub(crate) fn fill_key(key: &mut FlowKey, src: ([u64; 2], u16), dst: ([u64; 2], u16)) -> bool {
+pub(crate) fn fill_key(key: &mut FlowKey, src: ([u64; 2], u16), dst: ([u64; 2], u16), proto: u8) -> bool {
     let ((s, sport), (d, dport)) = (src, dst);
     let (s0, d0) = (u64::from_be(s[0]), u64::from_be(d[0]));
     let (s1, d1) = (u64::from_be(s[1]), u64::from_be(d[1]));
@@ -352,7 +377,7 @@ pub(crate) fn fill_key(key: &mut FlowKey, src: ([u64; 2], u16), dst: ([u64; 2], 
     write_addr(&raw mut key.hi, hi);
     key.lo_port = lo_port;
     key.hi_port = hi_port;
-    key.proto = TCP;
+    key.proto = proto;
     key._pad = [0; 3];
     src_is_lo
 }
@@ -363,6 +388,13 @@ fn write_addr(to: *mut [u8; 16], addr: [u64; 2]) {
     // SAFETY: every key that is filled is eight-aligned (asserted for `Scratch`, by type in the socket lookup), and both
     // addresses begin at multiples of 16.
     unsafe { to.cast::<[u64; 2]>().write(addr) }
+}
+
+/// Reads an address of an eight-aligned key.
+#[inline(always)]
+pub(crate) fn words_of(addr: &[u8; 16]) -> [u64; 2] {
+    // SAFETY: as for writing.
+    unsafe { core::ptr::from_ref(addr).cast::<[u64; 2]>().read() }
 }
 
 /// An IPv4 address, as it stands in memory, mapped into IPv6.

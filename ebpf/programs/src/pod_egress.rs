@@ -12,8 +12,8 @@ use kumiko_abi::{
 use crate::{
     counters::{self, Pair, count},
     ends::{self, Ends, Hook, learns, stage},
-    judge::{Entered, deny, enter, forged, unjudged},
-    maps::{ENDPOINTS, Scratch, forget},
+    judge::{Entered, by_another, deny, enter, forged, unjudged},
+    maps::{Scratch, forget},
     packet::{Kind, parse},
     pod_ingress::LEARNED_FLOW,
     policy,
@@ -21,14 +21,16 @@ use crate::{
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get},
     track::track,
+    udp,
 };
 
 pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     let ifindex = skb.ifindex();
     let Some(endpoint) = ends::here(ifindex) else { return PASS };
     let hook = Hook { skb, config, endpoint, ifindex };
+    s.epoch = policy::epoch(config);
     let kind = parse(skb, s);
-    if matches!(kind, Kind::Other | Kind::Error | Kind::Tcp) && elsewhere(&hook, s) {
+    if !matches!(kind, Kind::NotIp | Kind::Tagged | Kind::Bad) && elsewhere(&hook, s) {
         // The pod's kernel throws it away; behind a bridge in the pod it would be plaintext that nobody judged.
         return if matches!(stage(endpoint), Stage::Strict) { DROP } else { PASS };
     }
@@ -38,6 +40,8 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
         Kind::Other => other(&hook, s),
         Kind::Error => error(&hook, s),
         Kind::Tcp => tcp(hook, s),
+        Kind::Udp => udp::came(&hook, s, false),
+        Kind::UdpRest => udp::came(&hook, s, true),
     }
 }
 
@@ -49,7 +53,7 @@ fn elsewhere(hook: &Hook<'_>, s: &Scratch) -> bool {
     p.unicast() && !is_pod_mac(p.head.dst_mac, hook) && ends::handle(p.dst) != hook.endpoint.handle
 }
 
-/// An ICMP error about a TCP flow. About one that the agent carries, only the agent's own count; about one between two
+/// An ICMP error about a flow. About one that the agent carries, only the agent's own count; about one between two
 /// pods of this node, those of the other pod and of the host between them.
 #[inline(always)]
 fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
@@ -72,7 +76,7 @@ fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     other(hook, s)
 }
 
-/// Not TCP: counted, unless the sender's own hook did.
+/// Neither TCP nor UDP: counted, unless the sender's own hook did.
 #[inline(never)]
 fn other(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     if matches!(stage(hook.endpoint), Stage::Off) || ends::attached(s.packet.src) != 0 {
@@ -123,6 +127,9 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
                 FlowState::Direct if !by_host && by_another(hook.skb, sender) => return forged(&hook),
                 FlowState::Direct => {}
             }
+            if get!(entry, epoch) != s.epoch && !policy::again(s, hook.config, entry, from) {
+                return out_to_agent(hook.skb, hook.config);
+            }
             if by_host {
                 track(s, entry, from);
             }
@@ -159,24 +166,6 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
             counters::reason(Reason::StrayPacket);
             out_to_agent(hook.skb, hook.config)
         }
-    }
-}
-
-/// Whether the packet, which the pod behind `sender` should have sent, came from elsewhere: from another pod, or from the
-/// wire. What the pod sends is received by its veth, or (when the stack routes it) by the bridge or VRF above that. The
-/// host itself may speak in its name: a firewall that rejects does.
-#[inline(always)]
-fn by_another(skb: Skb, sender: u32) -> bool {
-    let by = skb.came_by();
-    if by == 0 || by == sender {
-        return false;
-    }
-    // SAFETY: read at once, by value.
-    match unsafe { ENDPOINTS.get(sender) } {
-        Some(of) => by != of.master,
-        // Enrolled no more: what is above its veth is not known.
-        // SAFETY: only asked whether it is there.
-        None => unsafe { ENDPOINTS.get(by) }.is_some(),
     }
 }
 

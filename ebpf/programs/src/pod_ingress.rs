@@ -23,6 +23,7 @@ use crate::{
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get, set},
     track::track,
+    udp,
 };
 
 pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
@@ -35,6 +36,7 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     let ifindex = skb.ifindex();
     let Some(endpoint) = ends::here(ifindex) else { return DROP };
     let hook = Hook { skb, config, endpoint, ifindex };
+    s.epoch = policy::epoch(config);
     match parse(skb, s) {
         Kind::NotIp => PASS,
         kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, endpoint),
@@ -50,10 +52,14 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
             learn_macs(s, ifindex);
             tcp(hook, s)
         }
+        kind @ (Kind::Udp | Kind::UdpRest) => {
+            learn_macs(s, ifindex);
+            udp::sent(&hook, s, matches!(kind, Kind::UdpRest))
+        }
     }
 }
 
-/// An ICMP error about a TCP flow: about one of this pod that the agent carries, it is for the agent; about one between two
+/// An ICMP error about a flow: about one of this pod that the agent carries, it is for the agent; about one between two
 /// others it is forged, since nothing of theirs comes by this pod.
 #[inline(always)]
 fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
@@ -70,7 +76,7 @@ fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     other(hook, s)
 }
 
-/// Not TCP: passes and is counted.
+/// Neither TCP nor UDP: passes and is counted.
 #[inline(never)]
 fn other(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     let stage = stage(hook.endpoint);
@@ -150,7 +156,7 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
             return Known::Done(forged(&hook));
         }
     }
-    let state = entry.state();
+    let mut state = entry.state();
     if syn {
         if from {
             if p.seq != get!(entry, isn) && !first_syn(entry, p.seq) {
@@ -165,6 +171,12 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
         }
     }
     track(s, entry, from);
+    if matches!(state, FlowState::Direct | FlowState::Fast)
+        && get!(entry, epoch) != s.epoch
+        && !policy::again(s, hook.config, entry, from)
+    {
+        state = FlowState::Cut;
+    }
     Known::Done(match state {
         FlowState::Pending | FlowState::Captured | FlowState::Cut => into_agent(hook.skb, hook.config),
         FlowState::Direct => clear(s, hook.endpoint, entry.flags()),
@@ -275,8 +287,10 @@ fn settle(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
 /// the flow is judged now, as one that comes in.
 #[inline(never)]
 fn answer(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
-    let decision = judge::inbound(stage(hook.endpoint), learns(hook.endpoint), Asker::Unknown);
-    unseen(hook, s, decision, true)
+    s.decision = judge::inbound(stage(hook.endpoint), learns(hook.endpoint), Asker::Unknown);
+    forget(&mut s.decision);
+    policy::answered(hook, s);
+    unseen(hook, s, true)
 }
 
 /// A packet that begins nothing and belongs to nothing.
@@ -292,7 +306,8 @@ fn stray(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
         Stray::Learn => {
             // Who began it is a guess: servers have the lower port nearly always.
             let answer = s.packet.sport < s.packet.dport;
-            unseen(hook, s, LEARNED_FLOW, answer)
+            s.decision = LEARNED_FLOW;
+            unseen(hook, s, answer)
         }
         Stray::Reset => {
             if !ends::source_allowed(&s.packet, hook.endpoint) {
@@ -309,15 +324,14 @@ fn stray(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
 pub(crate) const LEARNED_FLOW: Decision =
     Decision { action: Action::Direct, verdict: Verdict::Allow, reason: Reason::LegacyFlow, flags: LEARNED | LEGACY };
 
-/// Enters a flow whose beginning was not seen.
+/// Enters a flow whose beginning was not seen, as `s.decision` says.
 #[inline(always)]
-fn unseen(hook: &Hook<'_>, s: &mut Scratch, decision: Decision, answer: bool) -> i32 {
+fn unseen(hook: &Hook<'_>, s: &mut Scratch, answer: bool) -> i32 {
     if !ends::source_allowed(&s.packet, hook.endpoint) {
         return spoofed(stage(hook.endpoint));
     }
     let (here, far) = ((hook.endpoint.handle, hook.ifindex), (ends::handle(s.packet.dst), 0));
     s.ends = if answer { Ends::new(far, here, true) } else { Ends::new(here, far, false) };
-    s.decision = decision;
     settle(hook, s, ptr::null_mut())
 }
 

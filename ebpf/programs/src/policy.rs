@@ -2,14 +2,20 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated as helpers};
 use kumiko_abi::{
-    Addr, AddrEntry, Config, Endpoint,
-    judge::{Asker, Peer},
-    policy::{self, Cell, Maps, NO_SET, Question, Row, Set, UNKNOWN_CLASS, find},
+    Addr, AddrEntry, Config, Endpoint, FlowState, Reason, Verdict,
+    flow::{
+        TCP, UDP,
+        flags::{HOST, LEGACY, OBSERVED, PROBE, REVOKED, VETH_PROVED},
+    },
+    judge::{Action, Asker, Decision, Peer},
+    policy::{self, Cell, Maps, NO_SET, Question, REVOKE_CUT, REVOKE_KEEP, Row, Set, UNKNOWN_CLASS, find},
 };
 
 use crate::{
+    counters,
     ends::{self, Hook, bytes, stage},
     maps::{CELLS, CHUNKS, COLUMNS, ENDPOINTS, NETS, ROWS, SETS, Scratch, forget},
+    table::{Entry, get, set},
 };
 
 /// The pinned maps.
@@ -47,9 +53,9 @@ fn by_epoch([even, odd]: [u32; 2], epoch: u32) -> u32 {
     if epoch & 1 == 0 { even } else { odd }
 }
 
-/// The epoch, read once for a packet: sets and classes of two would not fit together.
+/// The epoch, to be read once for a packet.
 #[inline(always)]
-fn epoch(config: &Config) -> u32 {
+pub(crate) fn epoch(config: &Config) -> u32 {
     // SAFETY: an aligned field of a live element; volatile, so that it is not read again.
     unsafe { core::ptr::read_volatile(&raw const config.epoch) }
 }
@@ -74,57 +80,68 @@ fn since_boot() -> u32 {
     (unsafe { helpers::bpf_ktime_get_boot_ns() } / 1_000_000_000) as u32
 }
 
-/// Looks the answer to `s.question` up, whose class is that of the packet's source (or destination), or of this node's
-/// processes, into `s.cell`. No cell denies.
+/// Looks the answer to `s.question` up, whose class is that of `s.peer`, or of this node's processes, into `s.cell`. No cell
+/// denies.
 #[inline(never)]
-fn ask(s: &mut Scratch, config: &Config, epoch: u32, host: bool) {
-    let peer = if s.question.ingress { s.packet.src } else { s.packet.dst };
-    s.question.class = if host { by_epoch(config.host_class, epoch) } else { class(peer, epoch) };
+fn ask(s: &mut Scratch, config: &Config, host: bool) {
+    s.question.class = if host { by_epoch(config.host_class, s.epoch) } else { class(s.peer, s.epoch) };
     s.cell = find(&Tables, s.question).unwrap_or_default();
 }
 
-/// Fills `s.question` and looks it up; says whether there is anything to ask. For the SYN in hand; `host`: a process of
-/// this node sends it, from whatever address (a bridge's, for one).
+/// What is asked of one end's rules.
+#[derive(Clone, Copy)]
+struct Asked {
+    ingress: bool,
+    proved: bool,
+    /// The peer is a process of this node, whatever its address (a bridge's, for one).
+    host: bool,
+    /// The destination's port.
+    port: u16,
+}
+
+/// Fills `s.question` about `s.peer` and looks it up; says whether there is anything to ask.
 #[inline(always)]
-fn asked(
-    s: &mut Scratch,
-    (config, epoch): (&Config, u32),
-    endpoint: &Endpoint,
-    (ingress, proved, host): (bool, bool, bool),
-) -> bool {
-    let set = by_epoch(endpoint.set, epoch);
+fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, of: Asked) -> bool {
+    let set = by_epoch(endpoint.set, s.epoch);
     if set == NO_SET {
         return false;
     }
-    s.question = Question { set, class: UNKNOWN_CLASS, ingress, udp: false, proved, port: s.packet.dport };
+    let Asked { ingress, proved, host, port } = of;
+    let udp = s.packet.proto == UDP;
+    s.question = Question { set, class: UNKNOWN_CLASS, ingress, udp, proved, port };
     forget(&mut s.question);
-    ask(s, config, epoch, host);
+    ask(s, config, host);
     true
 }
 
-/// Asks the rules of both ends, as far as they are here, about a SYN that a pod sends. A Service's endpoint is chosen by
-/// the agent, which asks about it then.
+/// Asks the rules of both ends, as far as they are here, about a flow that a pod begins. The endpoint of a Service that is
+/// captured is chosen by the agent, which asks about it then.
 #[inline(never)]
 pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
-    let (config, target, stages) = ((hook.config, epoch(hook.config)), s.target, s.decision);
+    let (config, target, stages) = (hook.config, s.target, s.decision);
     if target.handle != 0 && target.handle == hook.endpoint.handle {
         // A pod may always talk to itself.
         return;
     }
+    let port = s.packet.dport;
     if target.service == 0 {
         // Over TCP, TLS proves a meshed peer before a byte leaves; the veth proves one of this node.
-        let tunnel = stage(hook.endpoint).meshed() && matches!(target.peer, Peer::Remote | Peer::LocalDetached);
+        let tunnel = s.packet.proto == TCP
+            && stage(hook.endpoint).meshed()
+            && matches!(target.peer, Peer::Remote | Peer::LocalDetached);
         let proved = tunnel || target.ifindex != 0;
-        if asked(s, config, hook.endpoint, (false, proved, false)) {
+        s.peer = s.packet.dst;
+        if asked(s, config, hook.endpoint, Asked { ingress: false, proved, host: false, port }) {
             s.decision = policy::rule(s.decision, stage(hook.endpoint), &s.cell, since_boot());
             forget(&mut s.decision);
         }
     }
     // Also of one that only observes, which counts as outside of the mesh.
+    s.peer = s.packet.src;
     if target.ifindex != 0
         // SAFETY: read at once.
         && let Some(theirs) = unsafe { ENDPOINTS.get(target.ifindex) }
-        && asked(s, config, theirs, (true, true, false))
+        && asked(s, config, theirs, Asked { ingress: true, proved: true, host: false, port })
     {
         let ingress = policy::rule(stages, stage(theirs), &s.cell, since_boot());
         s.decision = policy::both(s.decision, ingress);
@@ -132,15 +149,83 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
     }
 }
 
-/// Asks the rules of the pod that a SYN in the clear goes to.
+/// Asks the rules of the pod that a flow in the clear goes to.
 #[inline(never)]
 pub(crate) fn inbound(hook: &Hook<'_>, s: &mut Scratch, asker: Asker) {
     let stage = stage(hook.endpoint);
     // Of the node itself the tables say of "proved": it is the kubelet, at a declared port.
     let (probe, host) = (matches!(asker, Asker::Probe), !matches!(asker, Asker::Unknown));
-    if asked(s, (hook.config, epoch(hook.config)), hook.endpoint, (true, probe, host)) {
+    let (tcp, port) = (s.packet.proto == TCP, s.packet.dport);
+    s.peer = s.packet.src;
+    if asked(s, hook.config, hook.endpoint, Asked { ingress: true, proved: probe && tcp, host, port }) {
         let flags = kumiko_abi::judge::clear_flags(asker);
         s.decision = policy::rule_clear(s.decision, stage, &s.cell, since_boot(), flags);
         forget(&mut s.decision);
     }
+}
+
+/// Asks the rules of the pod that answers a SYN which no hook has seen.
+#[inline(never)]
+pub(crate) fn answered(hook: &Hook<'_>, s: &mut Scratch) {
+    let port = s.packet.sport;
+    s.peer = s.packet.dst;
+    if asked(s, hook.config, hook.endpoint, Asked { ingress: true, proved: false, host: false, port }) {
+        let flags = kumiko_abi::judge::clear_flags(Asker::Unknown);
+        s.decision = policy::rule_clear(s.decision, stage(hook.endpoint), &s.cell, since_boot(), flags);
+        forget(&mut s.decision);
+    }
+}
+
+/// Asks the rules of both ends anew about a flow that passes and was judged under another epoch; `from`: the packet in hand
+/// is its initiator's. False: they refuse it, and it is cut. What keeps its right for a while, or for good, is the agent's to
+/// follow.
+#[inline(never)]
+pub(crate) fn again(s: &mut Scratch, config: &Config, entry: Entry, from: bool) -> bool {
+    let flags = entry.flags();
+    let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
+    let (p, epoch) = (&s.packet, s.epoch);
+    let (client, server, port) = if from { (p.src, p.dst, p.dport) } else { (p.dst, p.src, p.sport) };
+    let own = get!(entry, src) != 0 && get!(entry, src) == get!(entry, dst);
+    if flags & (LEGACY | OBSERVED) == 0 && !own {
+        let proved = (src != 0 && dst != 0) || flags & (VETH_PROVED | PROBE) != 0;
+        let host = flags & (HOST | PROBE) != 0;
+        let begun = Decision { action: Action::Direct, verdict: Verdict::Allow, reason: Reason::Allowed, flags: 0 };
+        let (mut revoke, now) = (REVOKE_KEEP, since_boot());
+        s.decision = begun;
+        s.peer = server;
+        if get!(entry, service) == 0
+            // SAFETY: read at once.
+            && let Some(endpoint) = unsafe { ENDPOINTS.get(src) }
+            && asked(s, config, endpoint, Asked { ingress: false, proved, host: false, port })
+        {
+            s.decision = policy::rule(begun, stage(endpoint), &s.cell, now);
+            forget(&mut s.decision);
+            if matches!(s.decision.verdict, Verdict::Deny) {
+                revoke = s.cell.revoke;
+            }
+        }
+        s.peer = client;
+        // SAFETY: read at once.
+        if let Some(endpoint) = unsafe { ENDPOINTS.get(dst) }
+            && asked(s, config, endpoint, Asked { ingress: true, proved, host, port })
+        {
+            let ingress = policy::rule(begun, stage(endpoint), &s.cell, now);
+            if matches!(ingress.verdict, Verdict::Deny) && s.cell.revoke < revoke {
+                revoke = s.cell.revoke;
+            }
+            s.decision = policy::both(s.decision, ingress);
+            forget(&mut s.decision);
+        }
+        if matches!(s.decision.verdict, Verdict::Deny) && revoke == REVOKE_CUT {
+            counters::reason(s.decision.reason);
+            set!(entry, reason = s.decision.reason as u16);
+            set!(entry, verdict = Verdict::Deny as u8);
+            set!(entry, epoch = epoch);
+            entry.raise(REVOKED);
+            set!(entry, state = FlowState::Cut as u8);
+            return false;
+        }
+    }
+    set!(entry, epoch = epoch);
+    true
 }

@@ -13,6 +13,8 @@ pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
 pub(crate) const DROP: i32 = TC_ACT_SHOT;
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
+/// `BPF_F_PSEUDO_HDR`: the checksum covers addresses, as a part of its pseudo header.
+const PSEUDO_HEADER: u64 = 1 << 4;
 /// `BPF_F_INGRESS`.
 const INGRESS: u64 = 1;
 
@@ -107,6 +109,19 @@ impl Skb {
     pub(crate) fn set_destination(self, mac: &[u16; 3]) -> bool {
         // SAFETY: 6 bytes of stack; the helper checks the packet.
         unsafe { helpers::bpf_skb_store_bytes(self.0.cast(), 0, mac.as_ptr().cast(), 6, 0) == 0 }
+    }
+
+    /// Writes an IPv6 source address over `old`, and into the checksum at `sum`, which covers it.
+    #[inline(always)]
+    pub(crate) fn set_source_v6(self, old: &[u64; 2], new: &[u64; 2], sum: u32) -> bool {
+        // SAFETY: sixteen bytes each; the helpers check the packet.
+        unsafe {
+            let (from, to) = (ptr::from_ref(old).cast_mut().cast(), ptr::from_ref(new).cast_mut().cast());
+            let change = helpers::bpf_csum_diff(from, 16, to, 16, 0);
+            change >= 0
+                && helpers::bpf_l4_csum_replace(self.0, sum, 0, change as u64, PSEUDO_HEADER) == 0
+                && helpers::bpf_skb_store_bytes(self.0.cast(), 22, to.cast(), 16, 0) == 0
+        }
     }
 
     /// Into the namespace at the other end of veth `ifindex`. Without the change of type, a frame that was not

@@ -1,5 +1,6 @@
 //! Who may talk to whom, on real sockets: what a rule refuses is refused at `connect()`, and nothing else is.
 
+mod datagrams;
 mod documents;
 mod world;
 
@@ -29,6 +30,8 @@ const NAMES: &[&str] = &[
     "verdicts_outlive_the_agent",
     "what_would_be_refused_is_told",
     "the_nodes_own_processes_are_told_by_their_sockets",
+    "datagrams_keep_to_the_rules",
+    "exchanges_that_are_open_lose_their_right",
 ];
 fn main() -> ExitCode {
     harness::main(NAMES, run)
@@ -39,7 +42,8 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 7] = [rules, exceptions, open, revoked, restarted, audited, probed];
+    let tests: [fn() -> Result<()>; 9] =
+        [rules, exceptions, open, revoked, restarted, audited, probed, datagrams::rules, datagrams::open];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kumiko_lab::command::wait_for;
 use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage};
-use kumiko_tests::echo::Echo;
+use kumiko_tests::echo::{Datagrams, Echo};
 use serde_json::Value;
 
 /// Ports that the servers listen on, and their Services.
@@ -33,6 +33,7 @@ pub(super) fn within(name: &str, net: Net, test: impl FnOnce(&mut World) -> Resu
 pub(super) struct World {
     pub(super) lab: Lab,
     _echoes: Vec<Echo>,
+    _datagrams: Vec<Datagrams>,
 }
 
 /// A connect that is tried: who, to whom, at which port.
@@ -59,16 +60,17 @@ impl World {
             lab.set_stage(namespace, stage)?;
             lab.wait_stage(namespace, stage)?;
         }
-        let mut echoes = Vec::new();
+        let (mut echoes, mut datagrams) = (Vec::new(), Vec::new());
         for server in ["server-1", "server-2", "other-2"] {
             let pod = lab.pod(server)?;
             for family in [Family::V4, Family::V6] {
                 for port in PORTS.into_iter().chain([PROBED]) {
                     echoes.push(Echo::start(&pod.netns, SocketAddr::new(pod.ip(family), port))?);
+                    datagrams.push(Datagrams::start(&pod.netns, SocketAddr::new(pod.ip(family), port))?);
                 }
             }
         }
-        Ok(Self { lab, _echoes: echoes })
+        Ok(Self { lab, _echoes: echoes, _datagrams: datagrams })
     }
 
     /// The source's epoch of a node, and that of the policy that it judges by.

@@ -9,7 +9,7 @@ use kumiko_core::policy::revoke::Refused;
 use super::NodeState;
 use crate::clock;
 
-/// Both ends of a TCP flow: behind a Service, the pod that was chosen.
+/// Both ends of a flow: behind a Service, the pod that was chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Between {
     /// The source's UID; empty: no workload.
@@ -20,6 +20,8 @@ pub struct Between {
     pub client: IpAddr,
     /// The destination's address and port.
     pub to: SocketAddr,
+    /// UDP, not TCP.
+    pub udp: bool,
     /// The source is a process of this node, whatever its address.
     pub host: bool,
     /// Each end is more to the other than its address.
@@ -66,6 +68,6 @@ impl NodeState {
         let set = verdicts.ends.get(uid).copied().unwrap_or(DENY_SET);
         let class = if ingress && between.host { verdicts.host } else { verdicts.class(peer) };
         let (port, proved) = (between.to.port(), between.proved);
-        find(verdicts.as_ref(), Question { set, class, ingress, udp: false, proved, port }).unwrap_or_default()
+        find(verdicts.as_ref(), Question { set, class, ingress, udp: between.udp, proved, port }).unwrap_or_default()
     }
 }

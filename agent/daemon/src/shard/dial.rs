@@ -58,6 +58,7 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
         Err(reason) => return refuse(&shard, &syn, None, Failure::new(reason)).await,
     };
     let between = Between {
+        udp: false,
         source_uid: plan.source.uid.clone(),
         target_uid: plan.target.uid.clone(),
         client: client.ip(),

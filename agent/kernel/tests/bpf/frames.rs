@@ -1,6 +1,8 @@
 //! Handmade frames.
 
-use kumiko_abi::segment::bits;
+use kumiko_abi::{FlowKey, flow::UDP, segment::bits};
+
+use crate::fixture::addr;
 
 /// MAC of the pod in frames.
 pub(crate) const POD: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
@@ -64,6 +66,47 @@ impl<'a> Tcp<'a> {
     /// The whole frame with some of them.
     pub(crate) fn frame_with(&self, extra: &Extra) -> Vec<u8> {
         ip_frame(self.src, self.dst, 6, &self.segment(), extra)
+    }
+}
+
+/// A datagram to be put in a frame.
+#[derive(Clone, Copy)]
+pub(crate) struct Udp<'a> {
+    pub(crate) src: &'a str,
+    pub(crate) dst: &'a str,
+    pub(crate) sport: u16,
+    pub(crate) dport: u16,
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> Udp<'a> {
+    pub(crate) fn new(src: &'a str, dst: &'a str) -> Self {
+        Self { src, dst, sport: 40_000, dport: 53, payload: b"asks" }
+    }
+
+    /// What comes back.
+    pub(crate) fn answer(&self) -> Self {
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, payload: b"answers" }
+    }
+
+    pub(crate) fn key(&self) -> FlowKey {
+        FlowKey::of_packet(&addr(self.src), self.sport, &addr(self.dst), self.dport, UDP).0
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let length = u16::try_from(8 + self.payload.len()).unwrap();
+        let head = [self.sport, self.dport, length, 0].map(u16::to_be_bytes).concat();
+        [head.as_slice(), self.payload].concat()
+    }
+
+    /// The whole frame.
+    pub(crate) fn frame(&self) -> Vec<u8> {
+        self.frame_with(&Extra::default())
+    }
+
+    /// The whole frame with more in the IP header.
+    pub(crate) fn frame_with(&self, extra: &Extra) -> Vec<u8> {
+        ip_frame(self.src, self.dst, 17, &self.bytes(), extra)
     }
 }
 

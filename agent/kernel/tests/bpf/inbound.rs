@@ -250,8 +250,10 @@ fn pairs_are_counted() {
         }
         let dns = ip_frame(POD_4, OUTSIDE_4, 17, &[0xc0, 0, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4], &Extra::default());
         let answer = ip_frame(OUTSIDE_4, POD_4, 17, &[0, 53, 0xc0, 0, 0, 12, 0, 0, 1, 2, 3, 4], &Extra::default());
+        let other = ip_frame(OUTSIDE_4, POD_4, 17, &[0xc0, 1, 0, 54, 0, 12, 0, 0, 1, 2, 3, 4], &Extra::default());
         node.sends(&dns);
         node.gets(&answer);
+        node.gets(&other);
         let pairs = node.maps.pairs().unwrap();
         let find = |src, dst, port, proto| {
             let found =
@@ -260,6 +262,7 @@ fn pairs_are_counted() {
         };
         assert_eq!(find(1, 2, 80, 6), Some((3, 0)));
         assert_eq!(find(1, 0, 53, 17), Some((1, 4)));
-        assert_eq!(find(0, 1, 53, 17), Some((1, 4)));
+        assert_eq!(find(0, 1, 54, 17), Some((1, 4)));
+        assert_eq!(find(0, 1, 0xc000, 17), None, "an answer is no exchange of its own");
     });
 }

@@ -20,4 +20,5 @@ mod others;
 mod outbound;
 mod path;
 mod policy;
+mod udp;
 mod world;

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use kumiko_abi::flow::flags;
-use kumiko_abi::{Flow, FlowKey, FlowState};
+use kumiko_abi::flow::{UDP, flags};
+use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
 use kumiko_core::addr;
 use kumiko_core::api::PolicyStatus;
 use kumiko_core::compile::diff;
@@ -133,7 +133,10 @@ impl<E: Edge> Engine<E> {
         carried.end_those(&mut |id, between| graces.fate(id, state.refusal(between), now));
         let mut denied = Vec::new();
         let scanned = self.edge.scan(&mut |key, flow| {
-            if let Some(between) = between(&state, key, flow)
+            if flow.flags & flags::REVOKED != 0 && key.proto != UDP {
+                // Its last sender knows; the other end may be silent.
+                denied.push((*key, *flow, Reason::from_u16(flow.reason).unwrap_or(Reason::PolicyMissing)));
+            } else if let Some(between) = between(&state, key, flow)
                 && let Some(reason) = graces.fate(flow.id, state.refusal(&between), now)
             {
                 denied.push((*key, *flow, reason));
@@ -144,6 +147,9 @@ impl<E: Edge> Engine<E> {
         for (key, flow, reason) in &denied {
             let (client, server) = addr::ends(key, flow.flags);
             let netns = |ifindex| {
+                if key.proto == UDP {
+                    return None;
+                }
                 let local = self.locals.values().find(|local| local.ifindex() == Some(ifindex))?;
                 local.veth.as_ref()?.netns.clone()
             };
@@ -186,6 +192,7 @@ fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
         target_uid: uid(server.ip(), flow.dst_ifindex),
         client: client.ip(),
         to: server,
+        udp: key.proto == UDP,
         host: flow.flags & (flags::HOST | flags::PROBE) != 0,
         proved,
     })

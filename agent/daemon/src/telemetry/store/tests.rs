@@ -381,3 +381,66 @@ fn long_flows_report_while_they_live_and_legacy_ones_are_counted() {
     assert_eq!(told, [100, 1100, 2100]);
     assert_eq!((store.status.legacy, store.legacy().get(&4)), (1, Some(&1)));
 }
+
+fn datagrams(id: u8, sent: u64, received: u64) -> Entry {
+    let mut entry = entry(id, "10.0.1.1:40000", "10.0.2.2:53", FlowState::Direct);
+    entry.key.proto = UDP;
+    entry.key.lo_port = entry.key.lo_port.wrapping_add(u16::from(id));
+    entry.flow.dir = [sent, received].map(|packets| Direction { packets, bytes: packets, ..Direction::default() });
+    entry
+}
+
+#[test]
+fn exchanges_end_by_silence_and_are_reaped_later() {
+    for (received, life) in [(0, exchange::UNREPLIED_NS), (1, exchange::REPLIED_NS)] {
+        let mut store = Store::new(settings());
+        let entry = datagrams(1, 1, received);
+        assert!(store.reading(&[entry], SECOND + life - 1, &Demo).is_empty());
+        assert_eq!(only(&store).state, FlowPhase::Open);
+        assert!(store.reading(&[entry], SECOND + life, &Demo).is_empty(), "a late answer is yet to be known");
+        let record = only(&store);
+        assert_eq!(
+            (record.state, record.close, record.verdict),
+            (FlowPhase::Closed, Some(FlowClose::Idle), Verdict::Allow)
+        );
+        let reap = vec![Todo::Reap(entry.key, entry.flow.id)];
+        assert!(store.reading(&[entry], SECOND + 2 * life - 1, &Demo).is_empty());
+        assert_eq!(store.reading(&[entry], SECOND + 2 * life, &Demo), reap);
+        store.reading(&[], SECOND + 2 * life + 1, &Demo);
+        assert_eq!(records(&store).len(), 1, "one record");
+    }
+}
+
+#[test]
+fn exchanges_go_sooner_while_the_table_fills() {
+    let mut store = Store::new(settings());
+    // A question and its answer; a stream; many more.
+    let all: Vec<Entry> = (1..20).map(|id| datagrams(id, if id == 2 { 9 } else { 1 }, 1)).collect();
+    assert!(store.reading(&all, SECOND + REAP_ONE_SHOT_NS - 1, &Demo).is_empty());
+    let todo = store.reading(&all, SECOND + REAP_ONE_SHOT_NS, &Demo);
+    assert_eq!(todo.len(), all.len() - 1);
+    let stream = all[1];
+    assert!(!todo.contains(&Todo::Reap(stream.key, stream.flow.id)));
+    assert!(
+        store.reading(&all, SECOND + exchange::REPLIED_NS, &Demo).contains(&Todo::Reap(stream.key, stream.flow.id))
+    );
+}
+
+#[test]
+fn a_refused_exchange_is_one_record_however_often_it_is_tried() {
+    let mut store = Store::new(settings());
+    let mut entry = datagrams(1, 1, 0);
+    entry.flow.state = FlowState::Cut as u8;
+    (entry.flow.verdict, entry.flow.reason) = (Verdict::Deny as u8, Reason::TeamDefault as u16);
+    store.event(&event(EventKind::New, entry), &Demo);
+    for at in 2..40 {
+        (entry.flow.last_ns, entry.flow.dir[0].packets) = (at * SECOND, at);
+        assert!(store.reading(&[entry], at * SECOND, &Demo).is_empty());
+    }
+    let record = only(&store);
+    assert_eq!(
+        (record.state, record.close, record.reason.as_ref()),
+        (FlowPhase::Closed, Some(FlowClose::Refused), "team_default")
+    );
+    assert_eq!(store.reading(&[entry], 39 * SECOND + REAP_AFTER_NS, &Demo).len(), 1);
+}
