@@ -11,13 +11,17 @@ pub use numbers::{Handles, HandlesError, MAX_HANDLE, Numbers, Shortage};
 pub use verdicts::sets_of;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use kumiko_abi::map::{endpoint_flags, service_flags, workload_flags};
 use kumiko_abi::policy::NetKey;
-use kumiko_abi::{Addr, AddrEntry, AddrKind, Endpoint, ServiceEntry, ServiceKey, Stage, Workload as KernelWorkload};
+use kumiko_abi::{
+    Addr, AddrEntry, AddrKind, Backend, BackendKey, Endpoint, ServiceEntry, ServiceKey, Stage,
+    Workload as KernelWorkload,
+};
 
 use crate::addr::to_abi;
-use crate::model::{Protocol, Workload, World};
+use crate::model::{Protocol, Service, ServicePort, Workload, World};
 use crate::stage::Phase;
 
 /// Most flows of one endpoint that may be pending at once: a SYN flood of one pod stops here.
@@ -61,6 +65,8 @@ pub struct Desired {
     pub endpoints: BTreeMap<u32, Endpoint>,
     /// `SERVICES`, by address, port and protocol.
     pub services: BTreeMap<(Addr, u16, u8), ServiceEntry>,
+    /// `BACKENDS`.
+    pub backends: BTreeMap<BackendKey, Backend>,
     /// `NETS`, by network and length of its prefix.
     pub nets: BTreeMap<(Addr, u32), [u32; 2]>,
 }
@@ -134,7 +140,7 @@ pub fn compile(
             desired.endpoints.insert(here.ifindex, endpoint(handle, here));
         }
     }
-    services(world, handles, &mut desired);
+    services(world, node, handles, &mut desired);
     desired
 }
 
@@ -192,19 +198,43 @@ pub fn phase_of(endpoint: &Endpoint) -> Phase {
     if endpoint.flags & endpoint_flags::LEARN != 0 { Phase::Learning(stage) } else { Phase::Enforcing(stage) }
 }
 
-fn services(world: &World, handles: &Handles, desired: &mut Desired) {
+fn services(world: &World, node: &str, handles: &Handles, desired: &mut Desired) {
     for service in world.services() {
         for port in &service.ports {
             let Some(id) = handles.service(&service.reference(port)) else { continue };
             for ip in &service.cluster_ips {
                 let capture = port.protocol == Protocol::Tcp && port.backends(*ip).capture;
-                let flags = if capture { service_flags::CAPTURE } else { 0 };
+                let flags = if capture { service_flags::CAPTURE } else { 0 }
+                    | if service.affinity { service_flags::AFFINITY } else { 0 };
+                let backends = backends(service, port, *ip, node, id, &mut desired.backends);
                 let key = (to_abi(*ip), port.port, port.protocol.number());
-                desired.services.insert(key, ServiceEntry { id, flags });
+                desired.services.insert(key, ServiceEntry { id, flags, backends });
             }
         }
     }
     outer(world, handles, desired);
+}
+
+/// Endpoints that the programs choose from, for clients of this node, where the agent does not. Says how many.
+fn backends(
+    service: &Service,
+    port: &ServicePort,
+    asked: IpAddr,
+    node: &str,
+    id: u32,
+    all: &mut BTreeMap<BackendKey, Backend>,
+) -> u32 {
+    let here = |backend: &&crate::model::Backend| {
+        !service.local_only || backend.workload.as_ref().is_some_and(|workload| workload.node == node)
+    };
+    let family = if asked.is_ipv4() { 0 } else { BackendKey::V6 };
+    let mut count = 0;
+    for backend in port.backends(asked).ready.iter().filter(here) {
+        let value = Backend { addr: to_abi(backend.addr.ip()), port: backend.addr.port(), _pad: [0; 6] };
+        all.insert(BackendKey { service: id, index: count | family }, value);
+        count += 1;
+    }
+    count
 }
 
 /// Node ports, external and load-balancer addresses. What a cluster IP or a workload has is theirs: no Service can take
@@ -217,7 +247,7 @@ fn outer(world: &World, handles: &Handles, desired: &mut Desired) {
             let addresses = free.map(|ip| (to_abi(*ip), port.port));
             let node_port = port.node_port.map(|number| (NODE_PORT, number));
             for (addr, number) in addresses.chain(node_port) {
-                let entry = ServiceEntry { id, flags: service_flags::OUTER };
+                let entry = ServiceEntry { id, flags: service_flags::OUTER, backends: 0 };
                 desired.services.entry((addr, number, port.protocol.number())).or_insert(entry);
             }
         }

@@ -6,7 +6,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kumiko_core::manifest::Scope;
 
 /// The node agent of the kumiko mesh.
 #[derive(Parser, Debug)]
@@ -96,21 +95,12 @@ pub struct RunOptions {
     /// Seconds that SIGTERM waits for open flows before it resets them.
     #[arg(long, default_value_t = 10)]
     pub drain_timeout: u64,
-    /// Take policy objects and enforce them as far as it goes today: TCP, not UDP, and not where to go by the address of a
-    /// Service that has pods outside the mesh. To try it; do not rely on it.
-    #[arg(long)]
-    pub policy_preview: bool,
     /// Log filter, as for `RUST_LOG`.
     #[arg(long, default_value = "info")]
     pub log: String,
 }
 
 impl RunOptions {
-    /// Kinds of documents that are taken.
-    pub fn scope(&self) -> Scope {
-        if self.policy_preview { Scope::Policy } else { Scope::Agent }
-    }
-
     /// Time between two readings of the flow table.
     pub fn collect_every(&self) -> Duration {
         Duration::from_secs(self.collect_interval)

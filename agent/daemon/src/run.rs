@@ -123,7 +123,7 @@ async fn serve(
         host: host.try_clone()?,
         agent: agent.netns.try_clone()?,
         agent_ifindex: agent.host_ifindex,
-        carried: options.policy_preview.then(|| Box::new(registry.clone()) as Box<dyn crate::reconcile::Carried>),
+        carried: Some(Box::new(registry.clone())),
     };
     let (reconciler, reconciled) = Reconciler::new(reconcile, source.world.clone())?;
     let reconcile_until = ended.clone();

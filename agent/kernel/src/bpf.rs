@@ -254,13 +254,32 @@ impl Datapath {
     /// What the kernel says.
     #[doc(hidden)]
     pub fn test_run(&self, program: &str, packet: &[u8], context: Option<&[u8]>) -> std::io::Result<i32> {
-        let fd = match program {
+        let fd = self.program(program).as_fd();
+        sys::test_run_with(fd, packet, context, &mut []).map(u32::cast_signed)
+    }
+
+    /// The same, and writes the packet, as the program leaves it, into `out`, which is as large as that.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[doc(hidden)]
+    pub fn test_run_shows(
+        &self,
+        program: &str,
+        packet: &[u8],
+        context: Option<&[u8]>,
+        out: &mut [u8],
+    ) -> std::io::Result<i32> {
+        sys::test_run_with(self.program(program).as_fd(), packet, context, out).map(u32::cast_signed)
+    }
+
+    fn program(&self, name: &str) -> &OwnedFd {
+        match name {
             programs::POD_INGRESS => &self.fds.pod_ingress,
             programs::POD_EGRESS => &self.fds.pod_egress,
             programs::AGENT_INGRESS => &self.fds.agent_ingress,
             _ => &self.fds.flow_command,
-        };
-        sys::test_run_with(fd.as_fd(), packet, context).map(u32::cast_signed)
+        }
     }
 
     /// Removes links and pins of a directory, this agent's or another's, in an order that never lets traffic of a

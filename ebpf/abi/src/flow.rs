@@ -156,6 +156,8 @@ pub mod flags {
     pub const RULED: u32 = 1 << 20;
     /// Judged anew by other rules than those it began under, and refused: who was left open is for the agent to end.
     pub const REVOKED: u32 = 1 << 21;
+    /// To a Service whose endpoint the programs chose: the key names that one.
+    pub const TURNED: u32 = 1 << 22;
     /// Being replaced or deleted: whoever sets it first may do so. Set by the programs only, for an instant.
     pub const CLAIMED: u32 = 1 << 31;
 }

@@ -162,9 +162,9 @@ fn who_is_behind_an_address() {
     let of = |a: AddrKind, w: Option<Workload>, port: u16| peer(None, Some(&addr(a)), w.as_ref(), port);
 
     assert_eq!(peer(None, None, None, 80), Peer::Outside);
-    assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: CAPTURE }), None, None, 80), Peer::Service);
-    assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: 0 }), None, None, 80), Peer::OpenService);
-    assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: OUTER }), None, None, 80), Peer::Outer);
+    assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: CAPTURE, backends: 0 }), None, None, 80), Peer::Service);
+    assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: 0, backends: 0 }), None, None, 80), Peer::OpenService);
+    assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: OUTER, backends: 0 }), None, None, 80), Peer::Outer);
     assert_eq!(of(AddrKind::Node, None, TUNNEL_PORT), Peer::Tunnel);
     assert_eq!(of(AddrKind::ThisNode, None, 443), Peer::Outside);
     assert_eq!(of(AddrKind::Disputed, None, 80), Peer::Disputed);

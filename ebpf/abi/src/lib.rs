@@ -26,8 +26,8 @@ pub use command::{Command, CommandOp, CommandResult};
 pub use config::Config;
 pub use flow::{Addr, Direction, Flow, FlowId, FlowKey, FlowState};
 pub use map::{
-    AddrEntry, AddrKind, Endpoint, EndpointUse, PairCount, PairKey, ProbePort, ServiceEntry, ServiceKey, Stage, Stat,
-    Workload,
+    AddrEntry, AddrKind, Backend, BackendKey, Endpoint, EndpointUse, PairCount, PairKey, ProbePort, ServiceEntry,
+    ServiceKey, Stage, Stat, Workload,
 };
 pub use reason::{Reason, Verdict};
 pub use record::{Event, EventKind, SynRecord};
@@ -56,6 +56,11 @@ pub mod names {
     pub const ADDRS: &str = "ADDRS";
     /// `hash ServiceKey -> ServiceEntry`, not preallocated, 65,536 entries.
     pub const SERVICES: &str = "SERVICES";
+    /// `hash BackendKey -> Backend`, not preallocated, 65,536 entries: ready endpoints of Services that the programs choose.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// `hash FlowKey -> Backend`, not preallocated, 131,072 entries: (client, Service) to the chosen endpoint, and (client,
+    /// endpoint) to the Service.
+    pub const TRANSLATIONS: &str = "TRANSLATIONS";
     /// `array[1] Config`.
     pub const CONFIG: &str = "CONFIG";
     /// `sockmap shard * 2 + (0 IPv4 | 1 IPv6) -> listener`.

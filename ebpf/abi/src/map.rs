@@ -163,6 +163,8 @@ pub mod service_flags {
     pub const CAPTURE: u32 = 1 << 0;
     /// A node port, an external or a load-balancer's address: made for clients outside, never captured.
     pub const OUTER: u32 = 1 << 1;
+    /// A client keeps to one endpoint.
+    pub const AFFINITY: u32 = 1 << 2;
 }
 
 /// Value of `SERVICES`.
@@ -173,6 +175,35 @@ pub struct ServiceEntry {
     pub id: u32,
     /// See [`service_flags`].
     pub flags: u32,
+    /// How many of its endpoints in this family `BACKENDS` has.
+    pub backends: u32,
+}
+
+/// Key of `BACKENDS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct BackendKey {
+    /// See [`ServiceEntry::id`].
+    pub service: u32,
+    /// Below [`ServiceEntry::backends`], with [`Self::V6`] added for IPv6's.
+    pub index: u32,
+}
+
+impl BackendKey {
+    /// The bit that tells endpoints with an IPv6 address from those with an IPv4 one.
+    pub const V6: u32 = 1 << 31;
+}
+
+/// Value of `BACKENDS` and `TRANSLATIONS`: an address and port.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Backend {
+    /// Address.
+    pub addr: Addr,
+    /// Port.
+    pub port: u16,
+    /// Zero.
+    pub _pad: [u8; 6],
 }
 
 /// Key of `PAIRS`. The bucket with all numbers zero takes what no longer fits.
@@ -323,7 +354,9 @@ const _: () = assert!(size_of::<EndpointUse>() == 32);
 const _: () = assert!(size_of::<Workload>() == 16);
 const _: () = assert!(size_of::<AddrEntry>() == 16);
 const _: () = assert!(size_of::<ServiceKey>() == 20);
-const _: () = assert!(size_of::<ServiceEntry>() == 8);
+const _: () = assert!(size_of::<ServiceEntry>() == 12);
+const _: () = assert!(size_of::<BackendKey>() == 8);
+const _: () = assert!(size_of::<Backend>() == 24);
 const _: () = assert!(size_of::<PairKey>() == 16);
 const _: () = assert!(size_of::<ProbePort>() == 8);
 const _: () = assert!(size_of::<PairCount>() == 16);

@@ -7,15 +7,16 @@ use kumiko_abi::{
     Command, CommandOp, CommandResult, Config, FlowState,
     flow::{
         TCP, UDP,
-        flags::{CLAIMED, COUNTED_PENDING, OVER},
+        flags::{CLAIMED, COUNTED_PENDING, INITIATOR_IS_LO, OVER},
     },
 };
 
 use crate::{
     counters::now,
     maps::Scratch,
+    service,
     skb::Skb,
-    table::{self, Entry, Inserted, set},
+    table::{self, Entry, Inserted, get, set},
     track::finish,
 };
 
@@ -42,7 +43,7 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> CommandResult {
     if op == CommandOp::SetState as u32 {
         set_state(s, entry)
     } else if op == CommandOp::Reap as u32 {
-        if table::reap(&s.key, &s.id, config, entry) { CommandResult::Done } else { CommandResult::Differs }
+        reap(s, config, entry)
     } else if op == CommandOp::Mark as u32 {
         mark(s, entry);
         CommandResult::Done
@@ -77,6 +78,18 @@ fn create(s: &mut Scratch, config: &Config) -> CommandResult {
         Inserted::Full | Inserted::Quota => CommandResult::Full,
         Inserted::Busy => CommandResult::Exists,
     }
+}
+
+#[inline(always)]
+fn reap(s: &mut Scratch, config: &Config, entry: Entry) -> CommandResult {
+    let (service, client_is_lo) = (get!(entry, service), entry.flags() & INITIATOR_IS_LO != 0);
+    if !table::reap(&s.key, &s.id, config, entry) {
+        return CommandResult::Differs;
+    }
+    if service != 0 {
+        service::forget_choice(s, client_is_lo);
+    }
+    CommandResult::Done
 }
 
 #[inline(always)]

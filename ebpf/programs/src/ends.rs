@@ -136,7 +136,7 @@ pub(crate) struct Target {
 const NODE_PORT: [u64; 2] = [0; 2];
 
 #[inline(always)]
-fn service(addr: [u64; 2], port: u16, proto: u8) -> Option<ServiceEntry> {
+pub(crate) fn service(addr: [u64; 2], port: u16, proto: u8) -> Option<ServiceEntry> {
     // SAFETY: copied at once.
     unsafe { SERVICES.get(ServiceKey { addr: bytes(addr), port, proto, _pad: 0 }) }.copied()
 }

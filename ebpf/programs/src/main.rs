@@ -44,6 +44,7 @@ mod pod_egress;
 mod pod_ingress;
 mod policy;
 mod redirect;
+mod service;
 mod skb;
 mod table;
 mod track;

@@ -8,8 +8,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use kumiko_abi::{
-    Addr, AddrEntry, Config, Endpoint, EndpointUse, Flow, FlowId, FlowKey, MAX_SHARDS, PairCount, PairKey, ProbePort,
-    ServiceEntry, ServiceKey, Workload,
+    Addr, AddrEntry, Backend, BackendKey, Config, Endpoint, EndpointUse, Flow, FlowId, FlowKey, MAX_SHARDS, PairCount,
+    PairKey, ProbePort, ServiceEntry, ServiceKey, Workload,
     judge::Decision,
     map::STATS_LEN,
     policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, Cell, Chunk, NETS_LEN, Question, ROWS_LEN, Row, SETS_LEN, Set},
@@ -40,6 +40,10 @@ pub(crate) static WORKLOADS: Array<Workload, 65_536> = Array::new();
 pub(crate) static ADDRS: HashMap<Addr, AddrEntry, 131_072, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static SERVICES: HashMap<ServiceKey, ServiceEntry, 65_536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static BACKENDS: HashMap<BackendKey, Backend, 65_536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(crate) static TRANSLATIONS: HashMap<FlowKey, Backend, 131_072, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static PROBE_PORTS: HashMap<ProbePort, u8, 65_536, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -79,9 +83,21 @@ pub(crate) struct FragmentKey {
     pub(crate) ifindex: u32,
 }
 
+/// What became of the first of them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Fragment {
+    /// The address that was written into it.
+    pub(crate) to: [u64; 2],
+    /// What became of it.
+    pub(crate) fate: u32,
+    /// Which address was written: none, the destination's, the source's.
+    pub(crate) turned: u32,
+}
+
 /// What became of the first fragments of datagrams. The oldest gives way: its datagram is complete, or will never be.
 #[btf_map]
-pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u8, 4_096> = LruHashMap::new();
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 4_096> = LruHashMap::new();
 
 /// What does not fit into 512 bytes of stack.
 #[repr(C, align(8))]
@@ -102,8 +118,16 @@ pub(crate) struct Scratch {
     pub(crate) target: Target,
     /// The policy's epoch, read once for the packet in hand: sets and classes of two would not fit together.
     pub(crate) epoch: u32,
+    /// The Service of an exchange, 0 for none.
+    pub(crate) service: u32,
     /// Whom the question is about.
     pub(crate) peer: [u64; 2],
+    /// Its address, as the client asked for it.
+    pub(crate) asked: Backend,
+    /// The endpoint that was chosen for it.
+    pub(crate) chosen: Backend,
+    /// Key of another element than the flow's.
+    pub(crate) other: FlowKey,
     /// What is asked of the tables of verdicts.
     pub(crate) question: Question,
     /// Their answer.
@@ -159,5 +183,8 @@ pub(crate) fn opaque(value: u64) -> u64 {
 
 // Addresses in the key are written as pairs of words.
 const _: () = assert!(core::mem::offset_of!(Scratch, key) % 8 == 0);
+const _: () = assert!(core::mem::offset_of!(Scratch, other) % 8 == 0);
+const _: () = assert!(core::mem::offset_of!(Scratch, asked) % 8 == 0);
+const _: () = assert!(core::mem::offset_of!(Scratch, chosen) % 8 == 0);
 const _: () = assert!(core::mem::offset_of!(Scratch, flow) % 8 == 0);
 const _: () = assert!(core::mem::offset_of!(Scratch, id) % 8 == 0);

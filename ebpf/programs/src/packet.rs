@@ -73,6 +73,8 @@ pub(crate) struct Packet {
     pub(crate) payload: u32,
     /// Offset of the transport header.
     pub(crate) l4: u32,
+    /// Of an ICMP error, offset of the transport header in the packet that it carries.
+    pub(crate) inner: u32,
     /// Length of the TCP header.
     pub(crate) header: u32,
     /// Where the IP header says the packet ends; 0: it does not say.
@@ -328,6 +330,7 @@ fn inner(skb: Skb, s: &mut Scratch) -> bool {
     let mut found = false;
     if parsed && !p.rest && matches!(p.proto, TCP | UDP) {
         let l4 = if p.v6 { p.l4 } else { p.l4 - ETH + at };
+        p.inner = l4;
         // SAFETY: 8 bytes of scratch.
         if unsafe { skb.load::<8>(l4, (&raw mut p.tcp).cast()) } {
             let ports = u32::from_be(p.tcp[0]);

@@ -4,7 +4,7 @@ use core::ptr;
 
 use kumiko_abi::{
     Config, Flow, FlowState, Reason, Stage, Stat, Verdict,
-    flow::flags::{JUDGED_BOTH, LEARNED, LEGACY},
+    flow::flags::{JUDGED_BOTH, LEARNED, LEGACY, TURNED},
     judge::{self, Action, Stray},
     segment::bits::{ACK, RST, SYN},
 };
@@ -18,6 +18,7 @@ use crate::{
     pod_ingress::LEARNED_FLOW,
     policy,
     redirect::{is_pod_mac, out_to_agent},
+    service,
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get},
     track::track,
@@ -71,6 +72,14 @@ fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
                 }
             }
             _ => {}
+        }
+        if entry.flags() & TURNED != 0
+            && src == hook.ifindex
+            && entry.by_initiator(s.packet.src_is_lo)
+            && service::asked(s)
+            && !service::write_error(hook.skb, s)
+        {
+            return DROP;
         }
     }
     other(hook, s)
@@ -132,6 +141,9 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
             }
             if by_host {
                 track(s, entry, from);
+            }
+            if !syn && service::answers(&hook, s, entry) && !service::write_source(hook.skb, s) {
+                return DROP;
             }
             if !syn || by_host || entry.flags() & JUDGED_BOTH != 0 {
                 return PASS;

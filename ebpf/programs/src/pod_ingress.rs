@@ -5,8 +5,8 @@ use core::ptr;
 use kumiko_abi::{
     Config, Endpoint, Flow, FlowState, MARK_TRANSIT, Reason, Stage, Stat, Verdict, Workload,
     config::config_flags,
-    flow::flags::{DELIVERED, LEARNED, LEGACY},
-    judge::{self, Action, Asker, Decision, Outbound, Stray, enforces},
+    flow::flags::{DELIVERED, LEARNED, LEGACY, TURNED},
+    judge::{self, Action, Asker, Decision, Outbound, Peer, Stray, enforces},
     map::{endpoint_flags, workload_flags},
     segment::bits::{ACK, RST, SYN},
 };
@@ -20,6 +20,7 @@ use crate::{
     packet::{Kind, parse},
     policy,
     redirect::{into_agent, into_pod, learn_macs},
+    service::{self, Choice},
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get, set},
     track::track,
@@ -111,9 +112,28 @@ fn spoofed(stage: Stage) -> i32 {
 
 #[inline(always)]
 fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
+    s.service = 0;
+    let mut found = table::find(&s.key);
+    if found.is_none() && service::follow(s) {
+        found = table::find(&s.key);
+        if found.is_none() {
+            service::back(s);
+        }
+    }
+    let found = found.map_or(ptr::null_mut(), |entry| entry.0);
+    let action = judged(&hook, s, found);
+    if action == PASS && s.service != 0 && !service::write_target(hook.skb, s) {
+        return DROP;
+    }
+    action
+}
+
+#[inline(never)]
+fn judged(hook: &Hook<'_>, s: &mut Scratch, found: *mut Flow) -> i32 {
     let mut old: *mut Flow = ptr::null_mut();
-    if let Some(entry) = table::find(&s.key) {
-        match known(hook, s, entry) {
+    if !found.is_null() {
+        let entry = Entry(found);
+        match known(*hook, s, entry) {
             Known::Done(action) => return action,
             Known::Fresh => old = entry.0,
         }
@@ -123,11 +143,11 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
         return PASS;
     }
     if s.packet.is(SYN, SYN | ACK | RST) {
-        begin(&hook, s, old)
+        begin(hook, s, old)
     } else if s.packet.is(SYN | ACK, SYN | ACK | RST) {
-        answer(&hook, s)
+        answer(hook, s)
     } else {
-        stray(&hook, s)
+        stray(hook, s)
     }
 }
 
@@ -230,6 +250,13 @@ fn begin(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
         return spoofed(stage(endpoint));
     }
     ends::find_target(s, config);
+    if s.service != 0 {
+        // Another connection from the same port, to the endpoint that was chosen for the last one.
+        chosen(s);
+    } else if matches!(s.target.peer, Peer::OpenService) {
+        turn(s, config);
+    }
+    forget(&mut s.target);
     let target = s.target;
     s.decision = judge::outbound(Outbound {
         stage: stage(endpoint),
@@ -240,16 +267,87 @@ fn begin(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
     });
     s.ends = Ends::new((endpoint.handle, ifindex), (target.handle, target.ifindex), false);
     s.ends.service = target.service;
+    mark_turned(s);
     forget(&mut s.decision);
     policy::outbound(hook, s);
     if matches!(s.decision.action, Action::Capture) {
         match capture::park(hook, s, old) {
             Parked::Done => return DROP,
             Parked::Refused => return into_agent(skb, config),
-            Parked::Instead => {}
+            Parked::Instead => instead(hook, s),
         }
     }
-    settle(hook, s, old)
+    finish(hook, s, old)
+}
+
+/// A connection to a captured Service that no agent takes: in the clear, if it may, to an endpoint that rules are asked about.
+#[inline(never)]
+fn instead(hook: &Hook<'_>, s: &mut Scratch) {
+    if !matches!(s.target.peer, Peer::Service) || !matches!(s.decision.action, Action::Direct) {
+        return;
+    }
+    turn(s, hook.config);
+    if s.service == 0 {
+        return;
+    }
+    s.ends.dst = s.target.handle;
+    s.ends.dst_ifindex = s.target.ifindex;
+    mark_turned(s);
+    forget(&mut s.decision);
+    policy::outbound(hook, s);
+}
+
+/// Has an endpoint of the Service that a SYN goes to chosen, and makes it the target; `s.service` is 0 if there is none.
+#[inline(never)]
+fn turn(s: &mut Scratch, config: &Config) {
+    if matches!(service::open(s), Choice::New) {
+        ends::find_target(s, config);
+        chosen(s);
+    } else {
+        s.service = 0;
+    }
+}
+
+/// The target is an endpoint that was chosen here, to which a connection goes in the clear.
+#[inline(always)]
+fn chosen(s: &mut Scratch) {
+    // Its answers come back by the host's stack, where they are turned: no fast path.
+    s.target.fast = false;
+    s.target.service = 0;
+    if !matches!(s.target.peer, Peer::Local) {
+        s.target.peer = Peer::OpenService;
+    }
+}
+
+#[inline(always)]
+fn mark_turned(s: &mut Scratch) {
+    if s.service != 0 {
+        s.ends.service = s.service;
+        s.decision.flags |= TURNED;
+    }
+}
+
+/// Carries out the decision. With `s.service`: about a connection to an endpoint that may have been chosen only now.
+#[inline(never)]
+fn finish(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
+    let mut old = old;
+    if s.service != 0
+        && old.is_null()
+        && let Some(entry) = table::find(&s.key)
+    {
+        if !entry.is_over() {
+            // The client has the same connection to this very endpoint already: sent again, it may get another one.
+            return DROP;
+        }
+        old = entry.0;
+    }
+    let action = settle(hook, s, old);
+    if action == PASS && s.service != 0 && !service::remember(s) {
+        count(Stat::TableFull);
+        counters::reason(Reason::TableFull);
+        return DROP;
+    }
+    action
 }
 
 /// Carries out `s.decision`, which is not to capture.
@@ -341,7 +439,8 @@ fn unseen(hook: &Hook<'_>, s: &mut Scratch, answer: bool) -> i32 {
 fn clear(s: &Scratch, endpoint: &Endpoint, flags: u32) -> i32 {
     count(Stat::Clear);
     let p = &s.packet;
-    if p.payload != 0 && matches!(stage(endpoint), Stage::Strict) && flags & LEGACY == 0 {
+    // A Service that is not meshed as a whole is in the clear, and says so, whichever endpoint is chosen.
+    if p.payload != 0 && matches!(stage(endpoint), Stage::Strict) && flags & (LEGACY | TURNED) == 0 {
         let handle = ends::handle(p.dst);
         if handle != 0
             && let Some(Workload { stage, flags, .. }) = WORKLOADS.get(handle)

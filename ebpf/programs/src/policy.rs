@@ -5,7 +5,7 @@ use kumiko_abi::{
     Addr, AddrEntry, Config, Endpoint, FlowState, Reason, Verdict,
     flow::{
         TCP, UDP,
-        flags::{HOST, LEGACY, OBSERVED, PROBE, REVOKED, VETH_PROVED},
+        flags::{HOST, LEGACY, OBSERVED, PROBE, REVOKED, TURNED, VETH_PROVED},
     },
     judge::{Action, Asker, Decision, Peer},
     policy::{self, Cell, Maps, NO_SET, Question, REVOKE_CUT, REVOKE_KEEP, Row, Set, UNKNOWN_CLASS, find},
@@ -193,7 +193,7 @@ pub(crate) fn again(s: &mut Scratch, config: &Config, entry: Entry, from: bool) 
         let (mut revoke, now) = (REVOKE_KEEP, since_boot());
         s.decision = begun;
         s.peer = server;
-        if get!(entry, service) == 0
+        if (get!(entry, service) == 0 || flags & TURNED != 0)
             // SAFETY: read at once.
             && let Some(endpoint) = unsafe { ENDPOINTS.get(src) }
             && asked(s, config, endpoint, Asked { ingress: false, proved, host: false, port })

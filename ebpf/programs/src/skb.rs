@@ -13,6 +13,8 @@ pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
 pub(crate) const DROP: i32 = TC_ACT_SHOT;
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
+/// `BPF_F_MARK_MANGLED_0`: a UDP checksum of zero means that there is none, and none becomes zero.
+const UDP_ZERO: u64 = 1 << 5;
 /// `BPF_F_PSEUDO_HDR`: the checksum covers addresses, as a part of its pseudo header.
 const PSEUDO_HEADER: u64 = 1 << 4;
 /// `BPF_F_INGRESS`.
@@ -28,6 +30,17 @@ macro_rules! field {
         // SAFETY: the context is valid while the program runs, and the field is one that classifiers may read.
         unsafe { ptr::read_volatile(&raw const (*$skb.0).$name) }
     };
+}
+
+/// Where an address and port are to be written.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    /// The source's, not the destination's.
+    pub(crate) source: bool,
+    pub(crate) v6: bool,
+    pub(crate) tcp: bool,
+    /// Offset of the TCP or UDP header; 0: a later fragment, which has none.
+    pub(crate) l4: u32,
 }
 
 impl Skb {
@@ -121,6 +134,86 @@ impl Skb {
             change >= 0
                 && helpers::bpf_l4_csum_replace(self.0, sum, 0, change as u64, PSEUDO_HEADER) == 0
                 && helpers::bpf_skb_store_bytes(self.0.cast(), 22, to.cast(), 16, 0) == 0
+        }
+    }
+
+    /// Writes another address and port into a packet, and into its checksums. False: the packet is as it was, or useless.
+    #[inline(always)]
+    pub(crate) fn turn(self, part: Part, (old, old_port): (&[u64; 2], u16), (new, new_port): (&[u64; 2], u16)) -> bool {
+        let Part { source, v6, tcp, l4 } = part;
+        let at = match (v6, source) {
+            (false, true) => 26,
+            (false, false) => 30,
+            (true, true) => 22,
+            (true, false) => 38,
+        };
+        // SAFETY: the helpers check the packet; what they read is sixteen bytes, or the last four of them.
+        unsafe {
+            let (from, to) = (ptr::from_ref(old).cast::<u32>(), ptr::from_ref(new).cast::<u32>());
+            if l4 != 0 {
+                let (sum, zero) = if tcp { (l4 + 16, 0) } else { (l4 + 6, UDP_ZERO) };
+                let done = if v6 {
+                    let change = helpers::bpf_csum_diff(from.cast_mut(), 16, to.cast_mut(), 16, 0);
+                    let flags = PSEUDO_HEADER | zero;
+                    change >= 0 && helpers::bpf_l4_csum_replace(self.0, sum, 0, change as u64, flags) == 0
+                } else {
+                    let (old, new) = (u64::from(*from.add(3)), u64::from(*to.add(3)));
+                    helpers::bpf_l4_csum_replace(self.0, sum, old, new, PSEUDO_HEADER | zero | 4) == 0
+                };
+                let (old, new) = (u64::from(old_port.to_be()), new_port.to_be());
+                let port = l4 + if source { 0 } else { 2 };
+                if !done
+                    || helpers::bpf_l4_csum_replace(self.0, sum, old, u64::from(new), zero | 2) != 0
+                    || helpers::bpf_skb_store_bytes(self.0.cast(), port, (&raw const new).cast(), 2, 0) != 0
+                {
+                    return false;
+                }
+            }
+            if v6 {
+                return helpers::bpf_skb_store_bytes(self.0.cast(), at, to.cast(), 16, 0) == 0;
+            }
+            let (old, new) = (u64::from(*from.add(3)), u64::from(*to.add(3)));
+            helpers::bpf_l3_csum_replace(self.0, 24, old, new, 4) == 0
+                && helpers::bpf_skb_store_bytes(self.0.cast(), at, to.add(3).cast(), 4, 0) == 0
+        }
+    }
+
+    /// Writes another destination into the packet that an ICMP error carries, and where the error comes from that
+    /// destination itself, into its source. `l4`: offsets of the ICMP header, and of the TCP or UDP header that it carries.
+    #[inline(always)]
+    pub(crate) fn turn_error(
+        self,
+        (v6, own, l4): (bool, bool, [u32; 2]),
+        (old, old_port): (&[u64; 2], u16),
+        (new, new_port): (&[u64; 2], u16),
+    ) -> bool {
+        let [icmp, inner] = l4;
+        let (sum, ip) = (icmp + 2, icmp + 8);
+        // SAFETY: the helpers check the packet; what they read is sixteen bytes, or the last four of them.
+        unsafe {
+            let (from, to) = (ptr::from_ref(old).cast::<u32>(), ptr::from_ref(new).cast::<u32>());
+            let (before, port) = (u64::from(old_port.to_be()), new_port.to_be());
+            if helpers::bpf_l4_csum_replace(self.0, sum, before, u64::from(port), 2) != 0
+                || helpers::bpf_skb_store_bytes(self.0.cast(), inner + 2, (&raw const port).cast(), 2, 0) != 0
+            {
+                return false;
+            }
+            if v6 {
+                let change = helpers::bpf_csum_diff(from.cast_mut(), 16, to.cast_mut(), 16, 0);
+                let done = change >= 0
+                    && helpers::bpf_l4_csum_replace(self.0, sum, 0, change as u64, 0) == 0
+                    && helpers::bpf_skb_store_bytes(self.0.cast(), ip + 24, to.cast(), 16, 0) == 0;
+                return done && (!own || self.set_source_v6(old, new, sum));
+            }
+            // What its header's own checksum takes back leaves the error's as it is.
+            let (old, new) = (u64::from(*from.add(3)), u64::from(*to.add(3)));
+            let done = helpers::bpf_l3_csum_replace(self.0, ip + 10, old, new, 4) == 0
+                && helpers::bpf_skb_store_bytes(self.0.cast(), ip + 16, to.add(3).cast(), 4, 0) == 0;
+            let source = || {
+                helpers::bpf_l3_csum_replace(self.0, 24, old, new, 4) == 0
+                    && helpers::bpf_skb_store_bytes(self.0.cast(), 26, to.add(3).cast(), 4, 0) == 0
+            };
+            done && (!own || source())
         }
     }
 

@@ -7,7 +7,7 @@ use core::ptr;
 
 use kumiko_abi::{
     Flow, FlowState, Reason, Stage, Stat, exchange,
-    flow::flags::JUDGED_BOTH,
+    flow::flags::{JUDGED_BOTH, TURNED},
     judge::{Action, enforces},
 };
 
@@ -16,10 +16,12 @@ use crate::{
     counters::{self, coarse_now, count},
     ends::{self, Ends, Hook, learns, stage},
     judge::{Entered, by_another, enter, forged},
-    maps::{FRAGMENTS, FragmentKey, Scratch, forget},
+    maps::{FRAGMENTS, Fragment, FragmentKey, Scratch, forget},
+    packet::{Packet, words_of},
     policy,
     redirect::{into_agent, out_to_agent},
-    skb::{DROP, PASS},
+    service::{self, Choice},
+    skb::{DROP, PASS, Part},
     table::{self, Entry, get, set},
 };
 
@@ -50,7 +52,7 @@ pub(crate) fn sent(hook: &Hook<'_>, s: &mut Scratch, rest: bool) -> i32 {
         }
         return PASS;
     }
-    let fate = fate(hook, s, rest, true);
+    let fate = if rest { later(hook, s) } else { leave(hook, s) };
     match fate {
         Fate::Pass => {
             count(Stat::Clear);
@@ -67,21 +69,57 @@ pub(crate) fn came(hook: &Hook<'_>, s: &mut Scratch, rest: bool) -> i32 {
     if matches!(stage(hook.endpoint), Stage::Off) {
         return PASS;
     }
-    match fate(hook, s, rest, false) {
+    let fate = if rest { later(hook, s) } else { arrive(hook, s) };
+    match fate {
         Fate::Pass => PASS,
         Fate::Refuse => out_to_agent(hook.skb, hook.config),
         _ => DROP,
     }
 }
 
+/// A datagram with ports that the pod sends.
 #[inline(always)]
-fn fate(hook: &Hook<'_>, s: &mut Scratch, rest: bool, sent: bool) -> Fate {
-    if rest {
-        return later(hook, s);
+fn leave(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
+    s.service = 0;
+    let choice = if table::find(&s.key).is_some() { Choice::None } else { service::choose(s) };
+    let mut fate = match choice {
+        Choice::Refuse => {
+            counters::reason(Reason::NoReadyEndpoint);
+            Fate::Refuse
+        }
+        _ => first(hook, s, true),
+    };
+    let turned = matches!(choice, Choice::Known | Choice::New) && fate == Fate::Pass;
+    if turned {
+        if choice == Choice::New && !service::remember(s) {
+            count(Stat::TableFull);
+            counters::reason(Reason::TableFull);
+            fate = Fate::Refuse;
+        } else if !service::write_target(hook.skb, s) {
+            fate = Fate::Drop;
+        }
     }
-    let fate = first(hook, s, sent);
     if s.packet.fragment {
-        remember(hook, s, fate);
+        if s.service != 0 {
+            // Fragments are known by the address that they are sent to.
+            s.packet.dst = words_of(&s.asked.addr);
+        }
+        remember(hook, s, fate, if turned { DESTINATION } else { 0 });
+    }
+    fate
+}
+
+/// A datagram with ports that reaches the pod.
+#[inline(always)]
+fn arrive(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
+    s.service = 0;
+    let mut fate = first(hook, s, false);
+    let turned = fate == Fate::Pass && table::find(&s.key).is_some_and(|entry| service::answers(hook, s, entry));
+    if turned && !service::write_source(hook.skb, s) {
+        fate = Fate::Drop;
+    }
+    if s.packet.fragment {
+        remember(hook, s, fate, if turned { SOURCE } else { 0 });
     }
     fate
 }
@@ -177,6 +215,10 @@ fn begin(hook: &Hook<'_>, s: &mut Scratch) {
     s.decision = exchange::outbound(stage(hook.endpoint), learns(hook.endpoint), target.peer);
     s.ends = Ends::new((hook.endpoint.handle, hook.ifindex), (target.handle, target.ifindex), false);
     s.ends.service = target.service;
+    if s.service != 0 {
+        s.ends.service = s.service;
+        s.decision.flags |= TURNED;
+    }
     forget(&mut s.decision);
     policy::outbound(hook, s);
 }
@@ -219,19 +261,32 @@ fn fragment_key(hook: &Hook<'_>, s: &Scratch) -> FragmentKey {
     FragmentKey { src: s.packet.src, dst: s.packet.dst, id: s.packet.fragment_id, ifindex: hook.ifindex }
 }
 
-/// Keeps what became of a datagram's first fragment, for the others.
+/// [`Fragment::turned`].
+const DESTINATION: u32 = 1;
+/// [`Fragment::turned`].
+const SOURCE: u32 = 2;
+
+/// Keeps what became of a datagram's first fragment, for the others; `turned`: which address was written, `s.peer`.
 #[inline(never)]
-fn remember(hook: &Hook<'_>, s: &Scratch, fate: Fate) {
-    let _ = FRAGMENTS.insert(fragment_key(hook, s), fate as u8, 0);
+fn remember(hook: &Hook<'_>, s: &Scratch, fate: Fate, turned: u32) {
+    let of = Fragment { to: s.peer, fate: fate as u32, turned };
+    let _ = FRAGMENTS.insert(fragment_key(hook, s), of, 0);
 }
 
 /// A fragment without ports goes the way of the first one; before that, none.
 #[inline(never)]
-fn later(hook: &Hook<'_>, s: &Scratch) -> Fate {
+fn later(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
     // SAFETY: read at once, by value.
-    match unsafe { FRAGMENTS.get(fragment_key(hook, s)) }.copied() {
-        Some(fate) if fate == Fate::Pass as u8 => Fate::Pass,
-        Some(fate) if fate == Fate::Refuse as u8 => Fate::Refuse,
+    let first = unsafe { FRAGMENTS.get(fragment_key(hook, s)) }.copied();
+    match first {
+        Some(Fragment { fate, to, turned }) if fate == Fate::Pass as u32 => {
+            let Packet { src, dst, v6, .. } = s.packet;
+            let old = if turned == SOURCE { src } else { dst };
+            s.peer = to;
+            let part = Part { source: turned == SOURCE, v6, tcp: false, l4: 0 };
+            if turned == 0 || hook.skb.turn(part, (&old, 0), (&s.peer, 0)) { Fate::Pass } else { Fate::Drop }
+        }
+        Some(Fragment { fate, .. }) if fate == Fate::Refuse as u32 => Fate::Refuse,
         _ if enforces(stage(hook.endpoint)) => {
             count(Stat::Unparsable);
             counters::reason(Reason::Unparsable);

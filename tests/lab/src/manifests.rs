@@ -93,8 +93,10 @@ pub fn write_service(dir: &Path, spec: &LabSpec, index: usize) -> Result<()> {
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\nspec:\n  \
          clusterIP: {v4}\n  clusterIPs: [\"{v4}\", \"{v6}\"]\n  ports:\n"
     );
-    for (port, target) in &service.ports {
-        let _ = writeln!(text, "    - {{name: p{port}, port: {port}, targetPort: {target}, protocol: TCP}}");
+    for (protocol, port, target) in ports(spec, service) {
+        let name = protocol.to_lowercase();
+        let _ =
+            writeln!(text, "    - {{name: {name}{port}, port: {port}, targetPort: {target}, protocol: {protocol}}}");
     }
     if let [only] = service.pods.as_slice() {
         let _ = write!(text, "  selector:\n    pod: {only}\n");
@@ -102,6 +104,13 @@ pub fn write_service(dir: &Path, spec: &LabSpec, index: usize) -> Result<()> {
         text += &slices(spec, service);
     }
     replace(&dir.join(format!("service-{namespace}-{name}.yaml")), text.as_bytes())
+}
+
+/// Ports of a Service with their protocols.
+fn ports<'a>(spec: &LabSpec, service: &'a ServiceSpec) -> impl Iterator<Item = (&'static str, u16, u16)> + 'a {
+    let protocols: &[&str] = if spec.datagrams { &["TCP", "UDP"] } else { &["TCP"] };
+    let all = |(port, target): &'a (u16, u16)| protocols.iter().map(move |protocol| (*protocol, *port, *target));
+    service.ports.iter().flat_map(all)
 }
 
 fn slices(spec: &LabSpec, service: &ServiceSpec) -> String {
@@ -114,8 +123,9 @@ fn slices(spec: &LabSpec, service: &ServiceSpec) -> String {
              namespace: {namespace}\n  labels:\n    kubernetes.io/service-name: {name}\naddressType: {kind}\nports:\n",
             kind.to_lowercase()
         );
-        for (port, target) in &service.ports {
-            let _ = writeln!(text, "  - {{name: p{port}, port: {target}, protocol: TCP}}");
+        for (protocol, port, target) in ports(spec, service) {
+            let name = protocol.to_lowercase();
+            let _ = writeln!(text, "  - {{name: {name}{port}, port: {target}, protocol: {protocol}}}");
         }
         text += "endpoints:\n";
         for (at, pod) in spec.pods.iter().enumerate().filter(|(_, pod)| service.pods.contains(&pod.name)) {

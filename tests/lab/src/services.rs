@@ -40,6 +40,9 @@ pub fn ruleset(spec: &LabSpec) -> String {
             for (port, to) in &service.ports {
                 let chain = if ips.is_empty() { &mut reject } else { &mut dnat };
                 let _ = writeln!(chain, "    {word} daddr {vip} tcp dport {port} {}", action(word, &ips, *to));
+                if spec.datagrams && !ips.is_empty() {
+                    let _ = writeln!(chain, "    {word} daddr {vip} udp dport {port} {}", action(word, &ips, *to));
+                }
             }
             for ip in &ips {
                 // A pod that reaches itself through a Service would answer itself directly otherwise.

@@ -133,6 +133,9 @@ pub struct LabSpec {
     /// Whether each node reads a folder of its own, in which a test may tell it other things than the others.
     #[serde(default)]
     pub own_folders: bool,
+    /// Whether its Services have their ports for UDP too.
+    #[serde(default)]
+    pub datagrams: bool,
     /// Whether it stays when its maker ends.
     pub keep: bool,
 }
@@ -165,6 +168,7 @@ impl LabSpec {
             svid_ttl: "4h".into(),
             faults: false,
             own_folders: false,
+            datagrams: false,
             keep: false,
         }
     }

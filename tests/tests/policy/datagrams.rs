@@ -65,6 +65,7 @@ fn check(world: &World, one: Try, allowed: bool) -> Result<()> {
     let (_, to, _) = one;
     for family in [Family::V4, Family::V6] {
         Exchange::new(world, one, world.lab.pod(to)?.ip(family))?.check(allowed)?;
+        Exchange::new(world, one, world.lab.service_ip(to, family)?)?.check(allowed).context("by Service")?;
     }
     Ok(())
 }
@@ -142,9 +143,11 @@ pub(super) fn open() -> Result<()> {
         let mut open = Vec::new();
         for to in ["server-1", "server-2"] {
             for family in [Family::V4, Family::V6] {
-                let exchange = Exchange::new(world, ("client-1", to, OPEN), world.lab.pod(to)?.ip(family))?;
-                exchange.check(true)?;
-                open.push(exchange);
+                for ip in [world.lab.pod(to)?.ip(family), world.lab.service_ip(to, family)?] {
+                    let exchange = Exchange::new(world, ("client-1", to, OPEN), ip)?;
+                    exchange.check(true)?;
+                    open.push(exchange);
+                }
             }
         }
         world.apply(&DATAGRAMS.replace("20000", "20001"))?;

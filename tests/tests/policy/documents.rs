@@ -20,6 +20,16 @@ spec:
     - {name: open, to: [{namespace: demo, labels: {app: server}}], ports: [{port: 20000}]}
 ";
 
+pub(super) const EGRESS_CLEAR: &str = "
+apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: client, namespace: demo}
+spec:
+  subject: {serviceAccount: client}
+  egress:
+    - {name: outside, to: [{namespace: clear}], unauthenticated: true, ports: [{port: 20000}]}
+";
+
 pub(super) const KUBERNETES: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy

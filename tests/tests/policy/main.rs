@@ -19,7 +19,9 @@ use kumiko_tests::harness;
 use libtest_mimic::Arguments;
 use serde_json::Value;
 
-use documents::{AUDITED, BASELINE, CLEAR, EGRESS, EXCEPTION, KUBERNETES, NOBODY, OBSERVED, PROBES, TEAM};
+use documents::{
+    AUDITED, BASELINE, CLEAR, EGRESS, EGRESS_CLEAR, EXCEPTION, KUBERNETES, NOBODY, OBSERVED, PROBES, TEAM,
+};
 use world::{OPEN, Open, PROBED, SHUT, World, within};
 
 const NAMES: &[&str] = &[
@@ -58,6 +60,8 @@ fn rules() -> Result<()> {
             (("watched-1", "other-2", OPEN), true),
             (("clear-1", "server-1", SHUT), false),
             (("clear-1", "server-2", SHUT), false),
+            (("client-1", "clear-1", OPEN), true),
+            (("client-2", "clear-1", OPEN), true),
         ];
         world.all(&free)?;
         world.apply(TEAM).context("a team's rule")?;
@@ -78,7 +82,12 @@ fn rules() -> Result<()> {
             (("client-1", "server-2", SHUT), false),
             (("client-1", "other-2", OPEN), false),
             (("other-1", "server-2", SHUT), true),
+            // A Service that is not captured is no way round.
+            (("client-1", "clear-1", OPEN), false),
+            (("client-2", "clear-1", SHUT), false),
         ])?;
+        world.apply(EGRESS_CLEAR).context("a rule about going outside of the mesh")?;
+        world.all(&[(("client-1", "clear-1", OPEN), true), (("client-1", "clear-1", SHUT), false)])?;
         world.apply(KUBERNETES).context("a NetworkPolicy")?;
         world.all(&[
             (("client-1", "server-1", OPEN), false),

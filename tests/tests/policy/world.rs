@@ -48,20 +48,22 @@ impl World {
             .with_pod(PodSpec::new("watched-1", "watched", 1))
             .with_pod(PodSpec::new("clear-1", "clear", 1))
             .with_ports(PORTS[0], 2);
-        spec.services.push(ServiceSpec {
-            name: "other-2".into(),
-            namespace: "other".into(),
-            pods: vec!["other-2".into()],
-            ports: PORTS.map(|port| (port, port)).to_vec(),
-        });
-        spec.agent_args = vec!["--policy-preview".to_owned()];
+        for (name, namespace) in [("other-2", "other"), ("clear-1", "clear")] {
+            spec.services.push(ServiceSpec {
+                name: name.into(),
+                namespace: namespace.into(),
+                pods: vec![name.into()],
+                ports: PORTS.map(|port| (port, port)).to_vec(),
+            });
+        }
+        spec.datagrams = true;
         let lab = Lab::up(&spec)?;
         for (namespace, stage) in [("other", Stage::Permissive), ("watched", Stage::Observe), ("clear", Stage::Off)] {
             lab.set_stage(namespace, stage)?;
             lab.wait_stage(namespace, stage)?;
         }
         let (mut echoes, mut datagrams) = (Vec::new(), Vec::new());
-        for server in ["server-1", "server-2", "other-2"] {
+        for server in ["server-1", "server-2", "other-2", "clear-1"] {
             let pod = lab.pod(server)?;
             for family in [Family::V4, Family::V6] {
                 for port in PORTS.into_iter().chain([PROBED]) {

@@ -110,7 +110,7 @@ pub struct SourceStatus {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyStatus {
-    /// Policy objects are taken (`--policy-preview`).
+    /// Verdicts are made of it.
     pub enforced: bool,
     /// Epoch of the verdicts in the kernel.
     pub epoch: u32,

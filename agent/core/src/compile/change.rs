@@ -1,6 +1,6 @@
 //! From one state of the maps to the next, in an order that opens no window.
 
-use kumiko_abi::{Addr, AddrEntry, Endpoint, ServiceEntry, Workload};
+use kumiko_abi::{Addr, AddrEntry, Backend, BackendKey, Endpoint, ServiceEntry, Workload};
 
 use super::Desired;
 
@@ -13,6 +13,8 @@ pub enum Op {
     SetProbePort(u32, u16),
     SetEndpoint(u32, Endpoint),
     SetService((Addr, u16, u8), ServiceEntry),
+    SetBackend(BackendKey, Backend),
+    RemoveBackend(BackendKey),
     SetNet((Addr, u32), [u32; 2]),
     RemoveNet((Addr, u32)),
     RemoveService((Addr, u16, u8)),
@@ -25,7 +27,7 @@ pub enum Op {
 
 /// The writes that lead from `old` to `new`.
 ///
-/// A workload stands before an address or endpoint points at it, a Service is captured only when its endpoints are
+/// An endpoint of a Service stands before the Service counts it. A workload stands before an address or endpoint points at it, a Service is captured only when its endpoints are
 /// known; and the other way round when they go. So no packet meets an address whose workload reads as "not meshed"
 /// because its half is not written yet.
 pub fn diff(old: &Desired, new: &Desired) -> Vec<Op> {
@@ -35,8 +37,10 @@ pub fn diff(old: &Desired, new: &Desired) -> Vec<Op> {
     ops.extend(set(&old.addrs, &new.addrs).map(|(k, v)| Op::SetAddr(*k, *v)));
     ops.extend(new.probe_ports.difference(&old.probe_ports).map(|(h, p)| Op::SetProbePort(*h, *p)));
     ops.extend(set(&old.endpoints, &new.endpoints).map(|(k, v)| Op::SetEndpoint(*k, *v)));
+    ops.extend(set(&old.backends, &new.backends).map(|(k, v)| Op::SetBackend(*k, *v)));
     ops.extend(set(&old.services, &new.services).map(|(k, v)| Op::SetService(*k, *v)));
     ops.extend(gone(&old.services, &new.services).map(|k| Op::RemoveService(*k)));
+    ops.extend(gone(&old.backends, &new.backends).map(|k| Op::RemoveBackend(*k)));
     ops.extend(gone(&old.endpoints, &new.endpoints).map(|k| Op::RemoveEndpoint(*k)));
     ops.extend(old.probe_ports.difference(&new.probe_ports).map(|(h, p)| Op::RemoveProbePort(*h, *p)));
     ops.extend(gone(&old.addrs, &new.addrs).map(|k| Op::RemoveAddr(*k)));
@@ -63,6 +67,8 @@ impl Desired {
             Op::SetAddr(addr, entry) => drop(self.addrs.insert(addr, entry)),
             Op::SetProbePort(handle, port) => drop(self.probe_ports.insert((handle, port))),
             Op::SetEndpoint(ifindex, endpoint) => drop(self.endpoints.insert(ifindex, endpoint)),
+            Op::SetBackend(key, backend) => drop(self.backends.insert(key, backend)),
+            Op::RemoveBackend(key) => drop(self.backends.remove(&key)),
             Op::SetNet(net, classes) => drop(self.nets.insert(net, classes)),
             Op::RemoveNet(net) => drop(self.nets.remove(&net)),
             Op::SetService(key, entry) => drop(self.services.insert(key, entry)),

@@ -36,6 +36,10 @@ pub trait Directory {
     fn by_ip(&self, ip: IpAddr) -> Option<Arc<PartyName>>;
     /// The Service behind an address, port and IP protocol.
     fn service(&self, asked: SocketAddr, proto: u8) -> Option<Arc<ServiceName>>;
+    /// The Service with this number, asked by a client of IPv6 or of IPv4: of a flow whose endpoint the programs chose.
+    fn service_of(&self, _number: u32, _v6: bool) -> Option<Arc<ServiceName>> {
+        None
+    }
 }
 
 /// Names of both ends, as they were when the flow began: a record outlives its workloads.
@@ -61,13 +65,18 @@ impl Names {
             self.source = look(flow.src, source.ip());
         }
         if self.service.is_none() {
-            let known = (flow.service != 0).then(|| directory.service(asked, entry.key.proto)).flatten();
+            let known = match flow.service {
+                0 => None,
+                number if flow.flags & flags::TURNED != 0 => directory.service_of(number, asked.is_ipv6()),
+                _ => directory.service(asked, entry.key.proto),
+            };
             self.service = facts.service.clone().map(Arc::new).or(known);
         }
         if self.destination.is_none() {
             let target = facts.target.unwrap_or(asked);
             // The address of a Service names no workload until an endpoint was chosen.
-            if facts.target.is_some() || self.service.is_none() || flow.dst != 0 {
+            let chosen = facts.target.is_some() || flow.flags & flags::TURNED != 0;
+            if chosen || self.service.is_none() || flow.dst != 0 {
                 self.destination = look(flow.dst, target.ip());
             }
         }
@@ -92,7 +101,9 @@ impl FlowRecord {
             party(source_addr, names.source.as_deref())
         };
         let destination = match (&names.destination, &names.service) {
-            (None, Some(service)) if facts.target.is_none() => service_party(destination_addr, service),
+            (None, Some(service)) if facts.target.is_none() && !has(flags::TURNED) => {
+                service_party(destination_addr, service)
+            }
             (name, _) => party(destination_addr, name.as_deref()),
         };
 

@@ -77,7 +77,8 @@ pub fn entry(older: &Older, workload: &Workload, pod: End, peer: End) -> (FlowKe
 /// Whether a flow that was let in goes on only because it is older than an enrolment: it passes in the clear between
 /// two ends that would now use a tunnel, or into a strict workload that would now refuse it (unless its rules let it in).
 pub fn outlived(world: &World, key: &FlowKey, flow: &Flow) -> bool {
-    let marked = flags::LEGACY | flags::PROBE | flags::OVER | flags::RULED;
+    // A Service that was not meshed as a whole is in the clear from the beginning.
+    let marked = flags::LEGACY | flags::PROBE | flags::OVER | flags::RULED | flags::TURNED;
     if FlowState::from_u8(flow.state) != Some(FlowState::Direct) || key.proto != TCP || flow.flags & marked != 0 {
         return false;
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use kumiko_abi::{CommandResult, Flow, FlowKey, Reason};
+use kumiko_abi::{Backend, CommandResult, Flow, FlowKey, Reason};
 use kumiko_core::compile::{Desired, Handles, Op};
 use kumiko_core::model::Attachment;
 use kumiko_core::policy::compile::Image;
@@ -86,6 +86,8 @@ pub trait Edge {
     fn written(&mut self, handles: &Handles) -> Result<Desired, EdgeError>;
     /// One write to a map.
     fn write(&mut self, op: &Op) -> Result<(), EdgeError>;
+    /// Forgets the choice of these endpoints for exchanges with Services: their next datagrams go to others.
+    fn forget_backends(&mut self, gone: &HashSet<Backend>) -> Result<(), EdgeError>;
     /// The epoch whose verdicts are in force.
     fn epoch(&mut self) -> Result<u32, EdgeError>;
     /// Writes tables of verdicts, which are in force from their epoch on.

@@ -5,6 +5,7 @@ mod judge;
 mod learn;
 mod look;
 mod progress;
+mod services;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use kumiko_abi::flow::flags;
 use kumiko_abi::map::service_flags;
-use kumiko_abi::{FlowKey, FlowState, Stage};
+use kumiko_abi::{Backend, FlowKey, FlowState, Stage};
 use kumiko_core::compile::{
     self, Attached, AttachedEndpoint, Desired, Handles, MAX_HANDLE, Op, Shortage, compile, diff,
 };
@@ -56,6 +57,8 @@ pub struct Engine<E> {
     services: Arc<HashMap<u32, ServiceRef>>,
     classes: Arc<HashMap<u32, String>>,
     lowered: HashMap<String, Instant>,
+    /// Endpoints of Services that are ready no more, and may still be the choice of exchanges.
+    gone_backends: HashSet<Backend>,
     /// Something failed that another pass may get done.
     unfinished: bool,
     /// What got no number at the last model.
@@ -106,6 +109,7 @@ impl<E: Edge> Engine<E> {
             services: Arc::default(),
             classes: Arc::default(),
             lowered: HashMap::new(),
+            gone_backends: HashSet::new(),
             unfinished: false,
             shortage: Shortage::default(),
             unwritten: 0,
@@ -191,6 +195,7 @@ impl<E: Edge> Engine<E> {
     /// Brings the maps to where they have to be; `coming` as in [`compile`].
     fn write_maps(&mut self, coming: &BTreeSet<String>) {
         let desired = self.desired(coming);
+        let before: HashSet<Backend> = self.written.backends.values().copied().collect();
         let mut held = desired.clone();
         let mut raised = held.hold_raised(&self.written);
         raised |= self.captures_more(&desired);
@@ -199,6 +204,7 @@ impl<E: Edge> Engine<E> {
             self.mark_outlived();
             self.write_all(diff(&self.written, &desired));
         }
+        self.forget_backends(&before);
     }
 
     /// Writes in order. What hangs on a write that failed waits for the next pass; the rest does not.

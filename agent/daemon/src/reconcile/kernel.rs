@@ -3,15 +3,17 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kumiko_abi::flow::flags;
 use kumiko_abi::map::ProbePort;
 use kumiko_abi::policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN};
-use kumiko_abi::{CommandResult, Config, Flow, FlowKey, FlowState, Reason, Verdict, Workload};
+use kumiko_abi::{Backend, CommandResult, Config, Flow, FlowKey, FlowState, Reason, Verdict, Workload};
+use kumiko_core::addr::from_abi;
 use kumiko_core::compile::{Desired, Handles, Op, net_key, service_key};
 use kumiko_core::model::Attachment;
 use kumiko_core::policy::compile::Image;
@@ -83,6 +85,7 @@ impl Edge for KernelEdge {
             addrs: self.maps.addrs()?.into_iter().collect(),
             endpoints: self.maps.endpoints()?.into_iter().collect(),
             probe_ports: self.maps.probe_ports()?.into_iter().map(|probe| (probe.handle, probe.port)).collect(),
+            backends: self.maps.backends()?.into_iter().collect(),
             services: self.maps.services()?.into_iter().map(|(k, v)| ((k.addr, k.port, k.proto), v)).collect(),
             nets: self.maps.nets()?.into_iter().map(|(key, classes)| ((key.net, key.prefix), classes)).collect(),
             ..Desired::default()
@@ -105,6 +108,8 @@ impl Edge for KernelEdge {
             Op::SetProbePort(handle, port) => self.maps.set_probe_port(&probe(handle, port))?,
             Op::SetEndpoint(ifindex, endpoint) => self.maps.set_endpoint(ifindex, &endpoint)?,
             Op::SetService(key, entry) => self.maps.set_service(&service_key(key), &entry)?,
+            Op::SetBackend(key, backend) => self.maps.set_backend(&key, &backend)?,
+            Op::RemoveBackend(key) => drop(self.maps.remove_backend(&key)?),
             Op::SetNet(net, classes) => self.maps.set_net(&net_key(net), classes)?,
             Op::RemoveNet(net) => drop(self.maps.remove_net(&net_key(net))?),
             Op::RemoveService(key) => drop(self.maps.remove_service(&service_key(key))?),
@@ -112,6 +117,15 @@ impl Edge for KernelEdge {
             Op::RemoveProbePort(handle, port) => drop(self.maps.remove_probe_port(&probe(handle, port))?),
             Op::RemoveAddr(addr) => drop(self.maps.remove_addr(&addr)?),
             Op::ClearWorkload(handle) => self.maps.set_workload(handle, &Workload::default())?,
+        }
+        Ok(())
+    }
+
+    fn forget_backends(&mut self, gone: &HashSet<Backend>) -> Result<(), EdgeError> {
+        for (key, chosen) in self.maps.translations()? {
+            if gone.contains(&chosen) {
+                self.maps.remove_translation(&key)?;
+            }
         }
         Ok(())
     }
@@ -233,7 +247,10 @@ impl Edge for KernelEdge {
 
     fn cut(&mut self, key: &FlowKey, flow: &Flow, reason: Reason, ended: &Ended) -> Result<(), EdgeError> {
         // The sockets first: their RST still passes to an end that is elsewhere. One that is gone needs none.
-        let ends = [(ended.client, ended.server), (ended.server, ended.client)];
+        // Of a flow whose endpoint the programs chose, the client's socket has the Service for its peer.
+        let turned = if flow.flags & flags::TURNED != 0 { self.maps.translation(key)? } else { None };
+        let peer = turned.map_or(ended.server, |asked| SocketAddr::new(from_abi(&asked.addr), asked.port));
+        let ends = [(ended.client, peer), (ended.server, ended.client)];
         for (netns, (local, remote)) in ended.netns.iter().zip(ends) {
             if let Some(netns) = netns
                 && let Err(error) = Diag::open(netns).and_then(|mut diag| diag.destroy(local, remote))

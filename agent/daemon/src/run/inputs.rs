@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener as StdListener};
 
 use anyhow::{Context as _, bail};
+use kumiko_core::manifest::Scope;
 use kumiko_kernel::bpf::{self, ObjectSource};
 use kumiko_kernel::{cgroup, privileges};
 
@@ -36,7 +37,7 @@ impl Inputs {
             IssuerClient::from_files(options.issuer, &options.node, &options.issuer_root, &options.join_token)?;
         let manager = Manager::new(client, &options.node, &options.trust_domain)?;
         let last_good = Some(options.places.run_dir.join(LAST_GOOD));
-        let taking = Taking { scope: options.scope(), last_good };
+        let taking = Taking { scope: Scope::Policy, last_good };
         let source = source::start(&options.source, &options.trust_domain, taking)?;
         Ok(Self { object, kubelet, manager, source })
     }

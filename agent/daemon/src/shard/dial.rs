@@ -11,6 +11,7 @@ use kumiko_abi::{FlowState, Reason, SynRecord, Verdict};
 use kumiko_core::addr;
 use kumiko_core::connect::{self, Answer};
 use kumiko_core::frame::{AskedService, Open};
+use kumiko_core::model::Protocol;
 use kumiko_core::route::Plan;
 use kumiko_fault::Point;
 use kumiko_kernel::diag;
@@ -272,13 +273,33 @@ async fn gave_up(shard: &Rc<Shard>, syn: &SynRecord) -> Reason {
     }
 }
 
+/// Whether the client may go to each endpoint of the Service that it asked, if it asked one: in the clear somebody else chooses.
+fn open_to_all(shard: &Rc<Shard>, syn: &SynRecord, plan: Option<&Plan>) -> bool {
+    let (client, asked) = addr::ends(&syn.key, syn.flags);
+    let state = shard.common.state.load();
+    let Some((_, port)) = state.world.service_at(asked.ip(), asked.port(), Protocol::Tcp) else { return true };
+    let between = |to| Between {
+        udp: false,
+        source_uid: plan.map_or(String::new(), |plan| plan.source.uid.clone()),
+        target_uid: String::new(),
+        client: client.ip(),
+        to,
+        host: false,
+        proved: false,
+    };
+    port.backends(asked.ip()).ready.iter().all(|backend| state.refusal(&between(backend.addr)).is_none())
+}
+
 /// Tells the client what happened, as it would have been told without the mesh.
 async fn refuse(shard: &Rc<Shard>, syn: &SynRecord, plan: Option<&Plan>, failure: Failure) {
     let stages = shard.stages(syn, plan);
     if plan.is_none() {
         shard.common.sink.dialling(report::unplanned(syn));
     }
-    let answer = connect::answer(failure.reason, failure.errno, stages);
+    let answer = match connect::answer(failure.reason, failure.errno, stages) {
+        Answer::Downgrade if !open_to_all(shard, syn, plan) => Answer::Reset,
+        answer => answer,
+    };
     if answer == Answer::Downgrade {
         let marks = flags::DOWNGRADED | flags::PLAINTEXT;
         if shard.set_state(syn, FlowState::Direct, Reason::Downgraded, Verdict::Allow, marks).is_ok() {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kumiko_abi::flow::{TCP, UDP};
 use kumiko_core::flow_record::{Directory, PartyKind, PartyName, ServiceName};
-use kumiko_core::model::{Protocol, Workload};
+use kumiko_core::model::{Protocol, Service, Workload};
 
 use crate::reconcile::{NodeState, SharedState};
 
@@ -90,6 +90,19 @@ impl Directory for WorldNames {
             port: asked.port(),
         }))
     }
+
+    fn service_of(&self, number: u32, v6: bool) -> Option<Arc<ServiceName>> {
+        let reference = self.state.service_of(number)?;
+        let named =
+            |service: &&Arc<Service>| service.namespace == reference.namespace && service.name == reference.name;
+        let service = self.state.world.services().find(named)?;
+        Some(Arc::new(ServiceName {
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+            ip: *service.cluster_ips.iter().find(|ip| ip.is_ipv6() == v6)?,
+            port: reference.port,
+        }))
+    }
 }
 
 /// Names of the snapshot in force, whichever that is when they are looked up. A flow may be of a snapshot that is not
@@ -128,6 +141,10 @@ impl Directory for CurrentNames {
 
     fn service(&self, asked: SocketAddr, proto: u8) -> Option<Arc<ServiceName>> {
         self.now().service(asked, proto)
+    }
+
+    fn service_of(&self, number: u32, v6: bool) -> Option<Arc<ServiceName>> {
+        self.now().service_of(number, v6)
     }
 }
 

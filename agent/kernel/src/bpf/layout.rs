@@ -3,8 +3,8 @@
 use std::{mem::size_of, path::Path};
 
 use kumiko_abi::{
-    Addr, AddrEntry, Config, Endpoint, EndpointUse, Flow, FlowKey, MAX_SHARDS, PairCount, PairKey, ServiceEntry,
-    ServiceKey, Workload,
+    Addr, AddrEntry, Backend, BackendKey, Config, Endpoint, EndpointUse, Flow, FlowKey, MAX_SHARDS, PairCount, PairKey,
+    ServiceEntry, ServiceKey, Workload,
     map::{ProbePort, STATS_LEN},
     names,
     policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, Cell, Chunk, NETS_LEN, NetKey, ROWS_LEN, Row, SETS_LEN, Set},
@@ -55,6 +55,8 @@ pub(super) const MAPS: &[Shape] = &[
     array::<Workload>(names::WORKLOADS, 65_536),
     hash::<Addr, AddrEntry>(names::ADDRS, 131_072),
     hash::<ServiceKey, ServiceEntry>(names::SERVICES, 65_536),
+    hash::<BackendKey, Backend>(names::BACKENDS, 65_536),
+    hash::<FlowKey, Backend>(names::TRANSLATIONS, 131_072),
     hash::<ProbePort, u8>(names::PROBE_PORTS, 65_536),
     array::<Config>(names::CONFIG, 1),
     shape(names::LISTENERS, SOCKMAP, 4, 4, MAX_SHARDS * 2),

@@ -7,8 +7,8 @@ use std::{
 };
 
 use kumiko_abi::{
-    Addr, AddrEntry, Config, Endpoint, EndpointUse, Flow, FlowKey, PairCount, PairKey, ServiceEntry, ServiceKey,
-    Workload,
+    Addr, AddrEntry, Backend, BackendKey, Config, Endpoint, EndpointUse, Flow, FlowKey, PairCount, PairKey,
+    ServiceEntry, ServiceKey, Workload,
     map::{ProbePort, STATS_LEN},
     names,
     policy::{Cell, Chunk, NetKey, Row, Set},
@@ -32,6 +32,8 @@ struct Inner {
     workloads: RawMap<u32, Workload>,
     addrs: RawMap<Addr, AddrEntry>,
     services: RawMap<ServiceKey, ServiceEntry>,
+    backends: RawMap<BackendKey, Backend>,
+    translations: RawMap<FlowKey, Backend>,
     probe_ports: RawMap<ProbePort, u8>,
     config: RawMap<u32, Config>,
     listeners: RawMap<u32, u32>,
@@ -84,6 +86,8 @@ impl Maps {
             workloads: map!(names::WORKLOADS),
             addrs: map!(names::ADDRS),
             services: map!(names::SERVICES),
+            backends: map!(names::BACKENDS),
+            translations: map!(names::TRANSLATIONS),
             probe_ports: map!(names::PROBE_PORTS),
             config: map!(names::CONFIG),
             listeners: map!(names::LISTENERS),
@@ -248,6 +252,54 @@ impl Maps {
     /// [`BpfError::Map`].
     pub fn services(&self) -> Result<Vec<(ServiceKey, ServiceEntry)>, BpfError> {
         self.0.services.list()
+    }
+
+    /// Writes an endpoint of a Service.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; `E2BIG` when the map is full.
+    pub fn set_backend(&self, key: &BackendKey, backend: &Backend) -> Result<(), BpfError> {
+        self.0.backends.put(key, backend, Put::Any)
+    }
+
+    /// Forgets an endpoint of a Service; false when it was unknown.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_backend(&self, key: &BackendKey) -> Result<bool, BpfError> {
+        self.0.backends.remove(key)
+    }
+
+    /// Every endpoint of a Service.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn backends(&self) -> Result<Vec<(BackendKey, Backend)>, BpfError> {
+        self.0.backends.list()
+    }
+
+    /// What was chosen for exchanges with Services, and which Services these asked.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn translations(&self) -> Result<Vec<(FlowKey, Backend)>, BpfError> {
+        self.0.translations.list()
+    }
+
+    /// What is kept under a flow's key: the Service that its client asked.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn translation(&self, key: &FlowKey) -> Result<Option<Backend>, BpfError> {
+        self.0.translations.get(key)
+    }
+
+    /// Forgets a choice: the exchange's next datagram has another one made. False when it was unknown.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_translation(&self, key: &FlowKey) -> Result<bool, BpfError> {
+        self.0.translations.remove(key)
     }
 
     /// Declares a port for probes.

@@ -28,6 +28,8 @@ plain!(
     u64,
     kumiko_abi::Addr,
     kumiko_abi::AddrEntry,
+    kumiko_abi::Backend,
+    kumiko_abi::BackendKey,
     kumiko_abi::Command,
     kumiko_abi::Config,
     kumiko_abi::Endpoint,

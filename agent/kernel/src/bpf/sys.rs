@@ -369,11 +369,17 @@ struct TestRun {
 
 /// Runs a program once with `data` as the packet and tells what it returned.
 pub(super) fn test_run(prog: BorrowedFd<'_>, data: &[u8]) -> io::Result<u32> {
-    test_run_with(prog, data, None)
+    test_run_with(prog, data, None, &mut [])
 }
 
-/// The same with a context (`struct __sk_buff`'s bytes).
-pub(super) fn test_run_with(prog: BorrowedFd<'_>, data: &[u8], context: Option<&[u8]>) -> io::Result<u32> {
+/// The same with a context (`struct __sk_buff`'s bytes), and with room for the packet as the program leaves it: empty, or as
+/// large as that.
+pub(super) fn test_run_with(
+    prog: BorrowedFd<'_>,
+    data: &[u8],
+    context: Option<&[u8]>,
+    out: &mut [u8],
+) -> io::Result<u32> {
     let size = |of: &[u8]| u32::try_from(of.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG));
     let mut attr = TestRun {
         prog_fd: raw(prog),
@@ -381,6 +387,10 @@ pub(super) fn test_run_with(prog: BorrowedFd<'_>, data: &[u8], context: Option<&
         data_in: address(data.as_ptr()),
         ..TestRun::default()
     };
+    if !out.is_empty() {
+        attr.data_size_out = size(out)?;
+        attr.data_out = address(out.as_mut_ptr());
+    }
     if let Some(context) = context {
         attr.ctx_size_in = size(context)?;
         attr.ctx_in = address(context.as_ptr());

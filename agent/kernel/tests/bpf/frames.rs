@@ -63,6 +63,15 @@ impl<'a> Tcp<'a> {
         ip_frame(self.src, self.dst, 6, &self.segment(), &Extra::default())
     }
 
+    /// The whole frame, with the checksum of the segment.
+    pub(crate) fn summed(&self) -> Vec<u8> {
+        let mut segment = self.segment();
+        let length = u16::try_from(segment.len()).unwrap();
+        let sum = sum_of(&[pseudo(self.src, self.dst, 6, length), segment.clone()].concat());
+        segment[16..18].copy_from_slice(&sum.to_be_bytes());
+        ip_frame(self.src, self.dst, 6, &segment, &Extra { sums: true, ..Extra::default() })
+    }
+
     /// The whole frame with some of them.
     pub(crate) fn frame_with(&self, extra: &Extra) -> Vec<u8> {
         ip_frame(self.src, self.dst, 6, &self.segment(), extra)
@@ -93,10 +102,32 @@ impl<'a> Udp<'a> {
         FlowKey::of_packet(&addr(self.src), self.sport, &addr(self.dst), self.dport, UDP).0
     }
 
+    /// With the checksum.
     fn bytes(&self) -> Vec<u8> {
         let length = u16::try_from(8 + self.payload.len()).unwrap();
-        let head = [self.sport, self.dport, length, 0].map(u16::to_be_bytes).concat();
-        [head.as_slice(), self.payload].concat()
+        let head = |sum: u16| {
+            let head = [self.sport, self.dport, length, sum].map(u16::to_be_bytes).concat();
+            [head.as_slice(), self.payload].concat()
+        };
+        head(sum_of(&[pseudo(self.src, self.dst, 17, length), head(0)].concat()))
+    }
+
+    /// "Port unreachable" about it, from `src`. The datagram is quoted without its checksum, which says nothing to anybody.
+    pub(crate) fn unreachable(&self, src: &str) -> Vec<u8> {
+        let mut quoted = self.bytes();
+        quoted[6..8].fill(0);
+        let sums = Extra { sums: true, ..Extra::default() };
+        let (kind, quoted) = ip_packet(self.src, self.dst, 17, &quoted, &sums);
+        let v4 = kind == 0x0800;
+        let head = |sum: u16| {
+            let [high, low] = sum.to_be_bytes();
+            let head = if v4 { [3, 3, high, low, 0, 0, 0, 0] } else { [1, 4, high, low, 0, 0, 0, 0] };
+            [head.as_slice(), &quoted].concat()
+        };
+        let length = u16::try_from(8 + quoted.len()).unwrap();
+        let covered = if v4 { Vec::new() } else { pseudo(src, self.src, 58, length) };
+        let sum = sum_of(&[covered, head(0)].concat());
+        ip_frame(src, self.src, if v4 { 1 } else { 58 }, &head(sum), &sums)
     }
 
     /// The whole frame.
@@ -106,8 +137,27 @@ impl<'a> Udp<'a> {
 
     /// The whole frame with more in the IP header.
     pub(crate) fn frame_with(&self, extra: &Extra) -> Vec<u8> {
-        ip_frame(self.src, self.dst, 17, &self.bytes(), extra)
+        ip_frame(self.src, self.dst, 17, &self.bytes(), &Extra { sums: true, ..extra.clone() })
     }
+}
+
+/// Pseudo header of a checksum.
+fn pseudo(src: &str, dst: &str, proto: u8, length: u16) -> Vec<u8> {
+    let bytes = |ip: &str| match ip.parse().unwrap() {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    [bytes(src), bytes(dst), vec![0, proto], length.to_be_bytes().to_vec()].concat()
+}
+
+/// Checksum of the Internet (RFC 1071).
+fn sum_of(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }
 
 /// What else the IP header carries.
@@ -121,6 +171,8 @@ pub(crate) struct Extra {
     pub(crate) extensions: Vec<(u8, Vec<u8>)>,
     /// Bytes behind the packet, as Ethernet pads.
     pub(crate) padding: usize,
+    /// IPv4: with the header's checksum.
+    pub(crate) sums: bool,
 }
 
 pub(crate) fn ethernet(kind: u16, inside: &[u8]) -> Vec<u8> {
@@ -148,6 +200,10 @@ pub(crate) fn ip_packet(src: &str, dst: &str, proto: u8, inside: &[u8], extra: &
             bytes.extend(src.octets());
             bytes.extend(dst.octets());
             bytes.extend(&extra.options);
+            if extra.sums {
+                let [high, low] = sum_of(&bytes).to_be_bytes();
+                (bytes[10], bytes[11]) = (high, low);
+            }
             bytes.extend(inside);
             bytes.resize(bytes.len() + extra.padding, 0);
             (0x0800, bytes)

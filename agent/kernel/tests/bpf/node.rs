@@ -74,11 +74,31 @@ impl Node {
 
     /// `by`: the interface that the packet came in by.
     fn run_by(&self, program: &str, frame: &[u8], by: u32) -> i32 {
+        self.datapath.test_run(program, frame, Some(&Self::context(by))).unwrap()
+    }
+
+    fn context(by: u32) -> [u8; 192] {
         // `struct __sk_buff`: 48 words, the tenth and the eleventh are the indices of that interface and of the hook's.
         let mut context = [0u8; 192];
         context[36..40].copy_from_slice(&by.to_ne_bytes());
         context[40..44].copy_from_slice(&HERE.to_ne_bytes());
-        self.datapath.test_run(program, frame, Some(&context)).unwrap()
+        context
+    }
+
+    /// What is done with a packet that the pod sends, and what is left of it.
+    pub(crate) fn sends_and_shows(&self, frame: &[u8]) -> (i32, Vec<u8>) {
+        self.shows(POD_INGRESS, frame)
+    }
+
+    /// The same of one that reaches the pod.
+    pub(crate) fn gets_and_shows(&self, frame: &[u8]) -> (i32, Vec<u8>) {
+        self.shows(POD_EGRESS, frame)
+    }
+
+    fn shows(&self, program: &str, frame: &[u8]) -> (i32, Vec<u8>) {
+        let mut out = vec![0; frame.len()];
+        let action = self.datapath.test_run_shows(program, frame, Some(&Self::context(0)), &mut out).unwrap();
+        (action, out)
     }
 
     pub(crate) fn sends(&self, frame: &[u8]) -> i32 {

@@ -144,9 +144,9 @@ fn services() {
     alone("services", |dir| {
         let mut node = node(dir, Stage::Strict);
         let service = |port| ServiceKey { addr: addr("10.96.0.1"), port, proto: TCP, _pad: 0 };
-        let captured = ServiceEntry { id: 31, flags: service_flags::CAPTURE };
+        let captured = ServiceEntry { id: 31, flags: service_flags::CAPTURE, backends: 0 };
         node.maps.set_service(&service(80), &captured).unwrap();
-        node.maps.set_service(&service(81), &ServiceEntry { id: 32, flags: 0 }).unwrap();
+        node.maps.set_service(&service(81), &ServiceEntry { id: 32, flags: 0, backends: 0 }).unwrap();
         let syn = Tcp::syn(POD_4, "10.96.0.1");
         assert_eq!(node.sends(&syn.frame()), DROP);
         let record = node.syns.next().unwrap();
@@ -161,7 +161,7 @@ fn services() {
 fn node_ports_and_load_balancers() {
     alone("node_ports_and_load_balancers", |dir| {
         let mut node = node(dir, Stage::Strict);
-        let outer = ServiceEntry { id: 33, flags: service_flags::OUTER };
+        let outer = ServiceEntry { id: 33, flags: service_flags::OUTER, backends: 0 };
         let balancer = ServiceKey { addr: addr(OUTSIDE_6), port: 80, proto: TCP, _pad: 0 };
         node.maps.set_service(&balancer, &outer).unwrap();
         node.maps.set_service(&ServiceKey { addr: [0; 16], port: 30_080, ..balancer }, &outer).unwrap();

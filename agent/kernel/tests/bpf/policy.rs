@@ -55,6 +55,7 @@ fn write(maps: &Maps, op: &Op) {
         Op::RemoveNet(net) => drop(maps.remove_net(&net_key(net)).unwrap()),
         Op::ClearWorkload(handle) => maps.set_workload(handle, &kumiko_abi::Workload::default()).unwrap(),
         Op::SetProbePort(..) | Op::RemoveProbePort(..) | Op::SetService(..) | Op::RemoveService(..) => {}
+        Op::SetBackend(..) | Op::RemoveBackend(..) => {}
     }
 }
 

@@ -176,7 +176,9 @@ impl<E: Edge> Engine<E> {
 fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
     let passes = matches!(FlowState::from_u8(flow.state), Some(FlowState::Direct | FlowState::Fast));
     let unasked = flags::OVER | flags::LEGACY | flags::OBSERVED;
-    if !passes || flow.flags & unasked != 0 || flow.service != 0 || legacy::outlived(&state.world, key, flow) {
+    // The pod behind a Service's address was chosen elsewhere, unless the programs chose it.
+    let elsewhere = flow.service != 0 && flow.flags & flags::TURNED == 0;
+    if !passes || flow.flags & unasked != 0 || elsewhere || legacy::outlived(&state.world, key, flow) {
         return None;
     }
     let (client, server) = addr::ends(key, flow.flags);

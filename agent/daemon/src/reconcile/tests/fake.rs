@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::map::{endpoint_flags, workload_flags};
-use kumiko_abi::{AddrKind, CommandResult, Direction, Flow, FlowId, FlowKey, FlowState, Reason, Stage};
+use kumiko_abi::{AddrKind, Backend, CommandResult, Direction, Flow, FlowId, FlowKey, FlowState, Reason, Stage};
 use kumiko_core::addr::{ends, flow_key, to_abi};
 use kumiko_core::compile::{Desired, Handles, Op};
 use kumiko_core::model::Attachment;
@@ -34,6 +34,8 @@ pub(super) struct State {
     /// The next so many writes and hooks fail.
     pub(super) failing: u32,
     pub(super) guard_leaks: bool,
+    /// Endpoints of Services whose choice was to be forgotten.
+    pub(super) forgotten: HashSet<Backend>,
     pub(super) addresses: HashMap<String, IpAddr>,
     pub(super) shaped: HashSet<u32>,
     veths: BTreeMap<String, u32>,
@@ -183,6 +185,11 @@ impl Edge for Fake {
         state.check(op);
         state.maps.apply(op);
         state.log.push(format!("write {op:?}"));
+        Ok(())
+    }
+
+    fn forget_backends(&mut self, gone: &HashSet<Backend>) -> Result<(), EdgeError> {
+        self.state().forgotten.extend(gone);
         Ok(())
     }
 
