@@ -53,13 +53,13 @@ pub const REVOKE_KEEP: u32 = u32::MAX;
 /// Elements of `SETS`.
 pub const SETS_LEN: u32 = 4_096;
 /// Elements of `ROWS`.
-pub const ROWS_LEN: u32 = 262_144;
-/// Elements of `CHUNKS`: 256 port tables.
-pub const CHUNKS_LEN: u32 = 256 * TABLE_CHUNKS;
+pub const ROWS_LEN: u32 = 1_048_576;
+/// Elements of `CHUNKS`: 1,024 port tables.
+pub const CHUNKS_LEN: u32 = 1_024 * TABLE_CHUNKS;
 /// Elements of `COLUMNS`.
 pub const COLUMNS_LEN: u32 = 16_384;
 /// Elements of `CELLS`.
-pub const CELLS_LEN: u32 = 262_144;
+pub const CELLS_LEN: u32 = 524_288;
 /// Most entries of `NETS`.
 pub const NETS_LEN: u32 = 16_384;
 

@@ -18,8 +18,16 @@ use kumiko_core::policy::load::{Loaded, load};
 /// If they are not taken as they are.
 #[must_use]
 pub fn read(all: &Everything) -> (World, Loaded) {
-    let text = documents(all);
-    let objects = parse_in(Scope::Policy, "f", &text).unwrap_or_else(|problems| panic!("{}\n{text}", problems[0]));
+    read_text(&documents(all))
+}
+
+/// The same of the documents themselves.
+///
+/// # Panics
+/// If they are not taken as they are.
+#[must_use]
+pub fn read_text(text: &str) -> (World, Loaded) {
+    let objects = parse_in(Scope::Policy, "f", text).unwrap_or_else(|problems| panic!("{}\n{text}", problems[0]));
     let named = || objects.iter().map(|object| ("f", object));
     let (world, _) = World::build("td", 1, named()).unwrap();
     let loaded = load(named());

@@ -1,5 +1,7 @@
 //! Random worlds: few names, so that rules meet; every kind of object, stage, peer and port.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -322,17 +324,6 @@ impl Random {
         let from = some_ip(self, from_pod);
         let to = some_ip(self, !from_pod);
         Asked { from, to, port: self.pick(&PORTS), udp: self.one_in(4) }
-    }
-}
-
-impl Everything {
-    /// Lets all exceptions that have not ended live for years.
-    pub fn without_ends(&mut self) {
-        for (_, spec) in &mut self.exceptions {
-            if spec.expires.0.as_second() > self.now {
-                spec.expires = Time(Timestamp::from_second(self.now + 100_000_000).unwrap());
-            }
-        }
     }
 }
 

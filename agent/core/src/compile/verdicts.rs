@@ -20,11 +20,10 @@ impl Desired {
     /// Fills the slots of an image's epoch of everything that stands in the maps; the slots in force stay as they are.
     /// Networks that are new come with the class that their addresses have had.
     pub fn prepare(&mut self, image: &Image, world: &World, attached: &Attached) {
-        let (at, classes, nets) = (slot(image), classes(image), nets(image));
+        let (at, nets) = (slot(image), nets(image));
         let outside = |net: &NetId| longest(&nets, net).copied().unwrap_or(UNKNOWN_CLASS);
         for (addr, entry) in &mut self.addrs {
-            let class = classes.get(addr).copied().unwrap_or_else(|| outside(&(*addr, 128)));
-            set(&mut entry.class, at, class);
+            set(&mut entry.class, at, image.class(from_abi(addr)));
         }
         for (uid, here) in attached {
             if let Some(endpoint) = self.endpoints.get_mut(&here.ifindex) {
@@ -52,9 +51,9 @@ impl Desired {
     /// Gives everybody what an image says that is in force. The slots of the epoch before stay as they are in `before`; who
     /// is new has the same in both.
     pub fn judge_by(&mut self, image: &Image, world: &World, attached: &Attached, before: &Self) {
-        let (at, classes) = (slot(image), classes(image));
+        let at = slot(image);
         for (addr, entry) in &mut self.addrs {
-            let class = classes.get(addr).copied().unwrap_or_else(|| image.class(from_abi(addr)));
+            let class = image.class(from_abi(addr));
             entry.class = before.addrs.get(addr).map_or([class; 2], |entry| entry.class);
             set(&mut entry.class, at, class);
         }
@@ -107,10 +106,6 @@ fn set_of(image: &Image, world: &World, uid: &str) -> u32 {
 
 fn enrolled(world: &World, uid: &str) -> bool {
     world.workload(uid).is_some_and(|workload| workload.stage != Stage::Off)
-}
-
-fn classes(image: &Image) -> BTreeMap<Addr, u32> {
-    image.addrs.iter().map(|(ip, class)| (to_abi(*ip), *class)).collect()
 }
 
 fn nets(image: &Image) -> BTreeMap<NetId, u32> {

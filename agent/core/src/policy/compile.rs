@@ -6,64 +6,71 @@
 //! for each group of ports that no rule tells apart. What no local endpoint asks costs nothing here, and a verdict comes
 //! from [`super::judge`], the one evaluator.
 
+mod cells;
+mod classes;
 mod columns;
+mod compiler;
 mod facts;
 mod image;
+mod layout;
+mod prefixes;
 mod rows;
+mod subjects;
 
-pub use image::Image;
+pub use compiler::Compiler;
+pub use image::{Image, runs};
+pub use layout::Layout;
+pub use prefixes::Prefixes;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-use kumiko_abi::policy::{MAX_COLUMNS, UNKNOWN_CLASS};
-use kumiko_abi::{Reason, Stage};
+use kumiko_abi::Reason;
+use kumiko_abi::policy::MAX_COLUMNS;
 use thiserror::Error;
 
-use super::judge::{self, Policies, Term};
-use super::port::Ports;
+use super::judge::Term;
 use super::rule::{Direction, ObjectId};
 use super::verdict::Evaluator;
-use crate::manifest::Protocol;
-use crate::model::Workload;
 
 use columns::Columns;
-use facts::Facts;
-use rows::Rows;
 
 /// Verdicts of a node's endpoints.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Compiled {
-    /// How many classes there are; [`kumiko_abi::policy::UNKNOWN_CLASS`] is the first.
+    /// How many classes there are, those among them that nobody has; [`kumiko_abi::policy::UNKNOWN_CLASS`] is the first.
     pub classes: u32,
     /// Class of the node's own processes.
     pub host: u32,
     /// Classes of workloads' and nodes' addresses.
-    pub addrs: BTreeMap<IpAddr, u32>,
+    pub addrs: Arc<BTreeMap<IpAddr, u32>>,
     /// Classes of all other addresses, by the longest network that has them.
-    pub nets: BTreeMap<IpNet, u32>,
+    pub nets: Arc<Prefixes<u32>>,
     /// Sets of the endpoints by UID: indexes into `sets`.
     pub ends: BTreeMap<String, usize>,
     /// Sets.
-    pub sets: Vec<Set>,
+    pub sets: Vec<Arc<Set>>,
     /// What decided, by [`Verdict::why`].
-    pub whys: Vec<Why>,
+    pub whys: Arc<Vec<Why>>,
 }
 
 /// What endpoints with the same rules share.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Set {
+    /// The same from one compilation to the next.
+    number: u32,
     /// Objects that speak about them, in their order.
     pub objects: Vec<ObjectId>,
     /// Columns of the ports.
-    columns: [Columns; 2],
-    /// Rows by class, indexes into `lines`.
-    rows: [Vec<u32>; 2],
-    /// Distinct rows: by column, claimed and proved.
-    lines: [Vec<Vec<[Verdict; 2]>>; 2],
+    columns: [Arc<Columns>; 2],
+    /// Lines by class, indexes into `lines`: what it does not tell apart has the same.
+    kinds: Vec<u32>,
+    lines: [Vec<Line>; 2],
 }
+
+/// Verdicts about one peer by column, claimed and proved.
+type Line = Arc<[[Verdict; 2]]>;
 
 /// A verdict about one end; see [`kumiko_abi::policy::Cell`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -123,23 +130,9 @@ pub enum TooComplex {
     },
 }
 
-/// What makes a set: who has the same has the same verdicts.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Key {
-    objects: Vec<ObjectId>,
-    exceptions: Vec<String>,
-    lenient: bool,
-    /// What rules about it call its ports.
-    named: Vec<(Protocol, String, u16)>,
-    /// Where it is probed.
-    probed: Vec<(Protocol, u16)>,
-}
-
-/// A set on its way.
-struct Group {
-    /// One of its endpoints: any stands for all.
-    subject: Arc<Workload>,
-    policies: Policies,
+/// Whether there is room for what is needed.
+fn room(of: &'static str, need: usize, room: usize) -> Result<(), TooComplex> {
+    if need > room { Err(TooComplex::Room { of, need, room }) } else { Ok(()) }
 }
 
 /// Verdicts of a node's endpoints at a moment (seconds since 1970). The same input gives the same output.
@@ -147,50 +140,5 @@ struct Group {
 /// # Errors
 /// More than the maps hold.
 pub fn compile(evaluator: &Evaluator<'_>, node: &str, now: i64) -> Result<Compiled, TooComplex> {
-    let mut groups: BTreeMap<Key, Group> = BTreeMap::new();
-    let mut members: BTreeMap<String, Key> = BTreeMap::new();
-    for workload in evaluator.world.workloads_on(node).filter(|workload| workload.stage != Stage::Off) {
-        let policies = evaluator.policies.about_subject(evaluator.member(workload));
-        let key = key(workload, &policies);
-        members.insert(workload.uid.clone(), key.clone());
-        groups.entry(key).or_insert_with(|| Group { subject: workload.clone(), policies });
-    }
-    let facts = Facts::of(groups.values().map(|group| &group.policies));
-    let classes = facts.classify(evaluator, node);
-    let mut rows = Rows { evaluator, now, whys: BTreeMap::new() };
-    let mut sets = Vec::new();
-    for (key, group) in &groups {
-        sets.push(rows.set(key, group, &facts, &classes)?);
-    }
-    let numbers: BTreeMap<&Key, usize> = groups.keys().zip(0..).collect();
-    let ends = members.iter().filter_map(|(uid, key)| Some((uid.clone(), *numbers.get(key)?))).collect();
-    let mut whys: Vec<(Why, u32)> = rows.whys.into_iter().collect();
-    whys.sort_by_key(|(_, number)| *number);
-    let whys = whys.into_iter().map(|(why, _)| why).collect();
-    let count = u32::try_from(classes.peers.len()).unwrap_or(u32::MAX);
-    let own = evaluator.world.node(node).and_then(|node| node.addresses.first());
-    let host = own.and_then(|ip| classes.addrs.get(ip)).copied().unwrap_or(UNKNOWN_CLASS);
-    Ok(Compiled { classes: count, host, addrs: classes.addrs, nets: classes.nets, ends, sets, whys })
-}
-
-fn key(workload: &Workload, policies: &Policies) -> Key {
-    let asked: Vec<&Ports> = columns::ports(policies, Direction::Ingress).collect();
-    let called = |port: &&crate::model::WorkloadPort| {
-        asked.iter().any(
-            |ports| matches!(ports, Ports::Named(protocol, name) if *protocol == port.protocol && *name == port.name),
-        )
-    };
-    let mut named: Vec<_> =
-        workload.ports.iter().filter(called).map(|port| (port.protocol, port.name.clone(), port.port)).collect();
-    let mut probed: Vec<_> =
-        workload.ports.iter().filter(|port| port.probe).map(|port| (port.protocol, port.port)).collect();
-    named.sort();
-    probed.sort();
-    Key {
-        objects: policies.objects().iter().map(|object| object.id.clone()).collect(),
-        exceptions: policies.exceptions().iter().map(|exception| exception.name.clone()).collect(),
-        lenient: judge::lenient(workload),
-        named,
-        probed,
-    }
+    Compiler::new(node).compile(evaluator, now)
 }

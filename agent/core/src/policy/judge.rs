@@ -196,17 +196,10 @@ impl Policies {
         Self { objects: objects.collect(), exceptions: exceptions.collect(), replaced }
     }
 
-    /// Those alone that may decide about a subject, exceptions that have ended among them: verdicts about it are the same.
-    pub fn about_subject(&self, subject: Member<'_>) -> Self {
-        let objects: Vec<_> = self.objects.iter().filter(|object| object.subject.means(subject)).cloned().collect();
-        let known = |suspended: &Suspended| objects.iter().any(|object| suspended.is_of(object));
-        let exceptions = self.exceptions.iter();
-        let exceptions =
-            exceptions.filter(|exception| exception.subject.means(subject) && exception.suspends.iter().any(known));
-        let exceptions = exceptions.cloned().collect();
-        let replaced = self.replaced.iter().filter(|id| objects.iter().any(|object| object.id == **id)).cloned();
-        let replaced = replaced.collect();
-        Self { objects, exceptions, replaced }
+    /// The same with these of them alone, in their order.
+    pub(super) fn only(&self, objects: Vec<Arc<Object>>, exceptions: Vec<Arc<Exception>>) -> Self {
+        let replaced = objects.iter().map(|object| &object.id).filter(|id| self.replaced.contains(*id)).cloned();
+        Self { replaced: replaced.collect(), objects, exceptions }
     }
 
     /// All baselines and policies.

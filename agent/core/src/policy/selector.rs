@@ -39,6 +39,12 @@ impl fmt::Display for Requirement {
 }
 
 impl Requirement {
+    /// The label that it looks at.
+    pub fn key(&self) -> &str {
+        let (Self::In(key, _) | Self::NotIn(key, _) | Self::Exists(key) | Self::DoesNotExist(key)) = self;
+        key
+    }
+
     /// Whether it is so of these labels.
     pub fn holds(&self, labels: &Labels) -> bool {
         match self {

@@ -1,6 +1,7 @@
 //! The evaluator and the compiled tables against a naive evaluator, over random worlds.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stdout,
@@ -8,6 +9,7 @@
     reason = "tests"
 )]
 
+mod changed;
 mod compiled;
 mod evaluated;
 

@@ -88,7 +88,7 @@ impl<E: Edge> Engine<E> {
         let written = edge.written(&handles)?;
         let leaving = found(&mut edge, &handles, &written)?;
         let epoch = edge.epoch()?;
-        let judging = carried.map(|carried| Judging::new(carried, epoch));
+        let judging = carried.map(|carried| Judging::new(carried, &node, epoch));
         let (gone, _) = broadcast::channel(GONE_WAITING);
         let (changed, changed_rx) = watch::channel(0);
         let state = NodeState { node: node.clone(), ..NodeState::default() };

@@ -16,9 +16,9 @@ use kumiko_abi::{Backend, CommandResult, Config, Flow, FlowKey, FlowState, Reaso
 use kumiko_core::addr::from_abi;
 use kumiko_core::compile::{Desired, Handles, Op, net_key, service_key};
 use kumiko_core::model::Attachment;
-use kumiko_core::policy::compile::Image;
+use kumiko_core::policy::compile::{Image, runs};
 use kumiko_core::stage::legacy::Older;
-use kumiko_kernel::bpf::{Commands, Datapath, FlowTable, Maps, Verdicts};
+use kumiko_kernel::bpf::{BpfError, Commands, Datapath, FlowTable, Maps, Verdicts};
 use kumiko_kernel::diag::{self, Diag, TcpState};
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::{qdisc, veth};
@@ -41,13 +41,25 @@ pub struct KernelEdge {
     agent: Netns,
     agent_ifindex: u32,
     handles: PathBuf,
+    /// Verdicts as they were written last, by epoch's parity; none: not known.
+    halves: [Option<Image>; 2],
 }
 
 impl KernelEdge {
     /// `host` is the namespace that interfaces are looked up in; `agent_ifindex` is the way into the agent's there.
     pub fn new(datapath: Arc<Datapath>, host: Netns, agent: Netns, agent_ifindex: u32, run_dir: &Path) -> Self {
         let (maps, commands, flows) = (datapath.maps(), datapath.commands(), datapath.flows());
-        Self { datapath, maps, commands, flows, host, agent, agent_ifindex, handles: run_dir.join(HANDLES) }
+        Self {
+            datapath,
+            maps,
+            commands,
+            flows,
+            host,
+            agent,
+            agent_ifindex,
+            handles: run_dir.join(HANDLES),
+            halves: [None, None],
+        }
     }
 
     fn file(&self, source: io::Error) -> EdgeError {
@@ -135,13 +147,12 @@ impl Edge for KernelEdge {
     }
 
     fn set_verdicts(&mut self, image: &Image) -> Result<(), EdgeError> {
-        Ok(self.maps.set_verdicts(&Verdicts {
-            sets: (image.begin(SETS_LEN), &image.sets),
-            rows: (image.begin(ROWS_LEN), &image.rows),
-            chunks: (image.begin(CHUNKS_LEN), &image.chunks),
-            columns: (image.begin(COLUMNS_LEN), &image.columns),
-            cells: (image.begin(CELLS_LEN), &image.cells),
-        })?)
+        let Some(half) = self.halves.get_mut((image.epoch % 2) as usize) else { return Ok(()) };
+        // Should a write fail, nobody knows what stands there.
+        let before = half.take().unwrap_or_default();
+        write_verdicts(&self.maps, &before, image)?;
+        *half = Some(image.clone());
+        Ok(())
     }
 
     fn set_epoch(&mut self, image: &Image) -> Result<(), EdgeError> {
@@ -265,6 +276,27 @@ impl Edge for KernelEdge {
     fn flag(&self, key: &FlowKey, flow: &Flow, flags: u32) -> Result<CommandResult, EdgeError> {
         Ok(self.commands.flag(key, &flow.id, flags)?)
     }
+}
+
+/// Writes what differs, what is pointed at first.
+fn write_verdicts(maps: &Maps, before: &Image, image: &Image) -> Result<(), BpfError> {
+    let none = Verdicts::default();
+    for (at, cells) in runs(&before.cells, &image.cells) {
+        maps.set_verdicts(&Verdicts { cells: (image.begin(CELLS_LEN) + at, cells), ..none })?;
+    }
+    for (at, columns) in runs(&before.columns, &image.columns) {
+        maps.set_verdicts(&Verdicts { columns: (image.begin(COLUMNS_LEN) + at, columns), ..none })?;
+    }
+    for (at, chunks) in runs(&before.chunks, &image.chunks) {
+        maps.set_verdicts(&Verdicts { chunks: (image.begin(CHUNKS_LEN) + at, chunks), ..none })?;
+    }
+    for (at, rows) in runs(&before.rows, &image.rows) {
+        maps.set_verdicts(&Verdicts { rows: (image.begin(ROWS_LEN) + at, rows), ..none })?;
+    }
+    for (at, sets) in runs(&before.sets, &image.sets) {
+        maps.set_verdicts(&Verdicts { sets: (image.begin(SETS_LEN) + at, sets), ..none })?;
+    }
+    Ok(())
 }
 
 fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {

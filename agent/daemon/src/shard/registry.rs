@@ -158,11 +158,22 @@ impl Registry {
     }
 }
 
+/// Flows that are looked at between two that may begin or end.
+const LOOKED_AT_ONCE: usize = 256;
+
 impl Carried for Registry {
     fn end_those(&self, judge: &mut dyn FnMut(FlowId, &Between) -> Option<Reason>) {
-        for entry in self.lock().values() {
-            if let Some(reason) = entry.between.as_ref().and_then(|between| judge(entry.id, between)) {
-                entry.stop.stop(reason);
+        // Who comes later asks the new rules itself; see [`Registry::learn`].
+        let keys: Vec<FlowKey> = self.lock().keys().copied().collect();
+        for keys in keys.chunks(LOOKED_AT_ONCE) {
+            let flows = self.lock();
+            let known = |entry: &Entry| Some((entry.id, entry.between.clone()?, entry.stop.clone()));
+            let asked: Vec<_> = keys.iter().filter_map(|key| flows.get(key).and_then(known)).collect();
+            drop(flows);
+            for (id, between, stop) in asked {
+                if let Some(reason) = judge(id, &between) {
+                    stop.stop(reason);
+                }
             }
         }
     }
@@ -255,6 +266,44 @@ mod tests {
         assert_eq!(registry.stop_workload(1, Reason::EndpointGone), 1);
         assert_eq!(a.stop.asked(), Some(Reason::EndpointGone));
         assert_eq!(b.stop.asked(), None);
+    }
+
+    #[test]
+    fn rules_are_asked_while_flows_begin_and_end() {
+        let registry = Registry::default();
+        let count = u16::try_from(LOOKED_AT_ONCE * 2 + 1).unwrap();
+        let between = |port: u16| Between {
+            source_uid: "a".to_owned(),
+            target_uid: "b".to_owned(),
+            client: [10, 0, 0, 2].into(),
+            to: SocketAddr::new([10, 0, 0, 1].into(), port),
+            host: false,
+            proved: true,
+        };
+        let entries: Vec<Entry> = (0..count).map(|_| entry(1)).collect();
+        let mut guards: Vec<Registered> =
+            (0..count).zip(&entries).map(|(n, e)| registry.add(key(n), e.clone())).collect();
+        // The first knows no ends yet.
+        for (port, guard) in (1..count).zip(&guards[1..]) {
+            registry.learn(guard, between(port));
+        }
+        let mut asked = 0;
+        registry.end_those(&mut |_, between| {
+            asked += 1;
+            assert!(registry.flows.try_lock().is_ok(), "shards wait for nobody's rules");
+            drop(guards.pop());
+            (between.to.port() % 2 == 1).then_some(Reason::TeamDefault)
+        });
+        assert!(
+            (usize::from(count) / 2 + 1..usize::from(count)).contains(&asked),
+            "{asked}: who has ended is not asked about"
+        );
+        for (port, entry) in (0..count).zip(&entries) {
+            let ended = entry.stop.asked();
+            assert!(ended.is_none() || (ended == Some(Reason::TeamDefault) && port % 2 == 1), "{port}: {ended:?}");
+        }
+        let stopped = entries.iter().filter(|entry| entry.stop.asked().is_some()).count();
+        assert!(stopped > asked / 4, "{stopped} of {asked}");
     }
 
     fn id(node: u8, time: u64, sequence: u8) -> FlowId {

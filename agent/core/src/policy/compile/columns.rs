@@ -12,7 +12,7 @@ use crate::manifest::Protocol;
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 /// Columns of one direction: of TCP's ports, then of UDP's.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Columns {
     /// By protocol: first ports of ranges, ascending from 0, with their columns.
     ranges: [Vec<(u16, u8)>; 2],

@@ -1,32 +1,58 @@
-//! What the rules of a node's endpoints ask about peers, and the classes of addresses that follow.
+//! What the rules of a node's endpoints ask about peers, and what is so of a peer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-
-use ipnet::IpNet;
+use std::rc::Rc;
 
 use super::super::judge::Policies;
 use super::super::port::Ports;
 use super::super::rule::{Direction, List, Rule};
 use super::super::selector::{Block, Selector, Who};
-use super::super::verdict::{End, Evaluator};
+use super::super::verdict::Evaluator;
 use super::columns;
+use super::prefixes::Prefixes;
 use crate::manifest::Protocol;
+use crate::model::Workload;
 
-/// Everything that is asked about peers.
+/// One thing that is asked about peers.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Fact {
+    /// Whether it is a workload of these.
+    Selector(Selector),
+    /// Whether a workload's address is of a network.
+    OfMembers(Block),
+    /// Whether another address is.
+    OfOthers(Block),
+    /// Where it has a port of this name.
+    Name(Protocol, String),
+}
+
+/// Everything that is asked about peers, numbered. A number is never given twice, so what is so of a peer is not mistaken
+/// for something else after a change.
+#[derive(Debug, Default)]
 pub(super) struct Facts {
+    next: u32,
+    /// Numbers, with how many sets ask.
+    numbers: BTreeMap<Fact, (u32, usize)>,
+    /// The numbers are not those of the index.
+    changed: bool,
+    index: Index,
+}
+
+/// The same in the order in which it is asked.
+#[derive(Debug, Default)]
+struct Index {
     /// Selectors, those of one namespace by its name.
-    selectors: BTreeMap<Option<String>, BTreeMap<Selector, u32>>,
-    /// Networks that mean workloads, too.
-    of_members: BTreeMap<Block, u32>,
-    /// Networks that mean others.
-    of_others: BTreeMap<Block, u32>,
-    /// What destinations' ports are called.
-    names: BTreeMap<(Protocol, String), u32>,
+    selectors: HashMap<Option<String>, Vec<(Selector, u32)>>,
+    /// Keys of labels that they look at.
+    keys: BTreeSet<String>,
+    of_members: Prefixes<Vec<(Block, u32)>>,
+    of_others: Prefixes<Vec<(Block, u32)>>,
+    names: HashMap<(Protocol, String), u32>,
 }
 
 /// What is so of a peer: numbers of facts, ascending, and where it has the ports that are asked for by name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(super) struct Signature {
     facts: Vec<u32>,
     named: Vec<(u32, u16)>,
@@ -34,189 +60,217 @@ pub(super) struct Signature {
 }
 
 /// Bits of [`Signature::entities`].
-mod entities {
-    pub(super) const MEMBER: u8 = 1 << 0;
-    pub(super) const NODE: u8 = 1 << 1;
-    pub(super) const THIS_NODE: u8 = 1 << 2;
-    pub(super) const API_SERVER: u8 = 1 << 3;
-    pub(super) const OUTSIDE: u8 = 1 << 4;
-}
-
-/// Classes of all addresses.
-pub(super) struct Classes {
-    /// By class: what is so of it, and an address that has it. Nothing is so of the first, and it may have no address.
-    pub(super) peers: Vec<(Signature, Option<End>)>,
-    pub(super) addrs: BTreeMap<IpAddr, u32>,
-    pub(super) nets: BTreeMap<IpNet, u32>,
-    numbers: BTreeMap<Signature, u32>,
+pub(super) mod entities {
+    pub(in crate::policy::compile) const MEMBER: u8 = 1 << 0;
+    pub(in crate::policy::compile) const NODE: u8 = 1 << 1;
+    pub(in crate::policy::compile) const THIS_NODE: u8 = 1 << 2;
+    pub(in crate::policy::compile) const API_SERVER: u8 = 1 << 3;
+    pub(in crate::policy::compile) const OUTSIDE: u8 = 1 << 4;
 }
 
 /// What one set asks.
+#[derive(Debug)]
 pub(super) struct Asked {
-    facts: BTreeSet<u32>,
-    names: BTreeSet<u32>,
+    facts: Vec<Fact>,
+    /// Their numbers, ascending.
+    numbers: Vec<u32>,
 }
 
 impl Facts {
-    /// Of all sets of a node.
-    pub(super) fn of<'a>(sets: impl Iterator<Item = &'a Policies>) -> Self {
-        let (mut selectors, mut of_members, mut of_others) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        let mut names = BTreeSet::new();
-        for policies in sets {
-            for rule in columns::all_rules(policies) {
-                for who in rule.peers.iter().flatten() {
-                    match who {
-                        Who::Workload(selector) => drop(selectors.insert(selector.clone())),
-                        Who::Block(block) => {
-                            of_others.insert(block.clone());
-                            if means_members(rule) {
-                                of_members.insert(block.clone());
-                            }
-                        }
-                        Who::Entity(_) => {}
-                    }
-                }
-            }
-            names.extend(columns::ports(policies, Direction::Egress).filter_map(name));
+    /// Numbers what a set asks.
+    pub(super) fn take(&mut self, policies: &Policies) -> Asked {
+        let facts: Vec<Fact> = facts(policies).into_iter().collect();
+        let mut numbers = Vec::new();
+        for fact in &facts {
+            let (next, changed) = (&mut self.next, &mut self.changed);
+            let (number, sets) = self.numbers.entry(fact.clone()).or_insert_with(|| {
+                *changed = true;
+                *next += 1;
+                (*next, 0)
+            });
+            *sets += 1;
+            numbers.push(*number);
         }
-        let mut next = 0..;
-        let mut number = || next.next().unwrap_or_default();
-        let mut by_namespace: BTreeMap<Option<String>, BTreeMap<Selector, u32>> = BTreeMap::new();
-        for selector in selectors {
-            by_namespace.entry(selector.namespace.clone()).or_default().insert(selector, number());
-        }
-        let of_members = of_members.into_iter().map(|block| (block, number())).collect();
-        let of_others = of_others.into_iter().map(|block| (block, number())).collect();
-        let names = names.into_iter().map(|name| (name, number())).collect();
-        Self { selectors: by_namespace, of_members, of_others, names }
+        numbers.sort_unstable();
+        Asked { facts, numbers }
     }
 
-    /// What a set asks of them.
-    pub(super) fn asked(&self, policies: &Policies) -> Asked {
-        let mut facts = BTreeSet::new();
-        for rule in columns::all_rules(policies) {
-            for who in rule.peers.iter().flatten() {
-                match who {
-                    Who::Workload(selector) => {
-                        facts.extend(self.selectors.get(&selector.namespace).and_then(|of| of.get(selector)));
-                    }
-                    Who::Block(block) => {
-                        facts.extend(self.of_others.get(block));
-                        facts.extend(self.of_members.get(block).filter(|_| means_members(rule)));
-                    }
-                    Who::Entity(_) => {}
+    /// A set asks no more.
+    pub(super) fn give_back(&mut self, asked: &Asked) {
+        for fact in &asked.facts {
+            if let Some((_, sets)) = self.numbers.get_mut(fact) {
+                *sets -= 1;
+                if *sets == 0 {
+                    self.numbers.remove(fact);
+                    self.changed = true;
                 }
             }
         }
-        let names = columns::ports(policies, Direction::Egress).filter_map(name);
-        Asked { facts, names: names.filter_map(|name| self.names.get(&name).copied()).collect() }
     }
 
-    /// Classes of all addresses, as seen from a node.
-    pub(super) fn classify(&self, evaluator: &Evaluator<'_>, node: &str) -> Classes {
-        let first = (Signature::default(), None);
-        let mut classes = Classes {
-            numbers: BTreeMap::from([(first.0.clone(), 0)]),
-            peers: vec![first],
-            addrs: BTreeMap::new(),
-            nets: BTreeMap::new(),
+    /// Whether other things are asked than at the last call.
+    pub(super) fn changed(&mut self) -> bool {
+        let changed = std::mem::take(&mut self.changed);
+        if changed {
+            self.index = Index::of(&self.numbers);
+        }
+        changed
+    }
+
+    /// Networks that are asked about, with those that are left out of them.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.index.of_others.iter().flat_map(|(_, blocks)| blocks.iter().map(|(block, _)| block))
+    }
+}
+
+impl Index {
+    fn of(numbers: &BTreeMap<Fact, (u32, usize)>) -> Self {
+        let mut index = Self::default();
+        let (mut of_members, mut of_others) = (BTreeMap::new(), BTreeMap::new());
+        let put = |to: &mut BTreeMap<_, Vec<_>>, block: &Block, number| {
+            to.entry(block.net.trunc()).or_default().push((block.clone(), number));
         };
-        for workload in evaluator.world.workloads() {
-            for ip in &workload.ips {
-                let end = End { ip: *ip, workload: Some(workload.clone()) };
-                let class = classes.number(self.workload(evaluator, &end), end);
-                classes.addrs.insert(*ip, class);
-            }
-        }
-        for known in evaluator.world.nodes() {
-            for ip in &known.addresses {
-                if classes.addrs.contains_key(ip) {
-                    continue;
+        for (fact, (number, _)) in numbers {
+            match fact {
+                Fact::Selector(selector) => {
+                    index.keys.extend(selector.labels.iter().map(|requirement| requirement.key().to_owned()));
+                    let principals = selector.principal.as_ref().map(|principal| principal.namespace.clone());
+                    let namespace = selector.namespace.clone().or(principals);
+                    index.selectors.entry(namespace).or_default().push((selector.clone(), *number));
                 }
-                let own = if known.name == node { entities::THIS_NODE } else { 0 };
-                let (end, signature) = self.other(evaluator, *ip, entities::NODE | own);
-                let class = classes.number(signature, end);
-                classes.addrs.insert(*ip, class);
+                Fact::OfMembers(block) => put(&mut of_members, block, *number),
+                Fact::OfOthers(block) => put(&mut of_others, block, *number),
+                Fact::Name(protocol, name) => drop(index.names.insert((*protocol, name.clone()), *number)),
             }
         }
-        let nets = self.nets(evaluator);
-        for net in &nets {
-            // The whole network may be shared among longer ones: then nobody asks about it itself.
-            let Some(ip) = own_address(*net, &nets, &classes.addrs) else { continue };
-            let (end, signature) = self.other(evaluator, ip, 0);
-            let class = classes.number(signature, end);
-            classes.nets.insert(*net, class);
+        (index.of_members, index.of_others) = (of_members.into_iter().collect(), of_others.into_iter().collect());
+        index
+    }
+}
+
+fn facts(policies: &Policies) -> BTreeSet<Fact> {
+    let mut facts = BTreeSet::new();
+    for rule in columns::all_rules(policies) {
+        for who in rule.peers.iter().flatten() {
+            match who {
+                Who::Workload(selector) => drop(facts.insert(Fact::Selector(selector.clone()))),
+                Who::Block(block) => {
+                    facts.insert(Fact::OfOthers(block.clone()));
+                    if means_members(rule) {
+                        facts.insert(Fact::OfMembers(block.clone()));
+                    }
+                }
+                Who::Entity(_) => {}
+            }
         }
-        classes
+    }
+    facts.extend(columns::ports(policies, Direction::Egress).filter_map(name));
+    facts
+}
+
+/// An allow's networks mean addresses of no workload only.
+fn means_members(rule: &Rule) -> bool {
+    matches!(rule.list, List::Deny | List::Kubernetes)
+}
+
+fn name(ports: &Ports) -> Option<Fact> {
+    match ports {
+        Ports::Named(protocol, name) => Some(Fact::Name(*protocol, name.clone())),
+        Ports::All(_) | Ports::Range(..) => None,
+    }
+}
+
+/// Selectors with their numbers.
+type Numbered<'a> = Rc<[(&'a Selector, u32)]>;
+/// Namespace, service account, and the labels that are looked at.
+type Profile<'a> = (&'a str, &'a str, Vec<(&'a str, &'a str)>);
+
+/// Asks about peers. Workloads that no selector can tell apart are asked about once.
+pub(super) struct Asking<'a> {
+    index: &'a Index,
+    evaluator: &'a Evaluator<'a>,
+    /// By namespace: selectors that may mean its workloads.
+    namespaces: HashMap<&'a str, Numbered<'a>>,
+    profiles: HashMap<Profile<'a>, Rc<[u32]>>,
+}
+
+impl<'a> Asking<'a> {
+    pub(super) fn new(facts: &'a Facts, evaluator: &'a Evaluator<'a>) -> Self {
+        Self { index: &facts.index, evaluator, namespaces: HashMap::new(), profiles: HashMap::new() }
     }
 
-    fn workload(&self, evaluator: &Evaluator<'_>, end: &End) -> Signature {
-        let mut signature = Signature { entities: entities::MEMBER, ..Signature::default() };
-        let Some(workload) = &end.workload else { return signature };
-        let member = evaluator.member(workload);
-        let own = self.selectors.get(&Some(workload.namespace.clone()));
-        for (selector, number) in own.into_iter().chain(self.selectors.get(&None)).flatten() {
-            if selector.means(member) {
-                signature.facts.push(*number);
+    /// Of a workload's address.
+    pub(super) fn member(&mut self, ip: IpAddr, workload: &'a Workload) -> Signature {
+        let mut facts = self.selectors(workload).to_vec();
+        let blocks = self.index.of_members.of(ip).flatten().filter(|(block, _)| block.has(ip));
+        facts.extend(blocks.map(|(_, number)| *number));
+        let mut named = Vec::new();
+        if !self.index.names.is_empty() {
+            for port in &workload.ports {
+                let number = self.index.names.get(&(port.protocol, port.name.clone()));
+                named.extend(number.map(|number| (*number, port.port)));
             }
         }
-        signature
-            .facts
-            .extend(self.of_members.iter().filter(|(block, _)| block.has(end.ip)).map(|(_, number)| *number));
-        for port in &workload.ports {
-            if let Some(number) = self.names.get(&(port.protocol, port.name.clone())) {
-                signature.named.push((*number, port.port));
-            }
-        }
-        signature.facts.sort_unstable();
-        signature.named.sort_unstable();
-        signature
+        facts.sort_unstable();
+        named.sort_unstable();
+        Signature { facts, named, entities: entities::MEMBER }
     }
 
-    /// An address that is no workload's.
-    fn other(&self, evaluator: &Evaluator<'_>, ip: IpAddr, mut known: u8) -> (End, Signature) {
-        let settings = evaluator.settings;
+    fn selectors(&mut self, workload: &'a Workload) -> Rc<[u32]> {
+        let mut labels: Vec<(&str, &str)> = Vec::new();
+        if !self.index.keys.is_empty() {
+            let asked = workload.labels.iter().filter(|(key, _)| self.index.keys.contains(*key));
+            labels.extend(asked.map(|(key, value)| (key.as_str(), value.as_str())));
+        }
+        let profile = (workload.namespace.as_str(), workload.service_account.as_str(), labels);
+        if let Some(known) = self.profiles.get(&profile) {
+            return known.clone();
+        }
+        let member = self.evaluator.member(workload);
+        let candidates = self.of_namespace(&workload.namespace);
+        let meant = candidates.iter().filter(|(selector, _)| selector.means(member));
+        let meant: Rc<[u32]> = meant.map(|(_, number)| *number).collect();
+        self.profiles.insert(profile, meant.clone());
+        meant
+    }
+
+    fn of_namespace(&mut self, name: &'a str) -> Numbered<'a> {
+        if let Some(known) = self.namespaces.get(name) {
+            return known.clone();
+        }
+        let labels = self.evaluator.world.namespace_labels(name);
+        let own = self.index.selectors.get(&Some(name.to_owned()));
+        let all = own.into_iter().chain(self.index.selectors.get(&None)).flatten();
+        let may = |selector: &Selector| selector.namespace_labels.iter().all(|requirement| requirement.holds(labels));
+        let may: Numbered<'a> =
+            all.filter(|(selector, _)| may(selector)).map(|(selector, number)| (selector, *number)).collect();
+        self.namespaces.insert(name, may.clone());
+        may
+    }
+
+    /// Of an address that is no workload's, of which something is known already.
+    pub(super) fn other(&self, ip: IpAddr, mut known: u8) -> Signature {
+        let settings = self.evaluator.settings;
         if settings.api_server.contains(&ip) {
             known |= entities::API_SERVER;
         }
         if known & entities::NODE == 0 && settings.outside(ip) {
             known |= entities::OUTSIDE;
         }
-        let facts = self.of_others.iter().filter(|(block, _)| block.has(ip)).map(|(_, number)| *number).collect();
-        (End { ip, workload: None }, Signature { facts, named: Vec::new(), entities: known })
-    }
-
-    /// All networks that anything is asked about, and everything.
-    fn nets(&self, evaluator: &Evaluator<'_>) -> BTreeSet<IpNet> {
-        let settings = evaluator.settings;
-        let blocks = self.of_others.keys().flat_map(|block| block.except.iter().chain([&block.net]));
-        let cluster = [&settings.pods, &settings.services, &settings.nodes].into_iter().flatten();
-        let mut nets: BTreeSet<IpNet> = blocks.chain(cluster).map(IpNet::trunc).collect();
-        nets.extend(settings.api_server.iter().copied().map(IpNet::from));
-        nets.extend([IpNet::V4(ipnet::Ipv4Net::default()), IpNet::V6(ipnet::Ipv6Net::default())]);
-        nets
-    }
-}
-
-impl Classes {
-    fn number(&mut self, signature: Signature, end: End) -> u32 {
-        let next = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
-        let number = *self.numbers.entry(signature.clone()).or_insert(next);
-        if number == next {
-            self.peers.push((signature, Some(end)));
-        } else if let Some((_, none @ None)) = self.peers.get_mut(number as usize) {
-            *none = Some(end);
-        }
-        number
+        let blocks = self.index.of_others.of(ip).flatten().filter(|(block, _)| block.has(ip));
+        let mut facts: Vec<u32> = blocks.map(|(_, number)| *number).collect();
+        facts.sort_unstable();
+        Signature { facts, named: Vec::new(), entities: known }
     }
 }
 
 impl Asked {
     /// What is so of a peer as far as this set asks.
     pub(super) fn of(&self, signature: &Signature) -> Signature {
+        let asks = |number: &u32| self.numbers.binary_search(number).is_ok();
         Signature {
-            facts: signature.facts.iter().filter(|fact| self.facts.contains(fact)).copied().collect(),
-            named: signature.named.iter().filter(|(name, _)| self.names.contains(name)).copied().collect(),
+            facts: signature.facts.iter().filter(|fact| asks(fact)).copied().collect(),
+            named: signature.named.iter().filter(|(name, _)| asks(name)).copied().collect(),
             entities: signature.entities,
         }
     }
@@ -226,39 +280,5 @@ impl Signature {
     /// Ports that its rules ask for by name.
     pub(super) fn named_ports(&self) -> impl Iterator<Item = u16> {
         self.named.iter().map(|(_, port)| *port)
-    }
-}
-
-/// An allow's networks mean addresses of no workload only.
-fn means_members(rule: &Rule) -> bool {
-    matches!(rule.list, List::Deny | List::Kubernetes)
-}
-
-fn name(ports: &Ports) -> Option<(Protocol, String)> {
-    match ports {
-        Ports::Named(protocol, name) => Some((*protocol, name.clone())),
-        Ports::All(_) | Ports::Range(..) => None,
-    }
-}
-
-/// An address of a network whose longest network among `nets` it is, and that is not `known` itself.
-fn own_address(net: IpNet, nets: &BTreeSet<IpNet>, known: &BTreeMap<IpAddr, u32>) -> Option<IpAddr> {
-    let inner: Vec<&IpNet> = nets.iter().filter(|other| **other != net && net.contains(*other)).collect();
-    let mut candidate = net.network();
-    loop {
-        if let Some(other) = inner.iter().find(|other| other.contains(&candidate)) {
-            candidate = after(other.broadcast())?;
-        } else if known.contains_key(&candidate) {
-            candidate = after(candidate)?;
-        } else {
-            return net.contains(&candidate).then_some(candidate);
-        }
-    }
-}
-
-fn after(ip: IpAddr) -> Option<IpAddr> {
-    match ip {
-        IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|ip| IpAddr::V4(ip.into())),
-        IpAddr::V6(ip) => u128::from(ip).checked_add(1).map(|ip| IpAddr::V6(ip.into())),
     }
 }

@@ -1,127 +1,75 @@
 //! The maps' contents.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
 
-use ipnet::IpNet;
 use kumiko_abi::policy::{
-    CELLS_LEN, CHUNK_PORTS, CHUNKS_LEN, COLUMNS_LEN, Cell, Chunk, Maps, NETS_LEN, NO_SET, ROWS_LEN, Row, SETS_LEN, Set,
-    TABLE_CHUNKS, UNKNOWN_CLASS,
+    CELLS_LEN, CHUNK_PORTS, CHUNKS_LEN, COLUMNS_LEN, Cell, Chunk, Maps, ROWS_LEN, Row, SETS_LEN, Set, TABLE_CHUNKS,
+    UNKNOWN_CLASS,
 };
 
-use super::columns::Columns;
-use super::{Compiled, TooComplex, Verdict, reason};
-use crate::manifest::Protocol;
+use super::{Compiled, Layout, Prefixes, TooComplex, Verdict, reason};
 
 /// Contents of the maps that hold verdicts; what is equal stands in them once.
 ///
 /// Of each array, even epochs have the first half and odd ones the second: what is in force is never written over.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Image {
     /// The epoch that it is for.
     pub epoch: u32,
     /// `SETS`.
-    pub sets: Vec<Set>,
+    pub sets: Arc<Vec<Set>>,
     /// `ROWS`.
-    pub rows: Vec<Row>,
+    pub rows: Arc<Vec<Row>>,
     /// `CHUNKS`.
-    pub chunks: Vec<u32>,
+    pub chunks: Arc<Vec<u32>>,
     /// `COLUMNS`.
-    pub columns: Vec<Chunk>,
+    pub columns: Arc<Vec<Chunk>>,
     /// `CELLS`.
-    pub cells: Vec<Cell>,
+    pub cells: Arc<Vec<Cell>>,
     /// Class of the node's own processes.
     pub host: u32,
     /// Classes of workloads' and nodes' addresses.
-    pub addrs: BTreeMap<IpAddr, u32>,
+    pub addrs: Arc<BTreeMap<IpAddr, u32>>,
     /// Classes of all other addresses, by the longest network that has them.
-    pub nets: BTreeMap<IpNet, u32>,
+    pub nets: Arc<Prefixes<u32>>,
     /// Sets of the endpoints, by UID.
     pub ends: BTreeMap<String, u32>,
 }
 
-/// Values in which equal runs stand once.
-struct Slab<T> {
-    base: u32,
-    values: Vec<T>,
-    begins: HashMap<Vec<T>, u32>,
-}
+/// Elements that may stand between two changes and are written with them: a call costs more.
+const BETWEEN: usize = 8;
 
-impl<T: Clone + Eq + Hash> Slab<T> {
-    fn new(base: u32) -> Self {
-        Self { base, values: Vec::new(), begins: HashMap::new() }
+/// What of an array is to be written, with where it begins, if `before` is what stands there.
+pub fn runs<'a, T: PartialEq>(before: &[T], now: &'a [T]) -> Vec<(u32, &'a [T])> {
+    if std::ptr::eq(before, now) {
+        return Vec::new();
     }
-
-    /// Where a run begins.
-    fn place(&mut self, run: Vec<T>) -> u32 {
-        if let Some(begin) = self.begins.get(&run) {
-            return *begin;
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (at, _) in now.iter().enumerate().filter(|(at, value)| before.get(*at) != Some(*value)) {
+        match runs.last_mut() {
+            Some(run) if run.end + BETWEEN >= at => run.end = at + 1,
+            _ => runs.push(at..at + 1),
         }
-        let begin = self.base.saturating_add(number(self.values.len()));
-        self.values.extend(run.iter().cloned());
-        self.begins.insert(run, begin);
-        begin
     }
-
-    /// All values, unless there are more than an array's half of `len`.
-    fn finish(self, of: &'static str, len: u32) -> Result<Vec<T>, TooComplex> {
-        let (need, room) = (self.values.len(), (len / 2) as usize);
-        if need > room { Err(TooComplex::Room { of, need, room }) } else { Ok(self.values) }
-    }
-}
-
-fn number(index: usize) -> u32 {
-    u32::try_from(index).unwrap_or(u32::MAX)
+    runs.into_iter().filter_map(|run| Some((u32::try_from(run.start).ok()?, now.get(run)?))).collect()
 }
 
 impl Image {
-    /// Of verdicts, for an epoch; `booted` is the second since 1970 at which the clock of [`Cell::not_after`] began.
+    /// Of verdicts, for an epoch, in places of its own; see [`Layout::image`].
     ///
     /// # Errors
     /// More than the arrays hold.
     pub fn of(compiled: &Compiled, booted: i64, epoch: u32) -> Result<Self, TooComplex> {
-        let mut rows = Slab::new(begin(ROWS_LEN, epoch));
-        let mut chunks = Slab::new(begin(CHUNKS_LEN, epoch));
-        let mut columns = Slab::new(begin(COLUMNS_LEN, epoch));
-        let mut cells = Slab::new(begin(CELLS_LEN, epoch));
-        // [`NO_SET`] is the first of the first half.
-        let mut sets = Slab { base: begin(SETS_LEN, epoch), values: vec![Set::default()], begins: HashMap::new() };
-        let mut numbers = Vec::new();
-        for set in &compiled.sets {
-            let [ingress, egress] = [0, 1].map(|direction| {
-                let lines = set.lines.get(direction).into_iter().flatten();
-                let lines: Vec<u32> = lines.map(|line| cells.place(line_cells(line, booted))).collect();
-                let rows = set.rows.get(direction).into_iter().flatten();
-                rows.map(|row| lines.get(*row as usize).copied().unwrap_or_default()).collect::<Vec<u32>>()
-            });
-            let both = ingress.into_iter().zip(egress).map(|(ingress, egress)| Row { ingress, egress });
-            let [ingress, egress] = &set.columns;
-            let tables =
-                [(ingress, Protocol::Tcp), (ingress, Protocol::Udp), (egress, Protocol::Tcp), (egress, Protocol::Udp)];
-            let tables = tables.map(|(of, protocol)| {
-                let table = table(of, protocol).into_iter().map(|chunk| columns.place(vec![chunk])).collect();
-                chunks.place(table)
-            });
-            let set = Set { rows: rows.place(both.collect()), classes: compiled.classes, tables };
-            numbers.push(sets.place(vec![set]));
-        }
-        if compiled.nets.len() > NETS_LEN as usize {
-            return Err(TooComplex::Room { of: "networks", need: compiled.nets.len(), room: NETS_LEN as usize });
-        }
-        let number = |set: &usize| numbers.get(*set).copied().unwrap_or(NO_SET);
-        Ok(Self {
-            epoch,
-            sets: sets.finish("sets", SETS_LEN)?,
-            rows: rows.finish("rows", ROWS_LEN)?,
-            chunks: chunks.finish("chunks of port tables", CHUNKS_LEN)?,
-            columns: columns.finish("distinct chunks of port tables", COLUMNS_LEN)?,
-            cells: cells.finish("cells", CELLS_LEN)?,
-            host: compiled.host,
-            addrs: compiled.addrs.clone(),
-            nets: compiled.nets.clone(),
-            ends: compiled.ends.iter().map(|(uid, set)| (uid.clone(), number(set))).collect(),
-        })
+        Layout::default().image(compiled, booted, epoch)
+    }
+
+    /// Takes the arrays of another one of the same parity.
+    pub(super) fn share(&mut self, other: &Self) {
+        let Self { sets, rows, chunks, columns, cells, .. } = other.clone();
+        *self = Self { sets, rows, chunks, columns, cells, ..std::mem::take(self) };
     }
 
     /// Where its elements begin in an array of `len`.
@@ -135,15 +83,12 @@ impl Image {
 
     /// The class of an address.
     pub fn class(&self, ip: IpAddr) -> u32 {
-        let longest = || {
-            let nets = self.nets.iter().filter(|(net, _)| net.contains(&ip));
-            nets.max_by_key(|(net, _)| net.prefix_len()).map(|(_, class)| *class)
-        };
-        self.addrs.get(&ip).copied().or_else(longest).unwrap_or(UNKNOWN_CLASS)
+        let own = self.addrs.get(&ip).or_else(|| self.nets.of(ip).next());
+        own.copied().unwrap_or(UNKNOWN_CLASS)
     }
 }
 
-fn line_cells(line: &[[Verdict; 2]], booted: i64) -> Vec<Cell> {
+pub(super) fn line_cells(line: &[[Verdict; 2]], booted: i64) -> Vec<Cell> {
     line.iter().flatten().map(|verdict| cell(verdict, booted)).collect()
 }
 
@@ -166,13 +111,13 @@ fn cell(verdict: &Verdict, booted: i64) -> Cell {
 }
 
 /// Where the elements of an epoch begin in an array.
-const fn begin(len: u32, epoch: u32) -> u32 {
+pub(super) const fn begin(len: u32, epoch: u32) -> u32 {
     if epoch.is_multiple_of(2) { 0 } else { len / 2 }
 }
 
-/// The columns of all ports of a protocol.
-fn table(columns: &Columns, protocol: Protocol) -> Vec<Chunk> {
-    let mut ranges = columns.ranges(protocol).iter().copied().peekable();
+/// The columns of all ports, of where ranges of them begin.
+pub(super) fn table(ranges: &[(u16, u8)]) -> Vec<Chunk> {
+    let mut ranges = ranges.iter().copied().peekable();
     let mut column = 0;
     let mut chunk = |chunk: u32| {
         let first = chunk * CHUNK_PORTS;

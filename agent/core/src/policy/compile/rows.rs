@@ -1,170 +1,232 @@
-//! Verdicts of a set's cells.
+//! Sets on their way: which classes they tell apart, and what is said of each.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use kumiko_abi::policy::{REVOKE_CUT, REVOKE_KEEP};
+use kumiko_abi::policy::UNKNOWN_CLASS;
 
-use super::super::judge::{Answer, Policies, Proof, Question, Side, Term, View};
-use super::super::object::{Action, Entity, OnRevoke};
-use super::super::port::Asked;
-use super::super::rule::{Direction, ObjectId};
+use super::super::port;
+use super::super::rule::Direction;
 use super::super::verdict::{End, Evaluator};
+use super::cells::{About, Judge};
+use super::classes::Classes;
 use super::columns::Columns;
-use super::facts::{Classes, Facts, Signature};
-use super::{Group, Key, Set, TooComplex, Verdict, Why};
+use super::facts::{Asked, Signature};
+use super::subjects::{Group, Key};
+use super::{Line, Set, TooComplex};
+use crate::manifest::Protocol;
 
-/// Columns, rows by class, distinct rows.
-type Table = (Columns, Vec<u32>, Vec<Vec<[Verdict; 2]>>);
-
-/// Makes sets.
-pub(super) struct Rows<'a> {
-    pub(super) evaluator: &'a Evaluator<'a>,
-    pub(super) now: i64,
-    /// What decided, with its number.
-    pub(super) whys: BTreeMap<Why, u32>,
+/// A set, with all that is needed to follow a change. A *kind* is what it does not tell apart of classes.
+#[derive(Debug)]
+pub(super) struct SetState {
+    group: Group,
+    /// Which of its exceptions have not ended.
+    lives: Vec<bool>,
+    asked: Asked,
+    /// Ports of its endpoints that are each one for itself.
+    own: BTreeSet<(Protocol, u16)>,
+    /// Ports that peers have under a name that is asked for.
+    called: BTreeSet<u16>,
+    numbers: BTreeMap<Signature, u32>,
+    /// By kind: what is so of it, and how many classes are of it. Without any it is free.
+    kinds: Vec<(Signature, usize)>,
+    free: BTreeSet<u32>,
+    /// Kinds that are yet to be judged.
+    due: BTreeSet<u32>,
+    /// A kind that nobody was of when it was judged.
+    nobody: Option<u32>,
+    made: Arc<Set>,
 }
 
-impl Rows<'_> {
-    /// One set.
-    pub(super) fn set(
-        &mut self,
-        key: &Key,
-        group: &Group,
-        facts: &Facts,
-        classes: &Classes,
-    ) -> Result<Set, TooComplex> {
-        // Classes that this set does not tell apart, each with a peer.
-        let asked = facts.asked(&group.policies);
-        let mut seen: BTreeMap<Signature, u32> = BTreeMap::new();
-        let (mut peers, mut rows) = (Vec::new(), Vec::new());
-        for (signature, end) in &classes.peers {
-            let next = u32::try_from(seen.len()).unwrap_or(u32::MAX);
-            let row = *seen.entry(asked.of(signature)).or_insert(next);
-            if row == next {
-                peers.push(end.clone());
-            } else if let Some(none @ None) = peers.get_mut(row as usize) {
-                none.clone_from(end);
-            }
-            rows.push(row);
-        }
+impl SetState {
+    pub(super) fn new(number: u32, key: &Key, group: Group, asked: Asked, now: i64) -> Self {
         let probed = key.probed.iter().copied();
         let own = key.named.iter().map(|(protocol, _, port)| (*protocol, *port)).chain(probed).collect();
-        let called: BTreeSet<u16> = seen.keys().flat_map(Signature::named_ports).collect();
-        let both =
-            |port| [crate::manifest::Protocol::Tcp, crate::manifest::Protocol::Udp].map(|protocol| (protocol, port));
-        let called = called.into_iter().flat_map(both).collect();
-        let ingress = self.table(group, Direction::Ingress, &own, &peers, &rows)?;
-        let egress = self.table(group, Direction::Egress, &called, &peers, &rows)?;
-        Ok(Set {
+        let none = || Arc::new(Columns::default());
+        let made = Set {
+            number,
             objects: key.objects.clone(),
-            columns: [ingress.0, egress.0],
-            rows: [ingress.1, egress.1],
-            lines: [ingress.2, egress.2],
-        })
-    }
-
-    fn table(
-        &mut self,
-        group: &Group,
-        direction: Direction,
-        own: &BTreeSet<(crate::manifest::Protocol, u16)>,
-        peers: &[Option<End>],
-        rows: &[u32],
-    ) -> Result<Table, TooComplex> {
-        let columns = Columns::of(&group.policies, direction, own).map_err(|columns| TooComplex::Columns {
-            of: format!("{}/{}", group.subject.namespace, group.subject.name),
-            direction,
-            columns,
-        })?;
-        let mut lines: Vec<Vec<[Verdict; 2]>> = Vec::new();
-        let mut known: BTreeMap<Vec<[Verdict; 2]>, u32> = BTreeMap::new();
-        let mut line_of = Vec::new();
-        for peer in peers {
-            // Nobody has the class: what is said of it is never read, and is what is said of an unknown address.
-            let nobody = End { ip: std::net::Ipv4Addr::UNSPECIFIED.into(), workload: None };
-            let peer = peer.as_ref().unwrap_or(&nobody);
-            let line: Vec<[Verdict; 2]> = columns
-                .ports
-                .iter()
-                .map(|asked| {
-                    [Proof::Claim, Proof::Veth].map(|proof| self.verdict(group, direction, peer, *asked, proof))
-                })
-                .collect();
-            let next = u32::try_from(lines.len()).unwrap_or(u32::MAX);
-            let number = *known.entry(line.clone()).or_insert(next);
-            if number == next {
-                lines.push(line);
-            }
-            line_of.push(number);
-        }
-        let rows = rows.iter().map(|row| line_of.get(*row as usize).copied().unwrap_or_default()).collect();
-        Ok((columns, rows, lines))
-    }
-
-    fn verdict(&mut self, group: &Group, direction: Direction, end: &End, asked: Asked, proof: Proof) -> Verdict {
-        let subject = self.evaluator.member(&group.subject);
-        let mut peer = self.evaluator.peer(end, &group.subject, direction, asked);
-        // From the node's own address: proved is what the kubelet sends, claimed what any other process does.
-        if !proof.proves() {
-            peer.entities.retain(|entity| *entity != Entity::Probe);
-        }
-        let lenient = super::judge::lenient(&group.subject);
-        let question = Question { subject, peer: &peer, direction, asked, proof, lenient, now: self.now };
-        let strict = Question { lenient: false, ..question };
-        let policies = &group.policies;
-        let enforced = policies.side(&question, View::Enforced);
-        let sides = [&enforced, &policies.side(&question, View::WithAudit), &policies.side(&strict, View::Enforced)];
-        let refusals = sides.map(|side| side.refusal().map(|answer| answer.term));
-        let lapse = if enforced.allows() { lapse(policies, &question, &enforced) } else { None };
-        let revoke = match (&lapse, enforced.refusal()) {
-            (Some((_, _, revoke)), _) => *revoke,
-            (None, Some(answer)) => {
-                // What an exception let be until it ended goes as the exception says.
-                let ended = answer.by.iter().flat_map(|source| policies.lapsed(&question, source));
-                let ended: Vec<_> = ended.map(|exception| exception.on_expiry).collect();
-                let objects = answer.by.iter().map(|source| source.object.on_revoke);
-                if ended.is_empty() { strictest(objects) } else { strictest(ended.into_iter()) }
-            }
-            (None, None) => REVOKE_CUT,
+            columns: [none(), none()],
+            kinds: Vec::new(),
+            lines: [Vec::new(), Vec::new()],
         };
-        let why = Why(sides.map(deciding));
-        let next = u32::try_from(self.whys.len()).unwrap_or(u32::MAX);
-        let why = *self.whys.entry(why).or_insert(next);
-        Verdict { refusals, until: lapse.map(|(at, term, _)| (at, term)), revoke, why }
+        Self {
+            lives: lives(&group, now),
+            group,
+            asked,
+            own,
+            called: BTreeSet::new(),
+            numbers: BTreeMap::new(),
+            kinds: Vec::new(),
+            free: BTreeSet::new(),
+            due: BTreeSet::new(),
+            nobody: None,
+            made: Arc::new(made),
+        }
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.made.number
+    }
+
+    pub(super) fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
+    pub(super) fn made(&self) -> Arc<Set> {
+        self.made.clone()
+    }
+
+    /// Whether the same rules hold for these endpoints.
+    pub(super) fn is_of(&self, group: &Group, now: i64) -> bool {
+        self.group.policies == group.policies && self.lives == lives(group, now)
+    }
+
+    /// Who stands for its endpoints now.
+    pub(super) fn subject(&mut self, group: Group) {
+        self.group = group;
+    }
+
+    /// How many verdicts it has, of both proofs.
+    pub(super) fn verdicts(&self) -> usize {
+        let columns: usize = self.made.columns.iter().map(|columns| columns.ports.len()).sum();
+        self.numbers.len().saturating_mul(columns).saturating_mul(2)
+    }
+
+    /// Whether any kind is yet to be judged.
+    pub(super) fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// Follows the classes: of those that are `changed` something else is so than before.
+    pub(super) fn classify(&mut self, classes: &Classes, changed: &BTreeSet<u32>) -> Result<(), TooComplex> {
+        let begun = !self.made.kinds.is_empty();
+        let mut of = self.made.kinds.clone();
+        let nothing = Signature::default();
+        let (mut named, mut left) = (false, Vec::new());
+        let count = classes.len();
+        left.extend(of.drain(count.min(of.len())..));
+        let all = u32::try_from(count).unwrap_or(u32::MAX);
+        let new = u32::try_from(of.len()).unwrap_or(u32::MAX)..all;
+        for class in changed.iter().copied().filter(|class| *class < new.start).chain(new.clone()) {
+            let signature = self.asked.of(classes.signature(class).unwrap_or(&nothing));
+            named |= signature.named_ports().next().is_some();
+            let kind = self.enter(signature);
+            match of.get_mut(class as usize) {
+                Some(of) => left.push(std::mem::replace(of, kind)),
+                None => of.push(kind),
+            }
+        }
+        for kind in left {
+            named |= self.leave(kind);
+        }
+        // The class of who is unknown may be nobody's, and its kind with it.
+        let unknown = of.get(UNKNOWN_CLASS as usize).copied().unwrap_or_default();
+        let someone = (0_u32..).zip(&of).any(|(class, kind)| *kind == unknown && !classes.is_empty(class));
+        if someone == (self.nobody == Some(unknown)) {
+            self.nobody = None;
+            self.due.insert(unknown);
+        }
+        if of != self.made.kinds {
+            Arc::make_mut(&mut self.made).kinds = of;
+        }
+        if named || !begun {
+            self.columns(begun)?;
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, signature: Signature) -> u32 {
+        let kind = self.numbers.get(&signature).copied().unwrap_or_else(|| {
+            let kind = self.free.pop_first().unwrap_or_else(|| {
+                self.kinds.push(Default::default());
+                u32::try_from(self.kinds.len().saturating_sub(1)).unwrap_or(u32::MAX)
+            });
+            self.numbers.insert(signature.clone(), kind);
+            self.due.insert(kind);
+            if let Some(place) = self.kinds.get_mut(kind as usize) {
+                *place = (signature, 0);
+            }
+            kind
+        });
+        if let Some((_, classes)) = self.kinds.get_mut(kind as usize) {
+            *classes += 1;
+        }
+        kind
+    }
+
+    /// Whether the last class of a kind left, and had ports that are asked for by name.
+    fn leave(&mut self, kind: u32) -> bool {
+        let Some((signature, classes)) = self.kinds.get_mut(kind as usize) else { return false };
+        *classes = classes.saturating_sub(1);
+        if *classes > 0 {
+            return false;
+        }
+        let signature = std::mem::take(signature);
+        self.numbers.remove(&signature);
+        self.due.remove(&kind);
+        self.free.insert(kind);
+        self.nobody = self.nobody.filter(|nobody| *nobody != kind);
+        signature.named_ports().next().is_some()
+    }
+
+    /// Groups the ports again, if peers call others by name than before.
+    fn columns(&mut self, begun: bool) -> Result<(), TooComplex> {
+        let called: BTreeSet<u16> = self.numbers.keys().flat_map(Signature::named_ports).collect();
+        if begun && called == self.called {
+            return Ok(());
+        }
+        let both = |port: &u16| [Protocol::Tcp, Protocol::Udp].map(|protocol| (protocol, *port));
+        let towards = called.iter().flat_map(both).collect();
+        let of = |direction, own| {
+            Columns::of(&self.group.policies, direction, own).map(Arc::new).map_err(|columns| TooComplex::Columns {
+                of: format!("{}/{}", self.group.subject.namespace, self.group.subject.name),
+                direction,
+                columns,
+            })
+        };
+        let columns = [of(Direction::Ingress, &self.own)?, of(Direction::Egress, &towards)?];
+        Arc::make_mut(&mut self.made).columns = columns;
+        self.called = called;
+        self.due = self.numbers.values().copied().collect();
+        Ok(())
+    }
+
+    /// Judges the kinds that are yet to be.
+    pub(super) fn judge(&mut self, judge: &mut Judge, evaluator: &Evaluator<'_>, witnesses: &[Option<End>], now: i64) {
+        let mut ends: BTreeMap<u32, &End> = BTreeMap::new();
+        for (kind, end) in self.made.kinds.iter().zip(witnesses) {
+            if let (true, Some(end)) = (self.due.contains(kind), end) {
+                ends.entry(*kind).or_insert(end);
+            }
+        }
+        // Nobody is of the kind: what is said of it is what is said of an unknown address.
+        let nobody = End { ip: Ipv4Addr::UNSPECIFIED.into(), workload: None };
+        let made = Arc::make_mut(&mut self.made);
+        let columns = made.columns.clone();
+        let about = About { evaluator, group: &self.group, now };
+        let directions = [Direction::Ingress, Direction::Egress];
+        for ((lines, columns), direction) in made.lines.iter_mut().zip(&columns).zip(directions) {
+            lines.resize(self.kinds.len(), Line::default());
+            self.free.iter().for_each(|kind| put(lines, *kind, Line::default()));
+            for kind in &self.due {
+                let end = ends.get(kind).copied().unwrap_or(&nobody);
+                let of = |asked: &port::Asked| judge.both(&about, direction, end, *asked);
+                put(lines, *kind, columns.ports.iter().map(of).collect());
+            }
+        }
+        self.nobody = self.due.iter().find(|kind| !ends.contains_key(kind)).copied().or(self.nobody);
+        self.due.clear();
     }
 }
 
-/// When the end of exceptions makes an allowed flow a refused one: the moment, why not then, what becomes of it.
-fn lapse(policies: &Policies, question: &Question<'_>, side: &Side<'_>) -> Option<(i64, Term, u32)> {
-    let suspending: Vec<_> = side.answers.iter().flat_map(|answer| &answer.suspended_by).collect();
-    let ends: BTreeSet<i64> = suspending.iter().map(|exception| exception.expires.as_second()).collect();
-    ends.into_iter().find_map(|at| {
-        let then = policies.side(&Question { now: at, ..*question }, View::Enforced);
-        let term = then.refusal()?.term;
-        let ended = suspending.iter().filter(|exception| exception.expires.as_second() == at);
-        Some((at, term, strictest(ended.map(|exception| exception.on_expiry))))
-    })
-}
-
-/// What made the first term that refuses, or each that allows, what it is.
-fn deciding(side: &Side<'_>) -> Vec<(ObjectId, Option<String>)> {
-    let of = |answer: &Answer<'_>| {
-        let names =
-            answer.by.iter().map(|source| (source.object.id.clone(), source.rule.map(|rule| rule.name.clone())));
-        names.collect::<Vec<_>>()
-    };
-    match side.refusal() {
-        Some(answer) => of(answer),
-        None => side.answers.iter().flat_map(of).collect(),
+fn put(lines: &mut [Line], kind: u32, line: Line) {
+    if let Some(place) = lines.get_mut(kind as usize) {
+        *place = line;
     }
 }
 
-/// [`kumiko_abi::policy::Cell::revoke`] of the strictest; of none, it is cut.
-fn strictest(all: impl Iterator<Item = OnRevoke>) -> u32 {
-    let one = |on_revoke: OnRevoke| match on_revoke.action {
-        Action::Cut => REVOKE_CUT,
-        Action::Grace => on_revoke.seconds.unwrap_or(0),
-        Action::Keep => REVOKE_KEEP,
-    };
-    all.map(one).min().unwrap_or(REVOKE_CUT)
+fn lives(group: &Group, now: i64) -> Vec<bool> {
+    group.policies.exceptions().iter().map(|exception| exception.lives(now)).collect()
 }

@@ -8,7 +8,7 @@ use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
 use kumiko_core::addr;
 use kumiko_core::api::PolicyStatus;
 use kumiko_core::compile::diff;
-use kumiko_core::policy::compile::{Image, TooComplex, compile};
+use kumiko_core::policy::compile::{Compiler, Image, Layout, TooComplex};
 use kumiko_core::policy::revoke::Graces;
 use kumiko_core::policy::verdict::Evaluator;
 use kumiko_core::stage::legacy;
@@ -26,6 +26,9 @@ use crate::clock;
 pub(super) struct Judging {
     /// Flows that the agent carries.
     carried: Box<dyn Carried>,
+    /// What was made before, from which the next tables follow.
+    compiler: Compiler,
+    layout: Layout,
     /// The tables in force, if this agent made them.
     pub(super) image: Option<Arc<Image>>,
     /// When the next exception ends, in seconds since 1970.
@@ -41,9 +44,19 @@ pub(super) struct Judging {
 
 impl Judging {
     /// From what an agent before us left in force.
-    pub(super) fn new(carried: Box<dyn Carried>, epoch: u32) -> Self {
+    pub(super) fn new(carried: Box<dyn Carried>, node: &str, epoch: u32) -> Self {
         let status = PolicyStatus { enforced: true, epoch, ..PolicyStatus::default() };
-        Self { carried, image: None, lapses: None, status, coming: None, due: false, graces: Graces::default() }
+        Self {
+            carried,
+            compiler: Compiler::new(node),
+            layout: Layout::default(),
+            image: None,
+            lapses: None,
+            status,
+            coming: None,
+            due: false,
+            graces: Graces::default(),
+        }
     }
 
     fn epoch(&self) -> u32 {
@@ -91,8 +104,9 @@ impl<E: Edge> Engine<E> {
 
     fn judge_anew(&mut self, before: u32) -> Result<(), JudgeError> {
         let (now, epoch) = (clock::unix_seconds(), before.wrapping_add(1));
-        let compiled = compile(&Evaluator::of(&self.world), &self.node, now)?;
-        let image = Image::of(&compiled, now - clock::boot_seconds(), epoch)?;
+        let Some(judging) = &mut self.judging else { return Ok(()) };
+        let compiled = judging.compiler.compile(&Evaluator::of(&self.world), now)?;
+        let image = judging.layout.image(&compiled, now - clock::boot_seconds(), epoch)?;
         self.edge.set_verdicts(&image)?;
         let mut prepared = self.written.clone();
         prepared.prepare(&image, &self.world, &self.judged_ends());
