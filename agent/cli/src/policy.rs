@@ -54,7 +54,7 @@ fn read(args: &FolderArgs) -> Result<Folder, Error> {
     problems.extend(loaded.problems.iter().map(ToString::to_string));
     let foreign = foreign(&loaded.policies, &args.trust_domain);
     problems.extend(foreign.into_iter().map(|problem| format!("{problem}: mend it, or say --trust-domain")));
-    Ok(Folder { world, loaded, problems, objects: state.objects().count() })
+    Ok(Folder { world, loaded, problems, objects: state.objects_in_force() })
 }
 
 #[derive(Serialize)]

@@ -10,6 +10,7 @@ mod folder;
 mod kinds;
 mod node;
 mod policy;
+mod refused;
 mod workload;
 
 pub use diagnostic::{Diagnostic, Place, Problem};

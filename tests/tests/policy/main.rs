@@ -28,6 +28,7 @@ const NAMES: &[&str] = &[
     "revoked_after_a_while_or_never",
     "verdicts_outlive_the_agent",
     "what_would_be_refused_is_told",
+    "what_never_was_valid_refuses",
     "the_nodes_own_processes_are_told_by_their_sockets",
 ];
 fn main() -> ExitCode {
@@ -39,7 +40,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 7] = [rules, exceptions, open, revoked, restarted, audited, probed];
+    let tests: [fn() -> Result<()>; 8] = [rules, exceptions, open, revoked, restarted, audited, invalid, probed];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
 }
@@ -101,6 +102,42 @@ fn rules() -> Result<()> {
         world.all(&[(("watched-1", "other-2", OPEN), true)])?;
         world.apply("")?;
         world.all(&free)
+    })
+}
+
+fn invalid() -> Result<()> {
+    within("invalid", Net::Routed, |world| {
+        let open = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", OPEN), true),
+            (("client-1", "other-2", OPEN), true),
+        ];
+        let refused = [
+            (("client-1", "server-1", OPEN), false),
+            (("client-1", "server-2", OPEN), false),
+            (("client-1", "other-2", OPEN), true),
+        ];
+        world.all(&open)?;
+        for bad in [TEAM.replace("ports", "port"), TEAM.replace("20000}", "20000")] {
+            world.put(&bad)?;
+            wait_for("it refuses what it selects", Duration::from_secs(20), || world.all(&refused))?;
+            let flows = world.lab.admin(2, "/v1/flows?verdict=deny")?.to_string();
+            ensure!(flows.contains("policy_invalid"), "{flows}");
+            world.put("")?;
+            wait_for("it is gone", Duration::from_secs(20), || world.all(&open))?;
+        }
+        // A version that was in force stays.
+        world.apply(TEAM)?;
+        world.all(&open)?;
+        world.put(&TEAM.replace("ports", "port"))?;
+        wait_for("the bad version is told", Duration::from_secs(20), || {
+            let status = world.lab.admin(2, "/v1/status")?;
+            let told = status.pointer("/source/diagnostics").and_then(Value::as_array).context("no diagnostics")?;
+            ensure!(told.len() == 1, "{told:?}");
+            Ok(())
+        })?;
+        world.all(&open)?;
+        world.all(&[(("client-1", "server-2", SHUT), false), (("other-1", "server-2", OPEN), false)])
     })
 }
 

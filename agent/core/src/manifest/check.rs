@@ -212,7 +212,7 @@ pub(super) fn stage_path() -> [Step<'static>; 3] {
     [Step::Key("metadata"), Step::Key("labels"), Step::Key(STAGE_LABEL)]
 }
 
-fn is_label(text: &str) -> bool {
+pub(super) fn is_label(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = text.as_bytes();
     bytes.len() <= 63

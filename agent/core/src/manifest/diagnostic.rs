@@ -221,6 +221,14 @@ pub enum Problem {
         /// The namespace's stage.
         namespace: Stage,
     },
+    /// A document of policy of which no version ever was in force.
+    #[error("{object} has no version that is in force: {means}")]
+    NeverValid {
+        /// Kind, namespace and name.
+        object: String,
+        /// What follows.
+        means: &'static str,
+    },
     /// The folder itself.
     #[error("the folder cannot be read: {why}: the last good state stays in force")]
     Folder {

@@ -49,13 +49,15 @@ pub enum Term {
     NetworkPolicy,
     /// T or G: the team lets it, or the platform guarantees it.
     Team,
+    /// K or T, where one of those that select never was valid.
+    Invalid,
     /// P: the peer is proved, or need not be.
     Proof,
 }
 
 impl Term {
     /// All of them, in their order.
-    pub const ALL: [Self; 5] = [Self::Deny, Self::Ceiling, Self::NetworkPolicy, Self::Team, Self::Proof];
+    pub const ALL: [Self; 6] = [Self::Deny, Self::Ceiling, Self::NetworkPolicy, Self::Team, Self::Invalid, Self::Proof];
 }
 
 impl fmt::Display for Term {
@@ -65,6 +67,7 @@ impl fmt::Display for Term {
             Self::Ceiling => "ceiling",
             Self::NetworkPolicy => "network policy",
             Self::Team => "team",
+            Self::Invalid => "invalid policy",
             Self::Proof => "proof",
         })
     }
@@ -343,6 +346,8 @@ fn union<'a>(
         .collect();
     let selected: Vec<Source<'_>> = selecting.map(|object| Source { object, rule: None }).collect();
     let holds = selected.is_empty() || !allowed.is_empty();
+    let invalid = !holds && selected.iter().any(|source| source.object.invalid);
+    let term = if invalid { Term::Invalid } else { term };
     Answer { term, holds, by: if holds { allowed } else { selected }, suspended_by: Vec::new() }
 }
 
@@ -369,7 +374,7 @@ fn team<'a>(
         if !answer.holds {
             answer.by.clear();
         }
-        answer.holds = true;
+        (answer.holds, answer.term) = (true, Term::Team);
         answer.by.extend(guaranteed);
     }
     answer
