@@ -118,7 +118,9 @@ fn invalid() -> Result<()> {
             (("client-1", "other-2", OPEN), true),
         ];
         world.all(&open)?;
-        for bad in [TEAM.replace("ports", "port"), TEAM.replace("20000}", "20000")] {
+        // Its subject can be read; it is no YAML, so that it is about all of its namespace, both ways.
+        let all = refused.map(|(one, _)| (one, false));
+        for (bad, refused) in [(TEAM.replace("ports", "port"), refused), (TEAM.replace("20000}", "20000"), all)] {
             world.put(&bad)?;
             wait_for("it refuses what it selects", Duration::from_secs(20), || world.all(&refused))?;
             let flows = world.lab.admin(2, "/v1/flows?verdict=deny")?.to_string();

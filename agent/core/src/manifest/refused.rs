@@ -205,7 +205,8 @@ fn map(entries: Vec<(&str, Value)>) -> Value {
     Value::Map(entries.into_iter().map(entry).collect())
 }
 
-/// Whether it selects in ingress, and in egress. A field that the kind does not have may be the misspelt other one.
+/// Whether it selects in ingress, and in egress. A field that the kind does not have may be a misspelt direction; one of
+/// which nothing is left may have been cut off.
 fn directions(kind: &str, spec: Option<&Node>) -> [bool; 2] {
     let Some(Value::Map(entries)) = spec.map(|spec| &spec.value) else { return [true; 2] };
     let has = |name: &str| entries.iter().any(|(key, _)| key.name == name);
@@ -213,7 +214,7 @@ fn directions(kind: &str, spec: Option<&Node>) -> [bool; 2] {
     if kind == "MeshPolicy" {
         let known = knows(&["mode", "replaces", "onRevoke", "subject", "ingress", "egress"]);
         let selected = [has("ingress"), has("egress")];
-        return if known { selected } else { [true; 2] };
+        return if known && selected != [false; 2] { selected } else { [true; 2] };
     }
     if !knows(&["podSelector", "policyTypes", "ingress", "egress"]) {
         return [true; 2];
