@@ -123,6 +123,11 @@ fn end(world: &World, who: &PartyMatch, like: Option<IpAddr>) -> Result<End, Err
         let ip = ip.to_canonical();
         // A verdict is about the endpoint that was chosen, on its own port.
         let of = |service: &&Arc<Service>| service.cluster_ips.contains(&ip) || service.outer_ips.contains(&ip);
+        if world.is_disputed(ip) {
+            return Err(nobody(
+                "is nobody's (see `kumiko policy check`): what uses it is refused, with disputed_address",
+            ));
+        }
         let Some(service) = world.services().find(of) else { return Ok(End::at(world, ip)) };
         let service = format!("{}/{}", service.namespace, service.name);
         return Err(nobody(&format!("is an address of Service {service}: name one of its workloads, and its port")));

@@ -213,6 +213,7 @@ impl Publisher {
         {
             warn!(%error, "last good versions of files could not be kept for the next start");
         }
+        let disputed = u32::try_from(world.disputed().len()).unwrap_or(u32::MAX);
         let changed = !synced || world != **self.world.borrow();
         self.tell(diagnostics);
         // Before the status: what that says is in force is.
@@ -225,6 +226,7 @@ impl Publisher {
         self.status.send_modify(|status| {
             let mut next = SourceStatus::clone(status);
             next.synced = true;
+            next.disputed = disputed;
             next.files = u32::try_from(self.folder.files_in_force()).unwrap_or(u32::MAX);
             next.objects = u32::try_from(self.folder.objects_in_force()).unwrap_or(u32::MAX);
             if changed {

@@ -137,7 +137,7 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
 pub(crate) fn inbound(hook: &Hook<'_>, s: &mut Scratch, asker: Asker) {
     let stage = stage(hook.endpoint);
     // Of the node itself the tables say of "proved": it is the kubelet, at a declared port.
-    let (probe, host) = (matches!(asker, Asker::Probe), !matches!(asker, Asker::Unknown));
+    let (probe, host) = (matches!(asker, Asker::Probe), matches!(asker, Asker::Host | Asker::Probe));
     if asked(s, (hook.config, epoch(hook.config)), hook.endpoint, (true, probe, host)) {
         let flags = kumiko_abi::judge::clear_flags(asker);
         s.decision = policy::rule_clear(s.decision, stage, &s.cell, since_boot(), flags);

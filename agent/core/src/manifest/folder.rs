@@ -6,12 +6,13 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::refused::{self, Refused};
-use super::{Claim, Diagnostic, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in};
+use super::{Claim, ClaimedAddresses, Diagnostic, Kind, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in};
 
 /// What was read from a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,6 +47,8 @@ struct File {
     clashes: Vec<Diagnostic>,
     /// Policy of the newest version of which nothing is in force, and what stands for it.
     never_valid: Vec<(Option<Object>, Diagnostic)>,
+    /// Addresses that the newest version claims for workloads, and that workloads in force have.
+    claimed: Vec<Object>,
 }
 
 /// A version that is refused.
@@ -115,6 +118,30 @@ impl FolderState {
             }
         }
         self.stand_in(&held_back);
+        self.claim(&held_back);
+    }
+
+    /// Which of two workloads an address belongs to is not for the order of files to say.
+    fn claim(&mut self, held_back: &BTreeSet<String>) {
+        let good = self.files.values().filter_map(|file| file.good.as_ref()).flat_map(|objects| objects.iter());
+        let workloads = good.filter_map(|object| match &object.kind {
+            Kind::Workload(workload) => Some(workload),
+            _ => None,
+        });
+        let had: HashSet<IpAddr> = workloads.flat_map(|workload| workload.ips.iter().copied()).collect();
+        for (name, file) in &mut self.files {
+            let newest = file.newest.as_ref().and_then(|newest| newest.as_ref().ok());
+            let newest = newest.filter(|_| held_back.contains(name)).into_iter().flat_map(|objects| objects.iter());
+            let claimed = newest.filter_map(|object| {
+                let Kind::Workload(workload) = &object.kind else { return None };
+                let ips: Vec<IpAddr> = workload.ips.iter().copied().filter(|ip| had.contains(ip)).collect();
+                let (uid, node) = (workload.uid.clone(), workload.node.clone());
+                let workload = format!("{}/{}", workload.namespace, workload.name);
+                let kind = Kind::Claimed(ClaimedAddresses { workload, uid, node, ips });
+                Some(Object { kind, place: object.place, claims: Vec::new() })
+            });
+            file.claimed = claimed.collect();
+        }
     }
 
     /// Puts something in the place of policy that never was in force.
@@ -230,12 +257,12 @@ impl FolderState {
     }
 
     /// Objects in force with their file, by file name and then as they stand in it, and at a file's end what stands for its
-    /// policy that never was in force.
+    /// policy that never was in force, and what its new workloads claim.
     pub fn objects(&self) -> impl Iterator<Item = (&str, &Object)> {
         self.files.iter().flat_map(|(name, file)| {
             let good = file.good.iter().flat_map(|objects| objects.iter());
             let stand_ins = file.never_valid.iter().filter_map(|(object, _)| object.as_ref());
-            good.chain(stand_ins).map(move |object| (name.as_str(), object))
+            good.chain(stand_ins).chain(&file.claimed).map(move |object| (name.as_str(), object))
         })
     }
 

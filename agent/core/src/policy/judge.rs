@@ -8,12 +8,16 @@
 //! D: a baseline denies; C: every ceiling allows; K: NetworkPolicies allow; T: MeshPolicies allow; G: a baseline
 //! guarantees; P: the peer is proved where that is asked for.
 
+mod term;
+
+pub use term::Term;
+
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 
 use kumiko_abi::Stage;
 
+use super::labels::UsedLabels;
 use super::object::Mode;
 use super::port::Asked;
 use super::rule::{Direction, Exception, List, Match, Object, ObjectId, ObjectKind, Rule, Suspended};
@@ -35,41 +39,6 @@ impl Proof {
     /// Whether it is more than a claim.
     pub fn proves(self) -> bool {
         self != Self::Claim
-    }
-}
-
-/// Terms of the formula, in the order in which they speak.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Term {
-    /// D: no baseline denies it.
-    Deny,
-    /// C: every ceiling has it.
-    Ceiling,
-    /// K: NetworkPolicies let it.
-    NetworkPolicy,
-    /// T or G: the team lets it, or the platform guarantees it.
-    Team,
-    /// K or T, where one of those that select never was valid.
-    Invalid,
-    /// P: the peer is proved, or need not be.
-    Proof,
-}
-
-impl Term {
-    /// All of them, in their order.
-    pub const ALL: [Self; 6] = [Self::Deny, Self::Ceiling, Self::NetworkPolicy, Self::Team, Self::Invalid, Self::Proof];
-}
-
-impl fmt::Display for Term {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Deny => "deny",
-            Self::Ceiling => "ceiling",
-            Self::NetworkPolicy => "network policy",
-            Self::Team => "team",
-            Self::Invalid => "invalid policy",
-            Self::Proof => "proof",
-        })
     }
 }
 
@@ -184,6 +153,7 @@ pub struct Policies {
     exceptions: Vec<Arc<Exception>>,
     /// Whose place something in audit takes.
     replaced: BTreeSet<ObjectId>,
+    used_labels: UsedLabels,
 }
 
 impl Policies {
@@ -195,8 +165,9 @@ impl Policies {
         let taken =
             in_audit.flat_map(|by| by.replaces.iter().map(|name| ObjectId { name: name.clone(), ..by.id.clone() }));
         let replaced = taken.collect();
+        let used_labels = UsedLabels::of(&objects, &exceptions);
         let (objects, exceptions) = (objects.into_iter().map(Arc::new), exceptions.into_iter().map(Arc::new));
-        Self { objects: objects.collect(), exceptions: exceptions.collect(), replaced }
+        Self { objects: objects.collect(), exceptions: exceptions.collect(), replaced, used_labels }
     }
 
     /// Those alone that may decide about a subject, exceptions that have ended among them: verdicts about it are the same.
@@ -209,12 +180,17 @@ impl Policies {
         let exceptions = exceptions.cloned().collect();
         let replaced = self.replaced.iter().filter(|id| objects.iter().any(|object| object.id == **id)).cloned();
         let replaced = replaced.collect();
-        Self { objects, exceptions, replaced }
+        Self { objects, exceptions, replaced, used_labels: UsedLabels::default() }
     }
 
     /// All baselines and policies.
     pub fn objects(&self) -> &[Arc<Object>] {
         &self.objects
+    }
+
+    /// Keys of the labels that anything chooses by.
+    pub fn used_labels(&self) -> &UsedLabels {
+        &self.used_labels
     }
 
     /// All exceptions.

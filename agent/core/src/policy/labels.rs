@@ -162,7 +162,8 @@ mod tests {
             prop_assert_eq!(used.agree(member, &digest(&there_world)), same);
             // Who judges by other labels, or by none, is not compared with.
             prop_assert!(used.agree(member, &[]));
-            prop_assert!(used.agree(member, &digest(&world(&text(&there), "", "{namespace: demo, labels: {a: x}}"))));
+            let others = digest(&world(&text(&there), "", "{namespace: demo, labels: {a: x}}"));
+            prop_assert!(used.agree(member, &others));
             let _ = used.agree(member, &noise);
         }
     }
