@@ -1,6 +1,7 @@
 //! Nodes read their objects at different moments: a flow comes to a node whose model does not know one of its ends yet. It
 //! waits; when the model learns of the end in time, nobody notices, and when it does not, the flow is refused.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ struct Unknown {
     server: &'static str,
     reason: Reason,
     told: &'static str,
+    /// What it thinks instead: parts of the pod's document as they are, and as they were.
+    was: Option<[&'static str; 2]>,
 }
 
 const UNKNOWN: &[Unknown] = &[
@@ -46,6 +49,7 @@ const UNKNOWN: &[Unknown] = &[
         server: "server-2",
         reason: Reason::UnknownSource,
         told: "ECONNREFUSED",
+        was: None,
     },
     // Its service account has another pod here: the handshake finds a certificate, OPEN no pod.
     Unknown {
@@ -55,6 +59,7 @@ const UNKNOWN: &[Unknown] = &[
         server: "server-3",
         reason: Reason::DestinationGone,
         told: "EHOSTUNREACH",
+        was: None,
     },
     // The first of its service account here: the handshake finds no certificate.
     Unknown {
@@ -64,8 +69,35 @@ const UNKNOWN: &[Unknown] = &[
         server: "fresh-1",
         reason: Reason::UnrecognizedName,
         told: "ECONNREFUSED",
+        was: None,
+    },
+    // It would be judged by what it was.
+    Unknown {
+        what: "label",
+        pod: "client-5",
+        client: "client-5",
+        server: "server-2",
+        reason: Reason::StaleIdentity,
+        told: "ECONNREFUSED",
+        was: Some(["app: client", "app: other"]),
+    },
+    // The address and the account are those of a pod that is gone.
+    Unknown {
+        what: "successor",
+        pod: "client-6",
+        client: "client-6",
+        server: "server-2",
+        reason: Reason::StaleIdentity,
+        told: "ECONNREFUSED",
+        was: Some(["uid: 0000", "uid: before-"]),
     },
 ];
+/// Nodes compare the labels that rules choose by.
+const POLICY: &str = "apiVersion: kumiko.dev/v1alpha1
+kind: MeshPolicy
+metadata: {name: nobody, namespace: demo}
+spec: {subject: {labels: {app: nobody}}, ingress: []}
+";
 /// A pod of n2 that is attached slowly.
 const SLOW: &str = "server-4";
 const ATTACHED_SLOWLY: &str = "a_pod_that_is_being_attached_is_waited_for";
@@ -127,12 +159,29 @@ fn stand() -> Result<Side> {
     spec = spec.with_pod(PodSpec { workload: false, ..PodSpec::new(SLOW, "demo", NODE) });
     spec.faults = true;
     spec.own_folders = true;
+    spec.agent_args = vec!["--policy-preview".into()];
     let side = Side::of(&spec, true)?;
     let pods = || UNKNOWN.iter().map(|unknown| unknown.pod).chain([SLOW]);
     for pod in pods() {
         write(&side, &side.lab.manifests(), pod)?;
         write(&side, &side.lab.node(1)?.files.manifests, pod)?;
     }
+    for node in [1, NODE] {
+        fs::write(side.lab.node(node)?.files.manifests.join("policy.yaml"), POLICY).context("the policy")?;
+    }
+    for unknown in UNKNOWN.iter().filter(|unknown| unknown.was.is_some()) {
+        write_as_was(&side, unknown)?;
+    }
+    wait_for("n2 knows what was", LIMIT, || {
+        let workloads = side.lab.admin(NODE, "/v1/workloads")?.to_string();
+        for unknown in UNKNOWN.iter().filter(|unknown| unknown.was.is_some()) {
+            ensure!(workloads.contains(&format!("{:?}", unknown.pod)), "{workloads}");
+        }
+        let status = side.lab.admin(NODE, "/v1/status")?;
+        let number = |at: &str| status.pointer(at).and_then(Value::as_u64).context("no such number");
+        ensure!(number("/source/epoch")? == number("/policy/sourceEpoch")?, "{status}");
+        Ok(())
+    })?;
     wait_for("n1 knows all pods", LIMIT, || {
         let workloads = side.lab.admin(1, "/v1/workloads")?;
         for pod in pods() {
@@ -152,6 +201,19 @@ fn write(side: &Side, folder: &FilePath, pod: &str) -> Result<()> {
     spec.pods.iter_mut().for_each(|pod| pod.workload = true);
     let index = spec.pods.iter().position(|one| one.name == pod).context("no such pod")?;
     manifests::write_workload(folder, &side.lab.state.id, &spec, index)
+}
+
+/// Tells n2 of a pod as it was.
+fn write_as_was(side: &Side, unknown: &Unknown) -> Result<()> {
+    let Some([is, was]) = unknown.was else { return Ok(()) };
+    let aside = side.lab.dir().join("was");
+    fs::create_dir_all(&aside).context("a folder aside")?;
+    write(side, &aside, unknown.pod)?;
+    let file = format!("workload-{}.yaml", unknown.pod);
+    let text = fs::read_to_string(aside.join(&file)).context("the pod's file")?;
+    ensure!(text.contains(is), "{text}");
+    let folder = &side.lab.node(NODE)?.files.manifests;
+    fs::write(folder.join(file), text.replace(is, was)).context("the pod's file")
 }
 
 fn asking(gate: Option<&str>) -> Vec<Step> {

@@ -54,7 +54,7 @@ fn read(args: &FolderArgs) -> Result<Folder, Error> {
     problems.extend(loaded.problems.iter().map(ToString::to_string));
     let foreign = foreign(&loaded.policies, &args.trust_domain);
     problems.extend(foreign.into_iter().map(|problem| format!("{problem}: mend it, or say --trust-domain")));
-    Ok(Folder { world, loaded, problems, objects: state.objects().count() })
+    Ok(Folder { world, loaded, problems, objects: state.objects_in_force() })
 }
 
 #[derive(Serialize)]
@@ -123,6 +123,11 @@ fn end(world: &World, who: &PartyMatch, like: Option<IpAddr>) -> Result<End, Err
         let ip = ip.to_canonical();
         // A verdict is about the endpoint that was chosen, on its own port.
         let of = |service: &&Arc<Service>| service.cluster_ips.contains(&ip) || service.outer_ips.contains(&ip);
+        if world.is_disputed(ip) {
+            return Err(nobody(
+                "is nobody's (see `kumiko policy check`): what uses it is refused, with disputed_address",
+            ));
+        }
         let Some(service) = world.services().find(of) else { return Ok(End::at(world, ip)) };
         let service = format!("{}/{}", service.namespace, service.name);
         return Err(nobody(&format!("is an address of Service {service}: name one of its workloads, and its port")));

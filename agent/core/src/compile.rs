@@ -123,6 +123,10 @@ pub fn compile(
             desired.addrs.insert(to_abi(*ip), AddrEntry { handle: 0, kind: kind as u8, _pad: [0; 3], class: [0; 2] });
         }
     }
+    for ip in world.disputed() {
+        let entry = AddrEntry { handle: 0, kind: AddrKind::Disputed as u8, _pad: [0; 3], class: [0; 2] };
+        desired.addrs.insert(to_abi(*ip), entry);
+    }
     for workload in world.workloads() {
         let Some(handle) = handles.workload(&workload.uid) else { continue };
         let local = workload.node == node;
@@ -243,7 +247,8 @@ fn outer(world: &World, handles: &Handles, desired: &mut Desired) {
     for service in world.services() {
         for port in &service.ports {
             let Some(id) = handles.service(&service.reference(port)) else { continue };
-            let free = service.outer_ips.iter().filter(|ip| world.workload_at(**ip).is_none());
+            let free =
+                service.outer_ips.iter().filter(|ip| world.workload_at(**ip).is_none() && !world.is_disputed(**ip));
             let addresses = free.map(|ip| (to_abi(*ip), port.port));
             let node_port = port.node_port.map(|number| (NODE_PORT, number));
             for (addr, number) in addresses.chain(node_port) {

@@ -10,6 +10,7 @@ mod folder;
 mod kinds;
 mod node;
 mod policy;
+mod refused;
 mod workload;
 
 pub use diagnostic::{Diagnostic, Place, Problem};
@@ -19,7 +20,7 @@ pub use kinds::{
     SliceEndpoint,
 };
 pub use policy::{ExceptionObject, PlatformLabel, PolicyObject};
-pub use workload::{Attachment, WorkloadObject, WorkloadPort};
+pub use workload::{Attachment, ClaimedAddresses, WorkloadObject, WorkloadPort};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -59,6 +60,8 @@ pub enum Kind {
     Service(ServiceObject),
     EndpointSlice(EndpointSliceObject),
     Workload(WorkloadObject),
+    /// Of a workload that is not in force: addresses that another one has.
+    Claimed(ClaimedAddresses),
     Policy(PolicyObject),
     Exception(ExceptionObject),
     Settings(Settings),
@@ -124,7 +127,7 @@ impl Kind {
             Self::Node(_) => "Node",
             Self::Service(_) => "Service",
             Self::EndpointSlice(_) => "EndpointSlice",
-            Self::Workload(_) => "Workload",
+            Self::Workload(_) | Self::Claimed(_) => "Workload",
             Self::Policy(policy) => policy.object.id.kind.name(),
             Self::Exception(_) => "MeshException",
             Self::Settings(_) => "MeshSettings",

@@ -1,5 +1,6 @@
 //! The desired state as one validated, immutable snapshot: who is where, under which name, at which stage.
 
+mod dispute;
 mod service;
 mod world;
 
@@ -10,6 +11,7 @@ pub use world::World;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use kumiko_abi::Stage;
 use sha2::{Digest as _, Sha256};
 
@@ -32,8 +34,10 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Node that it runs on.
     pub node: String,
-    /// Its addresses, at least one.
+    /// Its addresses; none: all that it claims are disputed.
     pub ips: Vec<IpAddr>,
+    /// Addresses that it claims and that are nobody's.
+    pub disputed: Vec<IpAddr>,
     /// Declared ports.
     pub ports: Vec<WorkloadPort>,
     /// Where its veth is, if it is said.
@@ -63,6 +67,8 @@ pub struct Node {
     pub name: String,
     /// InternalIP addresses, in order.
     pub addresses: Vec<IpAddr>,
+    /// Networks that its pods' addresses are of; none: it is not said.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// With what the ids of all flows begin that a node dials: six bytes of the SHA-256 of its name.

@@ -2,11 +2,13 @@
 //!
 //! [`object`] has the documents' types, [`load`] takes them from manifests, [`judge`] is the formula, [`verdict`] asks it
 //! for both ends of a flow, [`explain`] says why, [`compile`] makes the kernel's tables of it,
+//! [`labels`] is what two nodes compare,
 //! [`revoke`] ends what is open and allowed no more.
 
 pub mod compile;
 pub mod explain;
 pub mod judge;
+pub mod labels;
 pub mod load;
 pub mod object;
 pub mod port;

@@ -47,8 +47,12 @@ pub struct Plan {
 ///
 /// # Errors
 /// `UnknownSource`: the client is no workload of this node. `ServiceNotMeshed`, `NoReadyEndpoint`: the kernel's view of
-/// the Service was older. `DestinationGone`: the same for a workload's address. `NoSuchNode`.
+/// the Service was older. `DestinationGone`: the same for a workload's address. `NoSuchNode`. `DisputedAddress`: one of the two
+/// is nobody's.
 pub fn plan(world: &World, node: &str, syn: &SynView) -> Result<Plan, Reason> {
+    if [syn.client, syn.asked].iter().any(|end| world.is_disputed(end.ip())) {
+        return Err(Reason::DisputedAddress);
+    }
     let source =
         world.workload_at(syn.client.ip()).filter(|source| source.node == node).ok_or(Reason::UnknownSource)?;
     let service = world.service_at(syn.asked.ip(), syn.asked.port(), Protocol::Tcp);
@@ -115,6 +119,10 @@ pub struct OpenView<'a> {
     pub destination: SocketAddr,
     /// Destination workload's UID.
     pub destination_uid: &'a str,
+    /// Client workload's UID.
+    pub source_uid: &'a str,
+    /// Digest of the client's labels, [`label_digest`] of the dialling node; empty: not said.
+    pub label_digest: &'a [u8],
 }
 
 /// An OPEN that may be delivered, once its target is attached.
@@ -126,11 +134,16 @@ pub struct Accepted {
     pub target: Arc<Workload>,
 }
 
+/// What a dialler says of its client's labels: a digest of those that rules choose by; empty if none do.
+pub fn label_digest(world: &World, client: &Workload) -> Vec<u8> {
+    world.policy().policies.used_labels().digest(world.member(client))
+}
+
 /// Checks an OPEN: the source address belongs to the principal of the client certificate and to the dialling node; the
 /// destination address belongs to the asked UID, here, and to the principal that this side's certificate showed.
 ///
 /// # Errors
-/// `UnknownSource` and `DestinationGone` may be the model being late: worth 500 ms. `SourceMismatch` and
+/// `UnknownSource`, `StaleIdentity`, `DisputedAddress` and `DestinationGone` may be the model being late: worth 500 ms. `SourceMismatch` and
 /// `DestinationMismatch` are final.
 pub fn check_open(
     world: &World,
@@ -140,13 +153,24 @@ pub fn check_open(
     peer_node_ip: IpAddr,
     shown_principal: &Principal,
 ) -> Result<Accepted, Reason> {
+    if [open.client, open.destination].iter().any(|end| world.is_disputed(end.ip())) {
+        return Err(Reason::DisputedAddress);
+    }
     let source = world.workload_at(open.client.ip()).ok_or(Reason::UnknownSource)?;
     let dialler = world.node_at(peer_node_ip.to_canonical()).ok_or(Reason::UnknownSource)?;
     if source.node != dialler.name {
         return Err(Reason::UnknownSource);
     }
+    // The address has another pod now, of whatever account.
+    if source.uid != open.source_uid {
+        return Err(Reason::StaleIdentity);
+    }
     if source.principal != *peer_principal {
         return Err(Reason::SourceMismatch);
+    }
+    // Rules would be asked about what it was.
+    if !world.policy().policies.used_labels().agree(world.member(source), open.label_digest) {
+        return Err(Reason::StaleIdentity);
     }
     let target = world
         .workload_at(open.destination.ip())

@@ -117,6 +117,8 @@ struct Publisher {
     trust_domain: String,
     folder: FolderState,
     last_good: Option<LastGood>,
+    /// Policy was in force, of this start or an earlier one.
+    had_policy: bool,
     world: channel::Sender<Arc<World>>,
     status: channel::Sender<Arc<SourceStatus>>,
     counters: Arc<SourceCounters>,
@@ -127,7 +129,7 @@ struct Publisher {
 impl Publisher {
     fn new(dir: PathBuf, trust_domain: &str, taking: Taking) -> Result<(Self, Source), SourceError> {
         let mut folder = FolderState::of(taking.scope);
-        let (mut last_good, mut policy) = (None, Arc::default());
+        let (mut last_good, mut policy, mut had_policy) = (None, Arc::default(), false);
         if let Some(kept) = taking.last_good {
             // Of this source: another folder's files of the same names are others.
             let of = last_good::name_of(&dir);
@@ -136,6 +138,7 @@ impl Publisher {
                     folder.apply(files);
                     let before = load(folder.objects());
                     if before.is_fit() {
+                        had_policy = folder.files_in_force() > 0;
                         policy = Arc::new(before);
                     }
                     last_good = Some(opened);
@@ -154,6 +157,7 @@ impl Publisher {
             trust_domain: trust_domain.to_owned(),
             folder,
             last_good,
+            had_policy,
             world,
             status,
             counters,
@@ -186,7 +190,12 @@ impl Publisher {
         let unfit: Vec<SourceDiagnostic> = policy.problems.iter().map(SourceDiagnostic::from).collect();
         let fit = policy.is_fit();
         // Half of a policy would be another policy: the last good one stays in force as a whole.
-        let policy = if fit { policy } else { self.world.borrow().policy().clone() };
+        let policy = match (fit, self.had_policy) {
+            (true, _) => policy,
+            (false, true) => Arc::new(self.world.borrow().policy().going_on(&policy)),
+            (false, false) => Arc::new(policy.fit_part()),
+        };
+        self.had_policy |= fit;
         let built = World::build_under(policy, &self.trust_domain, epoch, self.folder.objects());
         let (world, lowered) = match built {
             Ok(built) => built,
@@ -204,6 +213,7 @@ impl Publisher {
         {
             warn!(%error, "last good versions of files could not be kept for the next start");
         }
+        let disputed = u32::try_from(world.disputed().len()).unwrap_or(u32::MAX);
         let changed = !synced || world != **self.world.borrow();
         self.tell(diagnostics);
         // Before the status: what that says is in force is.
@@ -216,8 +226,9 @@ impl Publisher {
         self.status.send_modify(|status| {
             let mut next = SourceStatus::clone(status);
             next.synced = true;
+            next.disputed = disputed;
             next.files = u32::try_from(self.folder.files_in_force()).unwrap_or(u32::MAX);
-            next.objects = u32::try_from(self.folder.objects().count()).unwrap_or(u32::MAX);
+            next.objects = u32::try_from(self.folder.objects_in_force()).unwrap_or(u32::MAX);
             if changed {
                 next.epoch = epoch + 1;
                 next.changed_unix_ns = unix_ns();

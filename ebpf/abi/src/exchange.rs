@@ -57,8 +57,7 @@ pub const fn outbound(stage: Stage, learn: bool, peer: Peer) -> Decision {
         Peer::Service | Peer::OpenService => allow(Reason::ServiceNotMeshed, flow::flags::PLAINTEXT),
         Peer::Outer if strict => Decision::refuse(Reason::OuterAddressRefused),
         Peer::Outer => allow(Reason::OuterAddress, flow::flags::PLAINTEXT),
-        Peer::Disputed if strict => Decision::refuse(Reason::DisputedAddress),
-        Peer::Disputed => allow(Reason::DisputedAddress, flow::flags::PLAINTEXT),
+        Peer::Disputed => Decision::refuse(Reason::DisputedAddress),
     }
 }
 
@@ -66,10 +65,13 @@ pub const fn outbound(stage: Stage, learn: bool, peer: Peer) -> Decision {
 /// for a strict end, unless one says that it is.
 #[inline(always)]
 pub const fn inbound(stage: Stage, learn: bool, asker: Asker) -> Decision {
-    let host = if matches!(asker, Asker::Unknown) { 0 } else { flow::flags::HOST };
+    let host = if matches!(asker, Asker::Host | Asker::Probe) { flow::flags::HOST } else { 0 };
     match stage {
         Stage::Off => UNTOUCHED,
         Stage::Observe => allow(Reason::Observed, flow::flags::OBSERVED | host),
+        Stage::Permissive | Stage::Strict if matches!(asker, Asker::Disputed) => {
+            Decision::refuse(Reason::DisputedAddress)
+        }
         Stage::Permissive | Stage::Strict if learn => UNTOUCHED,
         Stage::Permissive | Stage::Strict => allow(Reason::DatagramClear, flow::flags::PLAINTEXT | host),
     }
@@ -103,7 +105,8 @@ mod tests {
             assert_eq!(inbound(stage, false, Asker::Host).flags, flow::flags::PLAINTEXT | flow::flags::HOST);
         }
         assert_eq!(sent(Stage::Strict, Peer::Outer).action, Action::Refuse);
-        assert_eq!(sent(Stage::Strict, Peer::Disputed).action, Action::Refuse);
+        assert_eq!(sent(Stage::Permissive, Peer::Disputed).action, Action::Refuse);
+        assert_eq!(inbound(Stage::Permissive, true, Asker::Disputed).action, Action::Refuse);
         assert_eq!(sent(Stage::Permissive, Peer::Outer).action, Action::Direct);
     }
 }

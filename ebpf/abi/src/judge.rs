@@ -64,7 +64,7 @@ pub enum Peer {
     Outside = 0,
     /// The tunnel port of a node.
     Tunnel = 1,
-    /// An address that two workloads claim.
+    /// An address that is nobody's: two workloads claim it, or one that may not have it.
     Disputed = 2,
     /// A Service whose ready endpoints are all meshed.
     Service = 3,
@@ -158,8 +158,7 @@ pub fn outbound(q: Outbound) -> Decision {
         Peer::Outer if strict => Decision::refuse(Reason::OuterAddressRefused),
         Peer::Outer => Decision::allow(Action::Direct, Reason::OuterAddress, flow::flags::PLAINTEXT),
         Peer::Tunnel => Decision::refuse(Reason::TunnelPortRefused),
-        Peer::Disputed if strict => Decision::refuse(Reason::DisputedAddress),
-        Peer::Disputed => Decision::allow(Action::Direct, Reason::DisputedAddress, flow::flags::PLAINTEXT),
+        Peer::Disputed => Decision::refuse(Reason::DisputedAddress),
         // A pod of this node without hooks: the agent knows whether they are on now, or says EHOSTUNREACH.
         Peer::Service | Peer::Remote | Peer::LocalDetached => Decision::allow(Action::Capture, Reason::Allowed, 0),
         Peer::Local if q.fast => Decision::allow(Action::Fast, Reason::Allowed, both),
@@ -200,6 +199,8 @@ pub enum Asker {
     Host = 1,
     /// A socket in the kubelet's cgroup, to a port that the pod declares for probes.
     Probe = 2,
+    /// An address that is nobody's.
+    Disputed = 3,
 }
 
 /// Flags of a flow that comes in the clear.
@@ -208,7 +209,7 @@ pub const fn clear_flags(asker: Asker) -> u32 {
     match asker {
         Asker::Probe => flow::flags::PROBE,
         Asker::Host => flow::flags::PLAINTEXT | flow::flags::HOST,
-        Asker::Unknown => flow::flags::PLAINTEXT,
+        Asker::Unknown | Asker::Disputed => flow::flags::PLAINTEXT,
     }
 }
 
@@ -224,6 +225,7 @@ pub fn inbound(stage: Stage, learn: bool, asker: Asker) -> Decision {
     let strict = matches!(stage, Stage::Strict);
     match asker {
         Asker::Probe => Decision::allow(Action::Direct, Reason::Probe, flow::flags::PROBE),
+        Asker::Disputed => Decision::refuse(Reason::DisputedAddress),
         _ if learn && strict => Decision::drop(Reason::Learning),
         _ if learn => Decision::allow(Action::Direct, Reason::LegacyFlow, flow::flags::LEGACY | host),
         Asker::Host if strict => Decision::refuse(Reason::HostRefused),

@@ -27,7 +27,7 @@ fn outbound_by_stage_and_peer() {
     let rows = [
         (Peer::Outside, (Direct, PLAINTEXT), (Direct, PLAINTEXT)),
         (Peer::Tunnel, (Refuse, 0), (Refuse, 0)),
-        (Peer::Disputed, (Direct, PLAINTEXT), (Refuse, 0)),
+        (Peer::Disputed, (Refuse, 0), (Refuse, 0)),
         (Peer::Service, (Capture, 0), (Capture, 0)),
         (Peer::OpenService, (Direct, PLAINTEXT), (Direct, PLAINTEXT)),
         (Peer::Remote, (Capture, 0), (Capture, 0)),
@@ -109,6 +109,16 @@ fn closing_refuses_what_enforces() {
             assert_eq!((d.action, d.reason), (Action::Refuse, Reason::AgentClosing));
         }
     }
+}
+
+#[test]
+fn nobody_lets_in_whose_address_is_disputed() {
+    for (stage, learn) in
+        [(Stage::Permissive, false), (Stage::Permissive, true), (Stage::Strict, false), (Stage::Strict, true)]
+    {
+        assert_eq!(inbound(stage, learn, Asker::Disputed), Decision::refuse(Reason::DisputedAddress));
+    }
+    assert_eq!(inbound(Stage::Observe, false, Asker::Disputed).action, Action::Direct);
 }
 
 #[test]

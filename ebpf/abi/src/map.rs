@@ -125,7 +125,7 @@ pub enum AddrKind {
     Node = 2,
     /// This node's.
     ThisNode = 3,
-    /// Claimed by two workloads: nobody's.
+    /// Claimed by two workloads, or by one that may not have it: nobody's.
     Disputed = 4,
 }
 

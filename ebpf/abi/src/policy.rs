@@ -235,9 +235,19 @@ pub fn both(egress: Decision, ingress: Decision) -> Decision {
         Verdict::Allow => 2,
     };
     let (own, other) = (rank(&egress), rank(&ingress));
-    let first = own < other || (own == other && (own == 2 || egress.reason as u16 <= ingress.reason as u16));
+    let first = own < other || (own == other && (own == 2 || speaks(egress.reason) <= speaks(ingress.reason)));
     let ruled = if first { egress } else { ingress };
     Decision { flags: egress.flags | ingress.flags, ..ruled }
+}
+
+/// Which of two refusals is told: the lower one, in the order of the formula's terms, which numbers that came later do not
+/// follow.
+#[inline(always)]
+pub const fn speaks(reason: Reason) -> u32 {
+    match reason {
+        Reason::PolicyInvalid => 2 * Reason::TeamDefault as u32 + 1,
+        other => 2 * other as u32,
+    }
 }
 
 /// What the rules of the end that is asked make of a flow that comes in the clear. `refused` is what stage alone says of
@@ -264,11 +274,13 @@ const fn refusal(number: u8) -> Reason {
         32 => Reason::NetworkPolicyDefault,
         33 => Reason::TeamDefault,
         34 => Reason::PeerUnproved,
+        36 => Reason::PolicyInvalid,
         _ => Reason::PolicyMissing,
     }
 }
 
 const _: () = assert!(Reason::BaselineDenied as u16 == 30 && Reason::PeerUnproved as u16 == 34);
+const _: () = assert!(Reason::PolicyInvalid as u16 == 36);
 const _: () = assert!(size_of::<NetKey>() == 20);
 const _: () = assert!(size_of::<Set>() == 24);
 const _: () = assert!(size_of::<Row>() == 8);

@@ -95,6 +95,7 @@ reasons! {
     TeamDefault = 33, "team_default", "MeshPolicies select the workload, and no rule of theirs allows it", "see `kumiko policy explain`, and add a rule to a MeshPolicy";
     PeerUnproved = 34, "peer_unproved", "only an address speaks for the peer of a strict workload", "enrol the peer, or allow it by a rule with unauthenticated: true";
     PolicyMissing = 35, "policy_missing", "the tables hold no verdict about it", "see the agent's log: has it room for all policies?";
+    PolicyInvalid = 36, "policy_invalid", "a policy that never was valid selects the workload, so what no other one allows is refused", "see the problems of `kumiko status`, and mend the policy";
 
     // 200 to 399: identity and TLS.
     Spoofed = 200, "spoofed_source", "the packet's source address is not the endpoint's", "check for address changes inside the pod, or two pods claiming one IP";
@@ -114,7 +115,7 @@ reasons! {
     UnrecognizedName = 214, "unrecognized_name", "no workload here answers to the asked server name", "no pod of that service account is enrolled on this node: compare the nodes' Workload objects";
     PeerCertificateInvalid = 215, "peer_certificate_invalid", "the peer's certificate is not a SPIFFE identity that can be used", "";
     StaleIdentity = 216, "stale_identity", "the source workload's UID or labels differ from this node's model", "compare the Workload objects of both nodes";
-    DisputedAddress = 217, "disputed_address", "two workloads claim this address: it is nobody's", "remove one of the claims";
+    DisputedAddress = 217, "disputed_address", "two workloads claim this address, or one outside of its node's podCIDRs: it is nobody's", "see the problems of `kumiko status`, and remove a claim";
     CertificateRefused = 218, "certificate_refused", "the peer refused this node's certificate", "see the other agent's log for the cause";
     HandshakeTimedOut = 219, "handshake_timed_out", "the TLS handshake was not finished in time", "is the other agent overloaded, or something else on its port?";
     NotTls = 220, "not_tls", "what the peer sent is not a TLS handshake", "only kumiko agents may connect here";

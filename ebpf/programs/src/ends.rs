@@ -219,11 +219,15 @@ pub(crate) fn datagram_allowed(p: &Packet) -> bool {
 /// Who sends a packet that the host's stack hands to a pod.
 #[inline(always)]
 pub(crate) fn asker(skb: Skb, p: &Packet, endpoint: &Endpoint, config: &Config) -> Asker {
+    let source = addr(p.src);
+    if source.is_some_and(|entry| entry.kind == AddrKind::Disputed as u8) {
+        return Asker::Disputed;
+    }
     if skb.came_by() != 0 {
         // Forwarded. A bridge hands on a pod's packet with that pod's socket still on it, which would look like ours.
         return Asker::Unknown;
     }
-    let workload = match addr(p.src) {
+    let workload = match source {
         Some(entry) if entry.kind == AddrKind::ThisNode as u8 => return host_asker(skb, p, endpoint, config),
         Some(entry) => entry.kind == AddrKind::Workload as u8,
         None => false,

@@ -154,7 +154,7 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
 pub(crate) fn inbound(hook: &Hook<'_>, s: &mut Scratch, asker: Asker) {
     let stage = stage(hook.endpoint);
     // Of the node itself the tables say of "proved": it is the kubelet, at a declared port.
-    let (probe, host) = (matches!(asker, Asker::Probe), !matches!(asker, Asker::Unknown));
+    let (probe, host) = (matches!(asker, Asker::Probe), matches!(asker, Asker::Host | Asker::Probe));
     let (tcp, port) = (s.packet.proto == TCP, s.packet.dport);
     s.peer = s.packet.src;
     if asked(s, hook.config, hook.endpoint, Asked { ingress: true, proved: probe && tcp, host, port }) {

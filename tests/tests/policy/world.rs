@@ -93,11 +93,15 @@ impl World {
         Ok([epoch(1)?, epoch(2)?])
     }
 
+    /// Writes other documents than before, be they good or bad.
+    pub(super) fn put(&self, text: &str) -> Result<()> {
+        std::fs::write(self.lab.manifests().join("policy.yaml"), text).context("the policy's file")
+    }
+
     /// Writes other documents than before and waits until they are what both nodes judge by.
     pub(super) fn apply(&self, text: &str) -> Result<()> {
         let before = [self.epochs(1)?, self.epochs(2)?];
-        let file = self.lab.manifests().join("policy.yaml");
-        std::fs::write(&file, text).context("the policy's file")?;
+        self.put(text)?;
         wait_for("the policy is in force", FORCE_WITHIN, || {
             for (node, [before, _]) in (1..).zip(before) {
                 let [source, judged] = self.epochs(node)?;

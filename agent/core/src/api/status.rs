@@ -98,6 +98,8 @@ pub struct SourceStatus {
     pub objects: u32,
     /// Workloads and Service ports that the kernel's maps have no number for: they count as outside the mesh.
     pub without_number: u32,
+    /// Addresses that are nobody's though workloads claim them; what uses them is denied.
+    pub disputed: u32,
     /// Number of the snapshot in force.
     pub epoch: u64,
     /// When it came into force.

@@ -49,7 +49,7 @@ pub struct Open {
     pub destination_uid: String,
     /// UID of the client's workload.
     pub source_uid: String,
-    /// Digest of the client's labels; empty: not said. Reserved for policy.
+    /// Digest of the client's labels that rules choose by ([`crate::policy::labels`]); empty: not said, or none are.
     pub label_digest: Vec<u8>,
     /// The Service, if one was asked for.
     pub service: Option<AskedService>,

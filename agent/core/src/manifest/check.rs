@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use kumiko_abi::Stage;
 
 use super::node::{Node, Step};
@@ -24,6 +25,7 @@ const LABEL_KEY_RULE: &str = "is no key of a label: 1 to 63 letters, digits, '-'
     letter or digit, behind a prefix such as team.example/ if need be";
 const LABEL_VALUE_RULE: &str =
     "is no value of a label: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit";
+const NET_RULE: &str = "must be a network, such as 192.0.2.0/24 or 2001:db8::/32";
 const IP_RULE: &str = "must be an IPv4 or IPv6 address";
 const UNICAST_RULE: &str =
     "must be the address of one interface: not unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped";
@@ -145,6 +147,13 @@ impl<'a> Checker<'a> {
         fine.then_some(ip)
     }
 
+    /// A network, as Kubernetes takes it: bits behind its prefix mean nothing.
+    pub(super) fn net(&mut self, path: &[Step<'_>], value: &str) -> Option<IpNet> {
+        let net = value.parse::<IpNet>().ok();
+        self.must(net.is_some(), path, value, NET_RULE);
+        net.map(|net| net.trunc())
+    }
+
     pub(super) fn port(&mut self, path: &[Step<'_>], value: i64) -> u16 {
         match u16::try_from(value) {
             Ok(port) if port > 0 => port,
@@ -212,7 +221,7 @@ pub(super) fn stage_path() -> [Step<'static>; 3] {
     [Step::Key("metadata"), Step::Key("labels"), Step::Key(STAGE_LABEL)]
 }
 
-fn is_label(text: &str) -> bool {
+pub(super) fn is_label(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = text.as_bytes();
     bytes.len() <= 63

@@ -1,6 +1,7 @@
 //! What is wrong with a manifest, where, and what to do.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use kumiko_abi::Stage;
 use thiserror::Error;
@@ -220,6 +221,24 @@ pub enum Problem {
         label: Stage,
         /// The namespace's stage.
         namespace: Stage,
+    },
+    /// A document of policy of which no version ever was in force.
+    #[error("{object} has no version that is in force: {means}")]
+    NeverValid {
+        /// Kind, namespace and name.
+        object: String,
+        /// What follows.
+        means: &'static str,
+    },
+    /// An address that its workload does not have.
+    #[error("Workload {workload}: its address {address} {why}")]
+    Disputed {
+        /// Namespace and name.
+        workload: String,
+        /// The address.
+        address: IpAddr,
+        /// Why not, and what to do.
+        why: String,
     },
     /// The folder itself.
     #[error("the folder cannot be read: {why}: the last good state stays in force")]

@@ -6,11 +6,13 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::{Claim, Diagnostic, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in};
+use super::refused::{self, Refused};
+use super::{Claim, ClaimedAddresses, Diagnostic, Kind, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in};
 
 /// What was read from a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,11 +40,22 @@ type Objects = Arc<Vec<Object>>;
 struct File {
     digest: [u8; 32],
     /// The last version that was read.
-    newest: Option<Result<Objects, Vec<Diagnostic>>>,
+    newest: Option<Result<Objects, Bad>>,
     /// The version in force.
     good: Option<Objects>,
     /// Why the newest version is not in force though it could be read.
     clashes: Vec<Diagnostic>,
+    /// Policy of the newest version of which nothing is in force, and what stands for it.
+    never_valid: Vec<(Option<Object>, Diagnostic)>,
+    /// Addresses that the newest version claims for workloads, and that workloads in force have.
+    claimed: Vec<Object>,
+}
+
+/// A version that is refused.
+#[derive(Clone, Debug)]
+struct Bad {
+    diagnostics: Vec<Diagnostic>,
+    policy: Vec<Refused>,
 }
 
 /// Every file of the folder with its last good version.
@@ -103,6 +116,57 @@ impl FolderState {
             if let (Some(Ok(newest)), false) = (&file.newest, held_back.contains(name)) {
                 file.good = Some(newest.clone());
             }
+        }
+        self.stand_in(&held_back);
+        self.claim(&held_back);
+    }
+
+    /// Which of two workloads an address belongs to is not for the order of files to say.
+    fn claim(&mut self, held_back: &BTreeSet<String>) {
+        let good = self.files.values().filter_map(|file| file.good.as_ref()).flat_map(|objects| objects.iter());
+        let workloads = good.filter_map(|object| match &object.kind {
+            Kind::Workload(workload) => Some(workload),
+            _ => None,
+        });
+        let had: HashSet<IpAddr> = workloads.flat_map(|workload| workload.ips.iter().copied()).collect();
+        for (name, file) in &mut self.files {
+            let newest = file.newest.as_ref().and_then(|newest| newest.as_ref().ok());
+            let newest = newest.filter(|_| held_back.contains(name)).into_iter().flat_map(|objects| objects.iter());
+            let claimed = newest.filter_map(|object| {
+                let Kind::Workload(workload) = &object.kind else { return None };
+                let ips: Vec<IpAddr> = workload.ips.iter().copied().filter(|ip| had.contains(ip)).collect();
+                let (uid, node) = (workload.uid.clone(), workload.node.clone());
+                let workload = format!("{}/{}", workload.namespace, workload.name);
+                let kind = Kind::Claimed(ClaimedAddresses { workload, uid, node, ips });
+                Some(Object { kind, place: object.place, claims: Vec::new() })
+            });
+            file.claimed = claimed.collect();
+        }
+    }
+
+    /// Puts something in the place of policy that never was in force.
+    fn stand_in(&mut self, held_back: &BTreeSet<String>) {
+        let good = self.files.values().filter_map(|file| file.good.as_ref()).flat_map(|objects| objects.iter());
+        let there: HashSet<Claim> = good.flat_map(|object| &object.claims).map(|(claim, _)| claim.clone()).collect();
+        let mut taken = HashSet::new();
+        for (name, file) in &mut self.files {
+            let refused = match &file.newest {
+                Some(Err(bad)) => bad.policy.clone(),
+                Some(Ok(newest)) if held_back.contains(name) => refused::of_objects(newest),
+                _ => Vec::new(),
+            };
+            let mut one = |refused: Refused| {
+                let (namespace, own) = refused.name.clone();
+                let claim = Claim::Name(refused.kind, namespace, own);
+                if there.contains(&claim) {
+                    return None;
+                }
+                let place = refused.place;
+                let unique = format!("{name}:{}:{}", place.line, place.column);
+                let (object, problem) = refused.stand_in(&unique, !taken.insert(claim));
+                Some((object, Diagnostic { file: name.clone(), place, problem }))
+            };
+            file.never_valid = refused.into_iter().filter_map(&mut one).collect();
         }
     }
 
@@ -192,21 +256,30 @@ impl FolderState {
         })
     }
 
-    /// Objects in force with their file, by file name and then as they stand in it.
+    /// Objects in force with their file, by file name and then as they stand in it, and at a file's end what stands for its
+    /// policy that never was in force, and what its new workloads claim.
     pub fn objects(&self) -> impl Iterator<Item = (&str, &Object)> {
         self.files.iter().flat_map(|(name, file)| {
-            file.good.iter().flat_map(move |objects| objects.iter().map(move |object| (name.as_str(), object)))
+            let good = file.good.iter().flat_map(|objects| objects.iter());
+            let stand_ins = file.never_valid.iter().filter_map(|(object, _)| object.as_ref());
+            good.chain(stand_ins).chain(&file.claimed).map(move |object| (name.as_str(), object))
         })
+    }
+
+    /// Number of objects in force, without what stands for policy that never was.
+    pub fn objects_in_force(&self) -> usize {
+        self.files.values().filter_map(|file| file.good.as_ref()).map(|objects| objects.len()).sum()
     }
 
     /// Everything that is refused, by file and place.
     pub fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
         self.files.values().flat_map(|file| {
             let unreadable = match &file.newest {
-                Some(Err(diagnostics)) => diagnostics.as_slice(),
+                Some(Err(bad)) => bad.diagnostics.as_slice(),
                 _ => &[],
             };
-            unreadable.iter().chain(&file.clashes)
+            let stand_ins = file.never_valid.iter().take(MAX_DIAGNOSTICS).map(|(_, diagnostic)| diagnostic);
+            unreadable.iter().chain(&file.clashes).chain(stand_ins)
         })
     }
 
@@ -226,10 +299,13 @@ fn claims(objects: Option<&Objects>) -> impl Iterator<Item = &(Claim, Place)> {
     objects.into_iter().flat_map(|objects| objects.iter().flat_map(|object| &object.claims))
 }
 
-fn understand(scope: Scope, name: &str, content: FileContent) -> Result<Objects, Vec<Diagnostic>> {
+fn understand(scope: Scope, name: &str, content: FileContent) -> Result<Objects, Bad> {
     let place = if let FileContent::NotText(place) = content { place } else { Place::FILE };
     let problem = match content {
-        FileContent::Text(text) => return parse_in(scope, name, &text).map(Arc::new),
+        FileContent::Text(text) => {
+            let bad = |diagnostics| Bad { diagnostics, policy: refused::of_text(scope, &text) };
+            return parse_in(scope, name, &text).map(Arc::new).map_err(bad);
+        }
         FileContent::NotText(_) => Problem::NotText,
         FileContent::TooLarge(bytes) => Problem::TooLarge { bytes, max: super::MAX_BYTES },
         FileContent::Unreadable(why) => Problem::Unreadable { why },
@@ -237,7 +313,8 @@ fn understand(scope: Scope, name: &str, content: FileContent) -> Result<Objects,
         FileContent::TooMany(max) => Problem::TooManyFiles { max },
         FileContent::TooDeep(max) => Problem::FolderTooDeep { max },
     };
-    Err(vec![Diagnostic { file: name.to_owned(), place, problem }])
+    let diagnostics = vec![Diagnostic { file: name.to_owned(), place, problem }];
+    Err(Bad { diagnostics, policy: Vec::new() })
 }
 
 fn digest(content: &FileContent) -> [u8; 32] {

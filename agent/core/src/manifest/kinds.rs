@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -31,6 +32,8 @@ pub struct NodeObject {
     pub name: String,
     /// InternalIP addresses, in order.
     pub addresses: Vec<IpAddr>,
+    /// Networks that its pods' addresses are of (`spec.podCIDRs`); none: it is not said.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// `v1` Service.
@@ -257,7 +260,16 @@ fn node(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
         let path = "status.addresses of type InternalIP".to_owned();
         check.problem(&[Step::Key("status"), Step::Key("addresses")], Problem::Missing { path });
     }
-    Some((Kind::Node(NodeObject { name, addresses }), check.claims()))
+    let spec = raw.spec.unwrap_or_default();
+    let mut pod_cidrs = Vec::new();
+    let listed = spec.pod_cidrs.iter().flatten().enumerate();
+    let listed = listed.map(|(index, text)| (vec![SPEC, Step::Key("podCIDRs"), Step::Index(index)], text));
+    // podCIDR repeats the first of podCIDRs.
+    let single = spec.pod_cidr.iter().map(|text| (vec![SPEC, Step::Key("podCIDR")], text));
+    for (path, text) in listed.chain(single).filter(|(_, text)| !text.is_empty()) {
+        pod_cidrs.extend(check.net(&path, text).filter(|net| !pod_cidrs.contains(net)));
+    }
+    Some((Kind::Node(NodeObject { name, addresses, pod_cidrs }), check.claims()))
 }
 
 /// Namespace, name and the claim on them.

@@ -37,6 +37,20 @@ pub struct WorkloadObject {
     pub ready: bool,
 }
 
+/// Addresses that a workload claims which another one has: it is not in force, and they are nobody's until one of them gives
+/// them up.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ClaimedAddresses {
+    /// Namespace and name.
+    pub workload: String,
+    /// Its UID.
+    pub uid: String,
+    /// Node that it runs on.
+    pub node: String,
+    /// The addresses.
+    pub ips: Vec<IpAddr>,
+}
+
 /// A declared port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WorkloadPort {

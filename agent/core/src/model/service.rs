@@ -1,6 +1,6 @@
 //! Services with their endpoints, resolved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -47,10 +47,13 @@ pub struct ServicePort {
 /// Ready endpoints of a Service port in one family.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Backends {
-    /// There is one at least, and each is a meshed workload: the agent takes connections.
+    /// There is one at least, if only one whose address is disputed, and each is a meshed workload: the agent takes
+    /// connections.
     pub capture: bool,
     /// The endpoints, by address.
     pub ready: Vec<Backend>,
+    /// An endpoint's address is nobody's: it is none of these.
+    pub disputed: bool,
 }
 
 /// A ready endpoint.
@@ -99,7 +102,7 @@ impl Service {
                     known.clone_from(new);
                 }
             }
-            *backends = Backends::new(ready);
+            *backends = Backends::new(ready, backends.disputed);
         }
         service
     }
@@ -123,6 +126,8 @@ pub(super) struct Lookup<'a> {
     pub(super) workloads: BTreeMap<&'a str, Vec<&'a Arc<Workload>>>,
     /// Whose address it is.
     pub(super) by_ip: &'a dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+    /// Nobody's addresses.
+    pub(super) disputed: &'a BTreeSet<IpAddr>,
 }
 
 impl Lookup<'_> {
@@ -135,13 +140,18 @@ impl Lookup<'_> {
             ready.sort_by_key(|backend| backend.addr);
             ready.dedup_by_key(|backend| backend.addr);
             let (v4, v6) = ready.into_iter().partition::<Vec<_>, _>(|backend| backend.addr.is_ipv4());
+            let of = |ready: Vec<Backend>| {
+                let (disputed, ready): (Vec<_>, Vec<_>) =
+                    ready.into_iter().partition(|backend| self.disputed.contains(&backend.addr.ip()));
+                Backends::new(ready, !disputed.is_empty())
+            };
             ServicePort {
                 name: port.name.clone(),
                 port: port.port,
                 protocol: port.protocol,
                 node_port: port.node_port,
-                v4: Backends::new(v4),
-                v6: Backends::new(v6),
+                v4: of(v4),
+                v6: of(v6),
             }
         };
         Service {
@@ -205,7 +215,8 @@ impl Lookup<'_> {
             // A workload without a port of that name is no endpoint for this port (EndpointSlice controller's rule).
             let Some(number) = number else { continue };
             for like in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
-                if let Some(ip) = workload.ip_like(like) {
+                let disputed = || workload.disputed.iter().copied().find(|ip| ip.is_ipv4() == like.is_ipv4());
+                if let Some(ip) = workload.ip_like(like).or_else(disputed) {
                     let workload = Some(Arc::clone(workload));
                     found.push(Backend { addr: SocketAddr::new(ip, number), workload });
                 }
@@ -216,8 +227,9 @@ impl Lookup<'_> {
 }
 
 impl Backends {
-    fn new(ready: Vec<Backend>) -> Self {
+    fn new(ready: Vec<Backend>, disputed: bool) -> Self {
         let meshed = |backend: &Backend| backend.workload.as_ref().is_some_and(|workload| workload.meshed());
-        Self { capture: !ready.is_empty() && ready.iter().all(meshed), ready }
+        // Left to kube-proxy, whoever disputes an endpoint's address would get its clients in the clear.
+        Self { capture: (disputed || !ready.is_empty()) && ready.iter().all(meshed), ready, disputed }
     }
 }

@@ -6,12 +6,35 @@ use std::sync::Arc;
 
 use kumiko_abi::Stage;
 
+use super::dispute::{self, Claimant, Settled};
 use super::service::Lookup;
 use super::{Node, Protocol, Service, ServicePort, Workload};
-use crate::manifest::{Diagnostic, Kind, Object, Problem, WorkloadObject};
+use crate::manifest::{ClaimedAddresses, Diagnostic, Kind, Object, Place, Problem, WorkloadObject};
 use crate::policy::load::{Loaded, load};
+use crate::policy::selector::Member;
 use crate::principal::{Principal, PrincipalError};
 use crate::stage;
+
+type Written<'a, T> = (&'a str, Place, &'a T);
+
+/// Who claims which address.
+fn claims<'a>(
+    workloads: &[Written<'a, WorkloadObject>],
+    others: &[Written<'a, ClaimedAddresses>],
+) -> BTreeMap<IpAddr, Vec<Claimant<'a>>> {
+    let mut claims: BTreeMap<IpAddr, Vec<Claimant<'a>>> = BTreeMap::new();
+    for (file, place, object) in workloads.iter().copied() {
+        let workload = format!("{}/{}", object.namespace, object.name);
+        let one = Claimant { file, place, workload, uid: &object.uid, node: &object.node, here: true };
+        object.ips.iter().for_each(|ip| claims.entry(*ip).or_default().push(one.clone()));
+    }
+    for (file, place, object) in others.iter().copied() {
+        let workload = object.workload.clone();
+        let one = Claimant { file, place, workload, uid: &object.uid, node: &object.node, here: false };
+        object.ips.iter().for_each(|ip| claims.entry(*ip).or_default().push(one.clone()));
+    }
+    claims
+}
 
 #[derive(Clone, PartialEq, Debug)]
 struct Namespace {
@@ -28,6 +51,7 @@ pub struct World {
     workloads: BTreeMap<String, Arc<Workload>>,
     by_name: BTreeMap<(String, String), Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
+    disputed: BTreeSet<IpAddr>,
     nodes: BTreeMap<String, Node>,
     node_by_ip: HashMap<IpAddr, String>,
     services: Vec<Arc<Service>>,
@@ -64,7 +88,7 @@ impl World {
     ) -> Result<(Self, Vec<Diagnostic>), PrincipalError> {
         Principal::new(trust_domain, "x", "x")?;
         let mut world = Self { epoch, trust_domain: trust_domain.to_owned(), policy, ..Self::default() };
-        let (mut workloads, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut workloads, mut others, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (file, object) in objects {
             match &object.kind {
                 Kind::Namespace(namespace) => {
@@ -73,7 +97,11 @@ impl World {
                     world.namespaces.entry(name).or_insert(Namespace { stage, labels });
                 }
                 Kind::Node(node) => {
-                    let node = Node { name: node.name.clone(), addresses: node.addresses.clone() };
+                    let node = Node {
+                        name: node.name.clone(),
+                        addresses: node.addresses.clone(),
+                        pod_cidrs: node.pod_cidrs.clone(),
+                    };
                     for ip in &node.addresses {
                         world.node_by_ip.entry(*ip).or_insert_with(|| node.name.clone());
                     }
@@ -81,15 +109,17 @@ impl World {
                 }
                 Kind::Service(service) => services.push(service),
                 Kind::EndpointSlice(slice) => slices.push(slice),
-                Kind::Workload(workload) => workloads.push((file, workload)),
+                Kind::Workload(workload) => workloads.push((file, object.place, workload)),
+                Kind::Claimed(claimed) => others.push((file, object.place, claimed)),
                 // They say nothing of who is where.
                 Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_) => {}
             }
         }
-        let mut diagnostics = Vec::new();
-        for (file, object) in workloads {
+        let Settled { owners, disputed, mut diagnostics } = dispute::settle(&world.nodes, claims(&workloads, &others));
+        world.disputed = disputed;
+        for (file, _, object) in workloads {
             diagnostics.extend(world.lowers(file, object));
-            world.add(object)?;
+            world.add(object, &owners)?;
         }
         world.resolve(&services, &slices);
         Ok((world, diagnostics))
@@ -102,8 +132,11 @@ impl World {
         Some(Diagnostic { file: file.to_owned(), place, problem: Problem::Lowers { workload, label, namespace } })
     }
 
-    fn add(&mut self, object: &WorkloadObject) -> Result<(), PrincipalError> {
+    fn add(&mut self, object: &WorkloadObject, owners: &HashMap<IpAddr, String>) -> Result<(), PrincipalError> {
         let own = object.stage.map(|(stage, _)| stage);
+        let has = |ip: &IpAddr| owners.get(ip) == Some(&object.uid);
+        let (ips, rest): (Vec<IpAddr>, Vec<IpAddr>) = object.ips.iter().copied().partition(has);
+        let disputed = rest.into_iter().filter(|ip| self.disputed.contains(ip)).collect();
         let workload = Arc::new(Workload {
             namespace: object.namespace.clone(),
             name: object.name.clone(),
@@ -112,7 +145,8 @@ impl World {
             principal: Principal::new(&self.trust_domain, &object.namespace, &object.service_account)?,
             labels: object.labels.clone(),
             node: object.node.clone(),
-            ips: object.ips.clone(),
+            ips,
+            disputed,
             ports: object.ports.clone(),
             attachment: object.attachment.clone(),
             ready: object.ready,
@@ -134,7 +168,8 @@ impl World {
         slices: &[&crate::manifest::EndpointSliceObject],
     ) {
         let by_ip = |ip: IpAddr| self.by_ip.get(&ip).cloned();
-        let mut lookup = Lookup { slices: BTreeMap::new(), workloads: BTreeMap::new(), by_ip: &by_ip };
+        let disputed = &self.disputed;
+        let mut lookup = Lookup { slices: BTreeMap::new(), workloads: BTreeMap::new(), by_ip: &by_ip, disputed };
         for slice in slices {
             if let Some(service) = &slice.service {
                 lookup.slices.entry((&slice.namespace, service)).or_default().push(slice);
@@ -216,6 +251,11 @@ impl World {
         self.namespaces.get(name).map_or(NONE, |namespace| &namespace.labels)
     }
 
+    /// A workload with its namespace's labels.
+    pub fn member<'w>(&'w self, workload: &'w Workload) -> Member<'w> {
+        Member { workload, namespace_labels: self.namespace_labels(&workload.namespace) }
+    }
+
     /// All workloads, by UID.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
@@ -239,6 +279,16 @@ impl World {
     /// Whose address it is.
     pub fn workload_at(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.by_ip.get(&ip)
+    }
+
+    /// Whether workloads claim it that may not have it, or more than one: nobody has it, and what uses it is denied.
+    pub fn is_disputed(&self, ip: IpAddr) -> bool {
+        self.disputed.contains(&ip)
+    }
+
+    /// Addresses that are nobody's though workloads claim them.
+    pub fn disputed(&self) -> &BTreeSet<IpAddr> {
+        &self.disputed
     }
 
     /// All nodes, by name.

@@ -96,6 +96,7 @@ pub const fn reason(term: Term) -> Reason {
         Term::Ceiling => Reason::AboveCeiling,
         Term::NetworkPolicy => Reason::NetworkPolicyDefault,
         Term::Team => Reason::TeamDefault,
+        Term::Invalid => Reason::PolicyInvalid,
         Term::Proof => Reason::PeerUnproved,
     }
 }

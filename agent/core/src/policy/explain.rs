@@ -222,22 +222,29 @@ impl Refusing<'_> {
                 lines.say("next", "ask platform for a MeshException");
                 if answer.term == Term::Deny { "baseline" } else { "ceiling" }
             }
-            Term::NetworkPolicy | Term::Team => {
+            Term::NetworkPolicy | Term::Team | Term::Invalid => {
                 lines.say("by", format!("no {direction} rule matches"));
                 for source in &answer.by {
                     let selects = selects(&source.object.subject);
-                    lines.say("default", format!("caused by {} (selects {selects})", source.object.id));
+                    let never = if source.object.invalid { ", never was valid" } else { "" };
+                    lines.say("default", format!("caused by {} (selects {selects}{never})", source.object.id));
                 }
                 self.near(answer, lines);
                 for source in of(Term::Ceiling).iter().flat_map(|ceiling| &ceiling.by) {
                     lines.say("ceiling", format!("{} would allow it", provenance(direction, source)));
                 }
                 let namespace = own.workload.as_ref().map_or("", |workload| workload.namespace.as_str());
-                let (where_to, word) = match answer.term {
-                    Term::Team => ("", "team default"),
-                    _ => (" to a NetworkPolicy (a MeshPolicy does not help here)", "network policy"),
+                let (next, word) = match answer.term {
+                    Term::Team => (format!("team {namespace} adds a rule"), "team default"),
+                    Term::Invalid => {
+                        (format!("team {namespace} mends its policy: see `kumiko status`"), "policy invalid")
+                    }
+                    _ => {
+                        let where_to = "to a NetworkPolicy (a MeshPolicy does not help here)";
+                        (format!("team {namespace} adds a rule {where_to}"), "network policy")
+                    }
                 };
-                lines.say("next", format!("team {namespace} adds a rule{where_to}"));
+                lines.say("next", next);
                 word
             }
             Term::Proof => {

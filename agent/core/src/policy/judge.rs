@@ -8,12 +8,16 @@
 //! D: a baseline denies; C: every ceiling allows; K: NetworkPolicies allow; T: MeshPolicies allow; G: a baseline
 //! guarantees; P: the peer is proved where that is asked for.
 
+mod term;
+
+pub use term::Term;
+
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 
 use kumiko_abi::Stage;
 
+use super::labels::UsedLabels;
 use super::object::Mode;
 use super::port::Asked;
 use super::rule::{Direction, Exception, List, Match, Object, ObjectId, ObjectKind, Rule, Suspended};
@@ -35,38 +39,6 @@ impl Proof {
     /// Whether it is more than a claim.
     pub fn proves(self) -> bool {
         self != Self::Claim
-    }
-}
-
-/// Terms of the formula, in the order in which they speak.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Term {
-    /// D: no baseline denies it.
-    Deny,
-    /// C: every ceiling has it.
-    Ceiling,
-    /// K: NetworkPolicies let it.
-    NetworkPolicy,
-    /// T or G: the team lets it, or the platform guarantees it.
-    Team,
-    /// P: the peer is proved, or need not be.
-    Proof,
-}
-
-impl Term {
-    /// All of them, in their order.
-    pub const ALL: [Self; 5] = [Self::Deny, Self::Ceiling, Self::NetworkPolicy, Self::Team, Self::Proof];
-}
-
-impl fmt::Display for Term {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Deny => "deny",
-            Self::Ceiling => "ceiling",
-            Self::NetworkPolicy => "network policy",
-            Self::Team => "team",
-            Self::Proof => "proof",
-        })
     }
 }
 
@@ -181,6 +153,7 @@ pub struct Policies {
     exceptions: Vec<Arc<Exception>>,
     /// Whose place something in audit takes.
     replaced: BTreeSet<ObjectId>,
+    used_labels: UsedLabels,
 }
 
 impl Policies {
@@ -192,19 +165,25 @@ impl Policies {
         let taken =
             in_audit.flat_map(|by| by.replaces.iter().map(|name| ObjectId { name: name.clone(), ..by.id.clone() }));
         let replaced = taken.collect();
+        let used_labels = UsedLabels::of(&objects, &exceptions);
         let (objects, exceptions) = (objects.into_iter().map(Arc::new), exceptions.into_iter().map(Arc::new));
-        Self { objects: objects.collect(), exceptions: exceptions.collect(), replaced }
+        Self { objects: objects.collect(), exceptions: exceptions.collect(), replaced, used_labels }
     }
 
     /// The same with these of them alone, in their order.
     pub(super) fn only(&self, objects: Vec<Arc<Object>>, exceptions: Vec<Arc<Exception>>) -> Self {
         let replaced = objects.iter().map(|object| &object.id).filter(|id| self.replaced.contains(*id)).cloned();
-        Self { replaced: replaced.collect(), objects, exceptions }
+        Self { replaced: replaced.collect(), objects, exceptions, used_labels: UsedLabels::default() }
     }
 
     /// All baselines and policies.
     pub fn objects(&self) -> &[Arc<Object>] {
         &self.objects
+    }
+
+    /// Keys of the labels that anything chooses by.
+    pub fn used_labels(&self) -> &UsedLabels {
+        &self.used_labels
     }
 
     /// All exceptions.
@@ -336,6 +315,8 @@ fn union<'a>(
         .collect();
     let selected: Vec<Source<'_>> = selecting.map(|object| Source { object, rule: None }).collect();
     let holds = selected.is_empty() || !allowed.is_empty();
+    let invalid = !holds && selected.iter().any(|source| source.object.invalid);
+    let term = if invalid { Term::Invalid } else { term };
     Answer { term, holds, by: if holds { allowed } else { selected }, suspended_by: Vec::new() }
 }
 
@@ -362,7 +343,7 @@ fn team<'a>(
         if !answer.holds {
             answer.by.clear();
         }
-        answer.holds = true;
+        (answer.holds, answer.term) = (true, Term::Team);
         answer.by.extend(guaranteed);
     }
     answer

@@ -6,7 +6,8 @@ use kumiko_abi::Stage;
 use thiserror::Error;
 
 use super::judge::Policies;
-use super::rule::{Direction, Exception, List, Object, ObjectKind, Suspended};
+use super::object::Mode;
+use super::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Suspended};
 use super::selector::Who;
 use super::settings::Settings;
 use crate::manifest::{self, Kind, Place, PlatformLabel, STAGE_LABEL};
@@ -21,6 +22,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// Why some of it would not do what it says; while there is any, no verdict is sure.
     pub problems: Vec<Told>,
+    /// What of it would not.
+    unfit: BTreeSet<ObjectId>,
 }
 
 /// A problem with its place.
@@ -98,6 +101,42 @@ impl Loaded {
     pub fn is_fit(&self) -> bool {
         self.problems.iter().all(|told| told.problem.is_made_good())
     }
+
+    /// What may be in force of it, where nothing was before: what does what it says.
+    pub fn fit_part(&self) -> Self {
+        let fit = |id: &ObjectId| !self.unfit.contains(id);
+        let objects = self.policies.objects().iter().filter(|object| fit(&object.id));
+        let exceptions = self.policies.exceptions().iter().filter(|exception| fit(&exception_id(&exception.name)));
+        let policies = Policies::new(
+            objects.map(|object| Object::clone(object)).collect(),
+            exceptions.map(|exception| Exception::clone(exception)).collect(),
+        );
+        Self { policies, settings: self.settings.clone(), problems: Vec::new(), unfit: BTreeSet::new() }
+    }
+
+    /// What was in force goes on while `wanted` is not fit. Policies that are new there do not count as none: whom they
+    /// select is refused what no other one allows.
+    pub fn going_on(&self, wanted: &Self) -> Self {
+        let mut objects: Vec<Object> = self
+            .policies
+            .objects()
+            .iter()
+            .filter(|object| !object.invalid)
+            .map(|object| Object::clone(object))
+            .collect();
+        let known: BTreeSet<ObjectId> = objects.iter().map(|object| object.id.clone()).collect();
+        let new = wanted.policies.objects().iter().filter(|object| {
+            let closes = matches!(object.id.kind, ObjectKind::MeshPolicy | ObjectKind::NetworkPolicy);
+            closes && object.mode == Mode::Enforce && !known.contains(&object.id)
+        });
+        objects.extend(new.map(|object| object.closed()));
+        let exceptions = self.policies.exceptions().iter().map(|exception| Exception::clone(exception)).collect();
+        Self { policies: Policies::new(objects, exceptions), ..self.clone() }
+    }
+}
+
+fn exception_id(name: &str) -> ObjectId {
+    ObjectId { kind: ObjectKind::MeshException, namespace: String::new(), name: name.to_owned() }
 }
 
 /// Takes the policy among objects, each with its file.
@@ -113,7 +152,7 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
             _ => {}
         }
     }
-    let mut problems = Vec::new();
+    let (mut problems, mut unfit) = (Vec::new(), BTreeSet::new());
     let mut told = |file: &str, place, problem| problems.push(Told { file: file.to_owned(), place, problem });
     for (file, place, namespace) in namespaces {
         if let Some(least) = settings.least(&namespace.labels).filter(|least| namespace.stage < *least) {
@@ -133,13 +172,15 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
     let names: BTreeSet<_> = policies.iter().map(|(_, _, policy)| &policy.object.id).collect();
     for (file, place, policy) in &policies {
         let id = &policy.object.id;
-        for (place, unfit) in foreign(&policy.platform_labels, &id.to_string()) {
-            told(file, place, unfit);
+        for (place, problem) in foreign(&policy.platform_labels, &id.to_string()) {
+            unfit.insert(id.clone());
+            told(file, place, problem);
         }
         for name in &policy.object.replaces {
             let wanted = super::rule::ObjectId { name: name.clone(), ..id.clone() };
             if !names.contains(&wanted) {
                 let replaced = format!("{}/{name}", id.namespace);
+                unfit.insert(id.clone());
                 told(file, *place, Unfit::NothingToReplace { policy: id.to_string(), replaced });
             }
         }
@@ -150,21 +191,24 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
         .map(|object| (object.id.name.as_str(), object))
         .collect();
     for (file, place, exception) in &exceptions {
-        let name = format!("{}/{}", ObjectKind::MeshException.name(), exception.exception.name);
-        for (place, unfit) in foreign(&exception.platform_labels, &name) {
-            told(file, place, unfit);
+        let id = exception_id(&exception.exception.name);
+        let name = id.to_string();
+        for (place, problem) in foreign(&exception.platform_labels, &name) {
+            unfit.insert(id.clone());
+            told(file, place, problem);
         }
         let unknown = |suspended: &&Suspended| {
             !baselines.get(suspended.baseline.as_str()).is_some_and(|baseline| has(baseline, suspended))
         };
         for suspended in exception.exception.suspends.iter().filter(unknown) {
             let (baseline, rule) = (suspended.baseline.clone(), suspended.to_string());
+            unfit.insert(id.clone());
             told(file, *place, Unfit::NothingToSuspend { exception: name.clone(), baseline, rule });
         }
     }
     let objects: Vec<Object> = policies.iter().map(|(_, _, policy)| policy.object.clone()).collect();
     let exceptions: Vec<Exception> = exceptions.iter().map(|(_, _, exception)| exception.exception.clone()).collect();
-    Loaded { policies: Policies::new(objects, exceptions), settings, problems }
+    Loaded { policies: Policies::new(objects, exceptions), settings, problems, unfit }
 }
 
 /// SPIFFE IDs of other trust domains that something chooses by, each with who names it: nobody here has one, so a rule

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kumiko_abi::policy::{REVOKE_CUT, REVOKE_KEEP};
+use kumiko_abi::policy::{REVOKE_CUT, REVOKE_KEEP, speaks};
 use kumiko_abi::{FlowId, Reason};
 
 /// Rules that refuse a flow.
@@ -19,7 +19,7 @@ impl Refused {
     pub fn of_both(egress: Option<Self>, ingress: Option<Self>) -> Option<Self> {
         match (egress, ingress) {
             (Some(one), Some(other)) => {
-                let first = if one.reason as u16 <= other.reason as u16 { one } else { other };
+                let first = if speaks(one.reason) <= speaks(other.reason) { one } else { other };
                 Some(Self { revoke: one.revoke.min(other.revoke), ..first })
             }
             (one, other) => one.or(other),

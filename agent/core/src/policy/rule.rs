@@ -186,9 +186,18 @@ pub struct Object {
     pub ingress: Option<Rules>,
     /// Where to go; `None`: it does not say.
     pub egress: Option<Rules>,
+    /// It never was valid: it selects, and none of its rules is known.
+    pub invalid: bool,
 }
 
 impl Object {
+    /// The same without any rule: whom it selects is refused what no other one allows.
+    pub fn closed(&self) -> Self {
+        let none = |rules: &Option<Rules>| rules.as_ref().map(|_| Rules::default());
+        let (ingress, egress) = (none(&self.ingress), none(&self.egress));
+        Self { ingress, egress, replaces: Vec::new(), invalid: true, ..self.clone() }
+    }
+
     /// What it says about a direction.
     pub fn rules(&self, direction: Direction) -> Option<&Rules> {
         match direction {

@@ -176,7 +176,7 @@ impl<'a> Evaluator<'a> {
     where
         'a: 'w,
     {
-        Member { workload, namespace_labels: self.world.namespace_labels(&workload.namespace) }
+        self.world.member(workload)
     }
 
     /// The other end, as `subject` sees it.
@@ -191,6 +191,10 @@ impl<'a> Evaluator<'a> {
 
     fn entities(&self, ip: IpAddr, subject: &Workload, direction: Direction, asked: Asked) -> Vec<Entity> {
         let mut entities = Vec::new();
+        if self.world.is_disputed(ip) {
+            // Nobody's, and no guess: what uses it is denied before any rule is asked.
+            return entities;
+        }
         let node = self.world.node_at(ip);
         let own = node.is_some_and(|node| node.name == subject.node);
         if own {

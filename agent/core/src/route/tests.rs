@@ -125,6 +125,8 @@ struct Asked<'a> {
     peer: &'a str,
     node: &'a str,
     shown: &'a str,
+    source: &'a str,
+    labels: &'a [u8],
 }
 
 const GOOD: Asked<'_> = Asked {
@@ -134,6 +136,8 @@ const GOOD: Asked<'_> = Asked {
     peer: "server",
     node: "192.168.0.2",
     shown: "client",
+    source: "u-server-2",
+    labels: &[],
 };
 
 fn check(asked: Asked<'_>) -> Result<Accepted, Reason> {
@@ -142,6 +146,8 @@ fn check(asked: Asked<'_>) -> Result<Accepted, Reason> {
         client: asked.client.parse().unwrap(),
         destination: asked.to.parse().unwrap(),
         destination_uid: asked.uid,
+        source_uid: asked.source,
+        label_digest: asked.labels,
     };
     let node = asked.node.parse().unwrap();
     check_open(&world(), "n1", &open, &principal(asked.peer), node, &principal(asked.shown))
@@ -164,7 +170,11 @@ fn an_open_that_lies() {
         (Asked { node: "192.168.0.9", ..GOOD }, Reason::UnknownSource),
         (Asked { client: "10.0.1.1:1", ..GOOD }, Reason::UnknownSource),
         // Another pod of the same node.
-        (Asked { client: "10.0.2.3:1", ..GOOD }, Reason::SourceMismatch),
+        (Asked { client: "10.0.2.3:1", source: "u-plain-1", ..GOOD }, Reason::SourceMismatch),
+        // Its address, but another pod had it or has it now.
+        (Asked { source: "u-before", ..GOOD }, Reason::StaleIdentity),
+        (Asked { client: "10.0.2.3:1", ..GOOD }, Reason::StaleIdentity),
+        (Asked { source: "u-before", peer: "client", ..GOOD }, Reason::StaleIdentity),
         (Asked { peer: "client", ..GOOD }, Reason::SourceMismatch),
         // The address has another pod now; or the pod is elsewhere.
         (Asked { uid: "u-before", ..GOOD }, Reason::DestinationGone),

@@ -19,6 +19,7 @@ fn refusal(side: &Side<'_>) -> naive::Refusal {
         Term::Ceiling => 'C',
         Term::NetworkPolicy => 'K',
         Term::Team => 'T',
+        Term::Invalid => 'I',
         Term::Proof => 'P',
     };
     Some((letter, answer.by.first().map_or(String::new(), |source| source.object.id.name.clone())))

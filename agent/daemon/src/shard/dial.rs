@@ -11,8 +11,8 @@ use kumiko_abi::{FlowState, Reason, SynRecord, Verdict};
 use kumiko_core::addr;
 use kumiko_core::connect::{self, Answer};
 use kumiko_core::frame::{AskedService, Open};
-use kumiko_core::model::Protocol;
-use kumiko_core::route::Plan;
+use kumiko_core::model::{Protocol, World};
+use kumiko_core::route::{self, Plan};
 use kumiko_fault::Point;
 use kumiko_kernel::diag;
 use kumiko_tunnel::pool::Key;
@@ -146,7 +146,7 @@ async fn reach(
         return Ok(Far::Local(delivered));
     };
     let node = SocketAddr::new(node, kumiko_abi::TUNNEL_PORT);
-    let open = open_frame(syn, plan, client, asked);
+    let open = open_frame(&shard.common.state.load().world, syn, plan, client, asked);
     let (mut last, mut fresh) = (Failure::new(Reason::NotProcessed), false);
     for _ in 0..TRIES {
         let key = Key { source: plan.source_principal.clone(), destination: plan.target_principal.clone(), node };
@@ -210,14 +210,14 @@ fn passing(reason: Reason) -> bool {
     matches!(reason, Reason::HandshakeTimedOut | Reason::TlsFailed | Reason::TunnelLost)
 }
 
-fn open_frame(syn: &SynRecord, plan: &Plan, client: SocketAddr, asked: SocketAddr) -> Open {
+fn open_frame(world: &World, syn: &SynRecord, plan: &Plan, client: SocketAddr, asked: SocketAddr) -> Open {
     Open {
         flow_id: syn.id,
         client,
         destination: plan.target_addr,
         destination_uid: plan.target.uid.clone(),
         source_uid: plan.source.uid.clone(),
-        label_digest: Vec::new(),
+        label_digest: route::label_digest(world, &plan.source),
         service: plan
             .service
             .as_ref()

@@ -273,6 +273,7 @@ mod tests {
         let registry = Registry::default();
         let count = u16::try_from(LOOKED_AT_ONCE * 2 + 1).unwrap();
         let between = |port: u16| Between {
+            udp: false,
             source_uid: "a".to_owned(),
             target_uid: "b".to_owned(),
             client: [10, 0, 0, 2].into(),

@@ -186,7 +186,11 @@ async fn check(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Res
         };
         let late = matches!(
             reason,
-            Reason::UnknownSource | Reason::StaleIdentity | Reason::DestinationGone | Reason::EndpointNotAttached
+            Reason::UnknownSource
+                | Reason::StaleIdentity
+                | Reason::DisputedAddress
+                | Reason::DestinationGone
+                | Reason::EndpointNotAttached
         );
         if !late || at(Point::ModelAwaited).is_err() {
             return Err(reason);
@@ -199,11 +203,14 @@ async fn check(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Res
 
 fn check_now(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Result<Accepted, Reason> {
     let state = shard.common.state.load();
-    let view = OpenView { client: open.client, destination: open.destination, destination_uid: &open.destination_uid };
+    let view = OpenView {
+        client: open.client,
+        destination: open.destination,
+        destination_uid: &open.destination_uid,
+        source_uid: &open.source_uid,
+        label_digest: &open.label_digest,
+    };
     let accepted = route::check_open(&state.world, &shard.common.node, &view, tunnel.peer(), node, tunnel.local())?;
-    if accepted.source.uid != open.source_uid {
-        return Err(Reason::StaleIdentity);
-    }
     let uid = &accepted.target.uid;
     if !state.accepts(uid, Instant::now()) || state.is_coming(uid) {
         // Not in the mesh here, or not yet: nobody judges what comes back.

@@ -141,6 +141,63 @@ async fn a_start_with_a_bad_file_goes_on_with_its_last_good_version() {
     assert_eq!(fourth.world.borrow().workloads().count(), 0);
 }
 
+/// A baseline that selects by a label which is nobody's yet, and a team's policy.
+const UNFIT: &str = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshBaseline\nmetadata: {name: bank}\nspec:\n  subject: {namespaceLabels: \
+                     {platform.bank/tier: prod}}\n  ingress: {deny: []}\n---\n";
+
+fn policy(kind: &str, name: &str, spec: &str) -> String {
+    let namespace = if kind == "MeshPolicy" { ", namespace: demo" } else { "" };
+    format!("apiVersion: kumiko.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}{namespace}}}\nspec: {spec}\n---\n")
+}
+
+/// What is in force, each with `!` if it stands for one that is not.
+fn policies(source: &Source) -> Vec<String> {
+    let world = source.world.borrow();
+    let one = |object: &std::sync::Arc<kumiko_core::policy::rule::Object>| {
+        format!("{}{}", object.id, if object.invalid { "!" } else { "" })
+    };
+    world.policy().policies.objects().iter().map(one).collect()
+}
+
+#[tokio::test]
+async fn while_policy_is_not_fit_new_policies_do_not_count_as_none() {
+    let (dir, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let taking = Taking { scope: Scope::Policy, last_good: Some(kept.path().to_owned()) };
+    let begin = || start(&SourceUrl::Dir(dir.path().to_owned()), "td", taking.clone()).unwrap();
+    // Nothing was in force before: what does what it says is.
+    put(dir.path(), "a.yaml", &policy("MeshPolicy", "one", "{ingress: []}"));
+    put(
+        dir.path(),
+        "b.yaml",
+        &(UNFIT.to_owned() + &policy("MeshBaseline", "fit", "{subject: {}, ingress: {deny: []}}")),
+    );
+    let mut first = begin();
+    first.synced().await.unwrap();
+    assert_eq!(policies(&first), ["MeshBaseline/fit", "MeshPolicy/demo/one"]);
+    assert!(
+        first.status.borrow().diagnostics.iter().any(|told| told.message.contains("is no label of the platform's"))
+    );
+    let settings = policy("MeshSettings", "mesh", "{platformLabelPrefixes: [platform.bank/]}");
+    put(dir.path(), "c.yaml", &settings);
+    wait_status(&mut first, |status| status.diagnostics.is_empty()).await;
+    assert_eq!(policies(&first), ["MeshBaseline/bank", "MeshBaseline/fit", "MeshPolicy/demo/one"]);
+    // It was: it goes on, and what is new only refuses.
+    fs::remove_file(dir.path().join("c.yaml")).unwrap();
+    put(dir.path(), "d.yaml", &policy("MeshPolicy", "two", "{egress: [{name: a, to: [{namespace: demo}]}]}"));
+    wait_status(&mut first, |status| !status.diagnostics.is_empty()).await;
+    let goes_on = ["MeshBaseline/bank", "MeshBaseline/fit", "MeshPolicy/demo/one", "MeshPolicy/demo/two!"];
+    let fits = |world: &Arc<World>| world.policy().policies.objects().len() == goes_on.len();
+    tokio::time::timeout(WITHIN, first.world.wait_for(fits)).await.unwrap().unwrap();
+    assert_eq!(policies(&first), goes_on);
+    drop(first);
+    let mut second = begin();
+    second.synced().await.unwrap();
+    assert_eq!(policies(&second), goes_on, "after a restart, too");
+    put(dir.path(), "c.yaml", &settings);
+    wait_status(&mut second, |status| status.diagnostics.is_empty()).await;
+    assert_eq!(policies(&second), goes_on.map(|name| name.trim_end_matches('!')));
+}
+
 #[tokio::test]
 async fn a_bad_file_is_told_and_the_last_good_state_stays() {
     let dir = tempfile::tempdir().unwrap();

@@ -212,6 +212,11 @@ fn families(input: MetricsInput) -> Vec<Family> {
             "Problems in the source; the last good state stays",
             one(source.diagnostics.len() as u64),
         ),
+        gauge(
+            "kumiko_source_disputed_addresses",
+            "Addresses that workloads claim and nobody has: what uses them is denied",
+            one(source.disputed.into()),
+        ),
         gauge("kumiko_source_objects", "Objects in force", one(source.objects.into())),
         gauge(
             "kumiko_source_without_number",

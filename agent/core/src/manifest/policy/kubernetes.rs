@@ -45,6 +45,7 @@ pub(in super::super) fn network_policy(root: &Node, problems: &mut Vec<(Place, P
         subject,
         ingress: types[0].then_some(ingress),
         egress: types[1].then_some(egress),
+        invalid: false,
     };
     Some((Kind::Policy(PolicyObject { object, platform_labels: Vec::new() }), check.claims()))
 }

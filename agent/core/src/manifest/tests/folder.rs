@@ -32,6 +32,8 @@ fn files<const N: usize>(files: [(&str, String); N]) -> BTreeMap<String, FileCon
 fn in_force(state: &FolderState) -> Vec<(String, String)> {
     state
         .objects()
+        // What only stands for others claims nothing.
+        .filter(|(_, object)| !object.claims.is_empty())
         .map(|(file, object)| {
             let Claim::Name(_, _, name) = &object.claims[0].0 else { panic!() };
             (file.to_owned(), name.clone())

@@ -35,7 +35,8 @@ fn a_namespace_has_no_other_namespaces_name() {
 #[test]
 fn a_node() {
     let addresses = vec!["192.168.49.2".parse().unwrap(), "fd00:49::2".parse().unwrap()];
-    assert_eq!(only(NODE), Kind::Node(NodeObject { name: "minikube".into(), addresses }));
+    let pod_cidrs = ["10.244.0.0/24", "fd00:244::/64"].map(|net| net.parse().unwrap()).to_vec();
+    assert_eq!(only(NODE), Kind::Node(NodeObject { name: "minikube".into(), addresses, pod_cidrs }));
 }
 
 #[test]

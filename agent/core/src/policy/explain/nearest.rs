@@ -18,6 +18,7 @@ pub(super) fn find<'a>(
     let lists: &[List] = match answer.term {
         Term::Ceiling => &[List::Ceiling, List::Guarantee],
         Term::NetworkPolicy => &[List::Kubernetes],
+        Term::Invalid => &[List::Kubernetes, List::Team],
         _ => &[List::Team],
     };
     let rules = answer.by.iter().filter_map(|source| source.object.rules(direction));
