@@ -17,6 +17,8 @@ use crate::reason::{Reason, Verdict};
 
 /// Class of an address that nothing is known of and no rule names.
 pub const UNKNOWN_CLASS: u32 = 0;
+/// Class of an address whose holder the tables were not made for: whatever is asked about it is denied.
+pub const DENY_CLASS: u32 = u32::MAX;
 /// Set of an endpoint that no verdict is made for; sets of the others begin at 1.
 pub const NO_SET: u32 = 0;
 /// Set without verdicts: whatever is asked of it is denied.

@@ -233,3 +233,33 @@ fn raised_peers_are_held_once() {
     assert_eq!(held, new, "nothing else is touched");
     assert!(!new.clone().hold_raised(&new));
 }
+
+#[test]
+fn whom_the_tables_were_not_made_for_is_denied() {
+    use crate::policy::compile::{Image, compile as verdicts};
+    use crate::policy::verdict::Evaluator;
+    use kumiko_abi::policy::DENY_CLASS;
+
+    let pod = |name, ip| (name, 0, ip, 0, false);
+    let of = |workloads| world(&Spec { stages: [3, 3], workloads, services: Vec::new() });
+    let (judged, later) = (of(vec![pod(1, 1), pod(2, 2)]), of(vec![pod(3, 1), pod(2, 2), pod(4, 4)]));
+    let image = Image::of(&verdicts(&Evaluator::of(&judged), "n0", 0).unwrap(), 0, 1).unwrap();
+    let mut handles = Handles::default();
+    let mut written = Desired::default();
+    for world in [&judged, &later] {
+        handles.assign(world, "n0");
+        let attached = attached(world);
+        let mut desired = compile(world, "n0", &attached, &handles, &BTreeSet::new());
+        desired.judge_by(&image, &judged, world, &attached, &written);
+        written = desired;
+    }
+    // Again: what is denied stays so.
+    let mut desired = written.clone();
+    desired.judge_by(&image, &judged, &later, &attached(&later), &written);
+    assert_eq!(desired, written);
+    let class = |ip: &str| written.addrs[&to_abi(ip.parse().unwrap())].class;
+    assert_eq!(class("10.0.0.1"), [DENY_CLASS; 2], "an address that another has now");
+    assert_eq!(class("fd00::4"), [DENY_CLASS; 2], "one that is new");
+    assert_eq!(class("10.0.0.2"), [image.class("10.0.0.2".parse().unwrap()); 2]);
+    assert_ne!(class("10.0.0.2"), [DENY_CLASS; 2]);
+}

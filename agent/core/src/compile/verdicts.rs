@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use kumiko_abi::policy::{DENY_SET, NO_SET, UNKNOWN_CLASS};
+use kumiko_abi::policy::{DENY_CLASS, DENY_SET, NO_SET, UNKNOWN_CLASS};
 use kumiko_abi::{Addr, Stage};
 
 use super::{Attached, Desired};
@@ -48,13 +48,16 @@ impl Desired {
         self.nets.clone_from(&before.nets);
     }
 
-    /// Gives everybody what an image says that is in force. The slots of the epoch before stay as they are in `before`; who
-    /// is new has the same in both.
-    pub fn judge_by(&mut self, image: &Image, world: &World, attached: &Attached, before: &Self) {
+    /// Gives everybody what an image says that is in force and was made of the model `judged`. The slots of the epoch before
+    /// stay as they are in `before`; who is new, or has an address that was another's, has the same in both. Of whom the image
+    /// was not made is denied: it inherits neither from who had its address nor from the network around it.
+    pub fn judge_by(&mut self, image: &Image, judged: &World, world: &World, attached: &Attached, before: &Self) {
         let at = slot(image);
         for (addr, entry) in &mut self.addrs {
-            let class = image.class(from_abi(addr));
-            entry.class = before.addrs.get(addr).map_or([class; 2], |entry| entry.class);
+            let ip = from_abi(addr);
+            let class = if judged.has_the_holder_of(ip, world) { image.class(ip) } else { DENY_CLASS };
+            let same = before.addrs.get(addr).filter(|before| before.handle == entry.handle);
+            entry.class = same.map_or([class; 2], |before| before.class);
             set(&mut entry.class, at, class);
         }
         self.set_ends(Some(image), world, attached, before);

@@ -311,6 +311,12 @@ impl World {
         self.services.iter()
     }
 
+    /// Whether the workload that has an address in a later model, if any, had it in this one.
+    pub fn has_the_holder_of(&self, ip: IpAddr, later: &Self) -> bool {
+        let holder = later.workload_at(ip);
+        holder.is_none_or(|holder| self.workload_at(ip).is_some_and(|known| known.uid == holder.uid))
+    }
+
     /// The Service and its port behind a cluster IP and port.
     pub fn service_at(&self, ip: IpAddr, port: u16, protocol: Protocol) -> Option<(&Arc<Service>, &ServicePort)> {
         let (number, index) = self.service_by_addr.get(&(ip, port, protocol))?;

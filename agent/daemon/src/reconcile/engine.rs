@@ -245,7 +245,9 @@ impl<E: Edge> Engine<E> {
             desired.endpoints.entry(leaving.endpoint.ifindex).or_insert(entry);
         }
         match self.judging.as_ref().map(|judging| &judging.image) {
-            Some(Some(image)) => desired.judge_by(image, &self.world, &self.judged_ends(), &self.written),
+            Some(Some((image, judged))) => {
+                desired.judge_by(image, judged, &self.world, &self.judged_ends(), &self.written);
+            }
             Some(None) => desired.keep_verdicts(&self.world, &self.judged_ends(), &self.written),
             None => {}
         }

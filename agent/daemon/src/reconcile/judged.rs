@@ -64,7 +64,11 @@ impl NodeState {
     }
 
     fn cell(&self, uid: &str, peer: IpAddr, between: &Between, ingress: bool) -> Cell {
-        let Some(verdicts) = &self.verdicts else { return Cell::default() };
+        let Some((verdicts, judged)) = &self.verdicts else { return Cell::default() };
+        let by_address = !(ingress && between.host);
+        if by_address && !judged.has_the_holder_of(peer, &self.world) {
+            return Cell::default();
+        }
         let set = verdicts.ends.get(uid).copied().unwrap_or(DENY_SET);
         let class = if ingress && between.host { verdicts.host } else { verdicts.class(peer) };
         let (port, proved) = (between.to.port(), between.proved);

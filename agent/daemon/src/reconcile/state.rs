@@ -43,8 +43,8 @@ pub struct NodeState {
     pub shortage: Shortage,
     /// Map writes that failed since the start; they are tried again.
     pub unwritten: u64,
-    /// Tables of verdicts in force; none while policy is not asked for, or before the first ones.
-    pub(super) verdicts: Option<Arc<Image>>,
+    /// Tables of verdicts in force with the model that they were made of; none before the first ones.
+    pub(super) verdicts: Option<(Arc<Image>, Arc<World>)>,
     /// What status says of it.
     pub(super) policy: PolicyStatus,
 }

@@ -71,7 +71,7 @@ impl Here {
     fn set(&mut self, maps: &Maps, here: &str) {
         let attached = attached(&self.world, here);
         let mut desired = compile::compile(&self.world, NODE, &attached, &self.handles, &BTreeSet::new());
-        desired.judge_by(&self.image, &self.world, &attached, &Desired::default());
+        desired.judge_by(&self.image, &self.world, &self.world, &attached, &Desired::default());
         for op in diff(&self.written, &desired) {
             write(maps, &op);
         }

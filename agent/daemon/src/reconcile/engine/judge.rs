@@ -8,6 +8,7 @@ use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
 use kumiko_core::addr;
 use kumiko_core::api::PolicyStatus;
 use kumiko_core::compile::diff;
+use kumiko_core::model::World;
 use kumiko_core::policy::compile::{Compiler, Image, Layout, TooComplex};
 use kumiko_core::policy::revoke::Graces;
 use kumiko_core::policy::verdict::Evaluator;
@@ -29,8 +30,8 @@ pub(super) struct Judging {
     /// What was made before, from which the next tables follow.
     compiler: Compiler,
     layout: Layout,
-    /// The tables in force, if this agent made them.
-    pub(super) image: Option<Arc<Image>>,
+    /// The tables in force, if this agent made them, and the model that they were made of.
+    pub(super) image: Option<(Arc<Image>, Arc<World>)>,
     /// When the next exception ends, in seconds since 1970.
     lapses: Option<i64>,
     /// What is in force, for new flows and for those that were open.
@@ -130,7 +131,8 @@ impl<E: Edge> Engine<E> {
         let ends = policies.exceptions().iter().map(|exception| exception.expires.as_second());
         let lapses = ends.filter(|at| *at > now).min();
         if let Some(judging) = &mut self.judging {
-            (judging.image, judging.lapses, judging.coming) = (Some(Arc::new(image)), lapses, Some(status));
+            (judging.image, judging.lapses, judging.coming) =
+                (Some((Arc::new(image), self.world.clone())), lapses, Some(status));
         }
         Ok(())
     }

@@ -70,7 +70,8 @@ impl<E: Edge> Engine<E> {
         let mut entry = compile::endpoint(local.handle, &endpoint);
         if let Some(judging) = &self.judging {
             let before = self.written.endpoints.get(&endpoint.ifindex).map(|before| before.set);
-            entry.set = compile::sets_of(judging.image.as_deref(), &self.world, uid, before);
+            entry.set =
+                compile::sets_of(judging.image.as_ref().map(|(image, _)| image.as_ref()), &self.world, uid, before);
         }
         self.write(Op::SetEndpoint(endpoint.ifindex, entry))
     }
