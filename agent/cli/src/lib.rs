@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use client::ClientError;
-use options::{Cli, Command, Output};
+use options::Cli;
 
 /// What was answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,9 +69,6 @@ impl Error {
 /// # Errors
 /// No answer; the text says why and what to do.
 pub fn run(cli: &Cli) -> Result<Answer, Error> {
-    if let Command::Policy(command) = &cli.command {
-        return whole(policy::run(command, cli.output == Output::Json));
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
     whole(runtime.block_on(fetch::run(cli)))
 }

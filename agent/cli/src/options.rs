@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kumiko_core::flow_record::PartyMatch;
 
+/// Trust domain of a folder, if none is said.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+
 const COMMON: &str = "Common options";
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -34,10 +37,11 @@ With --follow and -o json each line is a flow that began, went on or ended (stat
 slow for N lines.";
 
 const EXPLAIN: &str = "\
-Exit codes: 0 allowed, 1 denied, 2 cannot say (wrong usage, nobody of that name, policy that cannot be read).
+Exit codes: 0 allowed, 1 denied, 2 cannot say (wrong usage, nobody of that name, policy that cannot be read), 3 no agent.
 
-Example:
-  kumiko policy explain --folder manifests --from orders/web-3 --to payments/api-5f2 --port 8443";
+Examples:
+  kumiko policy explain --from orders/web-3 --to payments/api-5f2 --port 8443                      what is in force here
+  kumiko policy explain --from orders/web-3 --to payments/api-5f2 --port 8443 --folder manifests   what a folder says";
 
 /// Looks into the kumiko agent of this node.
 #[derive(Parser, Debug)]
@@ -92,7 +96,7 @@ pub enum Command {
     Tunnels,
     /// Certificates of this node's workloads.
     Certs,
-    /// Who may talk to whom, and why. No agent enforces policy yet: this reads a folder of manifests.
+    /// Who may talk to whom, and why: what is in force, or what a folder of manifests says.
     #[command(subcommand)]
     Policy(PolicyCommand),
 }
@@ -103,6 +107,10 @@ pub enum PolicyCommand {
     /// Whether a flow may be, what decides it, and what to do.
     #[command(after_help = EXPLAIN)]
     Explain(ExplainArgs),
+    /// Everything that decides on this node, and what of it does not and why.
+    List,
+    /// The tables of this node's verdicts: what workloads with the same rules share, and how full they are.
+    Sets,
     /// Whether the folder's policy can be read and does what it says.
     Check(FolderArgs),
 }
@@ -114,16 +122,19 @@ pub struct FolderArgs {
     #[arg(long, value_name = "DIR")]
     pub folder: PathBuf,
     /// Trust domain of the mesh: all SPIFFE IDs begin with it.
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    #[arg(long, value_name = "NAME", default_value = TRUST_DOMAIN)]
     pub trust_domain: String,
 }
 
 /// Options of `policy explain`.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// Folder of manifests.
-    #[command(flatten)]
-    pub folder: FolderArgs,
+    /// Ask about this folder of manifests, not the agent.
+    #[arg(long, value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+    /// Trust domain of a folder's mesh [default: cluster.local].
+    #[arg(long, value_name = "NAME", requires = "folder")]
+    pub trust_domain: Option<String>,
     /// Who begins the flow: NAMESPACE/WORKLOAD or an IP address.
     #[arg(long, value_name = "WHO")]
     pub from: PartyMatch,
@@ -144,6 +155,16 @@ pub struct ExplainArgs {
 pub enum ProtocolName {
     Tcp,
     Udp,
+}
+
+impl ProtocolName {
+    /// As the admin API writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// Options of `flows`.

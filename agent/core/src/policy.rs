@@ -1,12 +1,16 @@
 //! Who may talk to whom: the objects that teams write, and the one evaluator of them.
 //!
 //! [`object`] has the documents' types, [`load`] takes them from manifests, [`judge`] is the formula, [`verdict`] asks it
-//! for both ends of a flow, [`explain`] says why, [`compile`] makes the kernel's tables of it,
-//! [`revoke`] ends what is open and allowed no more.
+//! for both ends of a flow, [`explain`] says why, [`ask`] takes questions in people's words, [`compile`] makes the
+//! kernel's tables of it, [`revoke`] ends what is open and allowed no more, [`history`] keeps what was in force,
+//! [`list`] says what is.
 
+pub mod ask;
 pub mod compile;
 pub mod explain;
+pub mod history;
 pub mod judge;
+pub mod list;
 pub mod load;
 pub mod object;
 pub mod port;

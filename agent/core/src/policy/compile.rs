@@ -10,8 +10,10 @@ mod columns;
 mod facts;
 mod image;
 mod rows;
+mod sizes;
 
 pub use image::Image;
+pub use sizes::Size;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use super::asked::FlowsQuery;
 use super::follow::follow;
-use super::{AdminSocket, AdminState};
+use super::{AdminSocket, AdminState, policy};
 use crate::telemetry::{MetricsInput, render};
 
 /// Most connections at once; more wait in the listener's backlog.
@@ -39,6 +39,19 @@ const ANSWER_TIME: Duration = Duration::from_secs(60);
 const MAX_HEAD: usize = 16 * 1024;
 /// How long a listener rests when the system has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is answered on the admin socket.
+const THERE: &[&str] = &[
+    path::STATUS,
+    path::WORKLOADS,
+    path::FLOWS,
+    path::TUNNELS,
+    path::CERTS,
+    path::EXPLAIN,
+    path::POLICY,
+    path::SETS,
+    path::METRICS,
+];
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -211,10 +224,13 @@ impl Connection {
             path::TUNNELS => json(move || state.tunnels()).await,
             path::CERTS => json(move || state.certs()).await,
             path::FLOWS => self.flows(query).await,
-            _ => Err(unknown(
-                asked,
-                &[path::STATUS, path::WORKLOADS, path::FLOWS, path::TUNNELS, path::CERTS, path::METRICS],
-            )),
+            path::EXPLAIN => {
+                let asking = policy::asking(query).map_err(|error| Refusal(StatusCode::BAD_REQUEST, error))?;
+                json_or_not(move || state.explain(&asking)).await
+            }
+            path::POLICY => json_or_not(move || state.policy()).await,
+            path::SETS => json_or_not(move || state.sets()).await,
+            _ => Err(unknown(asked, THERE)),
         }
     }
 
@@ -264,6 +280,16 @@ impl Connection {
 /// Makes a value and its JSON off the runtime's threads.
 async fn json<T: Serialize>(make: impl FnOnce() -> T + Send + 'static) -> Result<Response<Body>, Refusal> {
     let body = blocking(move || serde_json::to_vec(&make())).await?;
+    let body = body.map_err(|error| internal(format!("answer cannot be written: {error}")))?;
+    Ok(response(StatusCode::OK, "application/json", body))
+}
+
+/// The same of a value that there may not be.
+async fn json_or_not<T: Serialize>(
+    make: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<Response<Body>, Refusal> {
+    let body = blocking(move || make().map(|value| serde_json::to_vec(&value))).await?;
+    let body = body.map_err(|why| Refusal(StatusCode::UNPROCESSABLE_ENTITY, why))?;
     let body = body.map_err(|error| internal(format!("answer cannot be written: {error}")))?;
     Ok(response(StatusCode::OK, "application/json", body))
 }

@@ -3,7 +3,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use kumiko_core::api::{FlowLine, OMITTED_HEADER};
+use kumiko_core::api::{PolicyObjectView, SetsView};
 use kumiko_core::flow_record::{AgentFacts, Clock, Entry, Names};
+use kumiko_core::policy::ask::Asking;
+use kumiko_core::policy::explain::Explanation;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -74,6 +77,20 @@ impl AdminState for Sample {
     }
 }
 
+impl PolicyState for Sample {
+    fn explain(&self, asked: &Asking) -> Result<Explanation, String> {
+        Err(format!("{} is nobody", asked.from))
+    }
+
+    fn policy(&self) -> Result<Vec<PolicyObjectView>, String> {
+        Ok(vec![PolicyObjectView { kind: "MeshPolicy".into(), ..PolicyObjectView::default() }])
+    }
+
+    fn sets(&self) -> Result<SetsView, String> {
+        Ok(SetsView { epoch: 7, ..SetsView::default() })
+    }
+}
+
 fn start(path: &Path, queue: usize) -> (broadcast::Sender<Arc<FlowRecord>>, JoinHandle<()>) {
     let (sender, _) = broadcast::channel(queue);
     let state = Arc::new(Sample { sender: sender.clone() });
@@ -119,6 +136,14 @@ async fn answers_and_refusals() {
         ("/v1/flows?colour=red", "400", "there are from, to"),
         ("/v1/flows?limit=999999", "400", "up to"),
         ("/v1/flows?follow=perhaps", "400", "true or false"),
+        ("/v1/policy/explain?from=a/b&to=c/d", "400", "from, to and port"),
+        ("/v1/policy/explain?from=a&to=c/d&port=1", "400", "NAMESPACE/NAME"),
+        ("/v1/policy/explain?from=a/b&to=c/d&port=0", "400", "1 to 65535"),
+        ("/v1/policy/explain?from=a/b&to=c/d&port=1&protocol=icmp", "400", "tcp or udp"),
+        ("/v1/policy/explain?who=a/b", "400", "there are from, to"),
+        ("/v1/policy/explain?from=a/b&to=c/d&port=1", "422", "a/b is nobody"),
+        ("/v1/policy/objects", "200", "MeshPolicy"),
+        ("/v1/policy/sets", "200", "\"epoch\":7"),
     ] {
         let answer = get(&path, asked).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(word), "{answer}");

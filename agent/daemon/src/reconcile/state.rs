@@ -79,6 +79,11 @@ impl NodeState {
         self.policy.clone()
     }
 
+    /// Tables of verdicts in force.
+    pub fn verdicts(&self) -> Option<&Arc<Image>> {
+        self.verdicts.as_ref()
+    }
+
     /// Interface of a local workload that can be delivered to: hooks on, veth up.
     pub fn attached_ifindex(&self, uid: &str) -> Option<u32> {
         self.attached.get(uid).copied()

@@ -1,5 +1,7 @@
 //! What the admin API shows, read from the parts.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
@@ -41,6 +43,7 @@ pub(super) struct View {
     telemetry: Telemetry,
     reconciled: Reconciled,
     draining: watch::Receiver<bool>,
+    takes_policy: bool,
 }
 
 impl View {
@@ -77,6 +80,7 @@ impl View {
             telemetry: telemetry.clone(),
             reconciled: reconciled.clone(),
             draining,
+            takes_policy: options.policy_preview,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A new policy, or new workloads under it: tables of verdicts, the epoch from which they hold, and what becomes of the flows
 //! that they refuse.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kumiko_abi::flow::flags;
 use kumiko_abi::{Flow, FlowKey, FlowState};
@@ -9,6 +9,7 @@ use kumiko_core::addr;
 use kumiko_core::api::PolicyStatus;
 use kumiko_core::compile::diff;
 use kumiko_core::policy::compile::{Image, TooComplex, compile};
+use kumiko_core::policy::history::History;
 use kumiko_core::policy::revoke::Graces;
 use kumiko_core::policy::verdict::Evaluator;
 use kumiko_core::stage::legacy;
@@ -37,13 +38,16 @@ pub(super) struct Judging {
     /// Tables are yet to be made.
     due: bool,
     graces: Graces,
+    /// What verdicts were made of.
+    history: Arc<Mutex<History>>,
 }
 
 impl Judging {
     /// From what an agent before us left in force.
-    pub(super) fn new(carried: Box<dyn Carried>, epoch: u32) -> Self {
+    pub(super) fn new(carried: Box<dyn Carried>, epoch: u32, history: Arc<Mutex<History>>) -> Self {
         let status = PolicyStatus { enforced: true, epoch, ..PolicyStatus::default() };
-        Self { carried, image: None, lapses: None, status, coming: None, due: false, graces: Graces::default() }
+        let graces = Graces::default();
+        Self { carried, image: None, lapses: None, status, coming: None, due: false, graces, history }
     }
 
     fn epoch(&self) -> u32 {
@@ -116,6 +120,7 @@ impl<E: Edge> Engine<E> {
         let ends = policies.exceptions().iter().map(|exception| exception.expires.as_second());
         let lapses = ends.filter(|at| *at > now).min();
         if let Some(judging) = &mut self.judging {
+            judging.history.lock().unwrap_or_else(PoisonError::into_inner).record(epoch, self.world.clone());
             (judging.image, judging.lapses, judging.coming) = (Some(Arc::new(image)), lapses, Some(status));
         }
         Ok(())

@@ -1,0 +1,82 @@
+//! What the admin API says of policy.
+
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+
+use kumiko_core::api::{PolicyObjectView, SetView, SetsView};
+use kumiko_core::policy::ask::{Asking, NoFlow};
+use kumiko_core::policy::explain::{Explanation, InForce, explain};
+use kumiko_core::policy::history::History;
+use kumiko_core::policy::list;
+use kumiko_core::policy::verdict::Evaluator;
+
+use super::View;
+use crate::admin::PolicyState;
+use crate::clock;
+
+/// Where names are looked up.
+const PLACE: &str = "the model that is in force";
+
+impl View {
+    fn history(&self) -> Result<MutexGuard<'_, History>, String> {
+        if !self.takes_policy {
+            return Err("this agent takes no policy: start it with --policy-preview, or ask about a folder (--folder)"
+                .to_owned());
+        }
+        // A panic ends the process, so a poisoned lock cannot be met; taking the value keeps this total.
+        Ok(self.reconciled.history.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl PolicyState for View {
+    fn explain(&self, asked: &Asking) -> Result<Explanation, String> {
+        let (epoch, world) = {
+            let history = self.history()?;
+            let (epoch, world) = history.now().map_err(|unknown| unknown.to_string())?;
+            (epoch, world.clone())
+        };
+        let flow = asked.flow(&world, PLACE).map_err(|no_flow| match &no_flow {
+            NoFlow::Nobody { .. } if asked.flow(&self.reconciled.state.load().world, PLACE).is_ok() => {
+                format!("{no_flow} yet, so it is refused everything: see `kumiko status`")
+            }
+            _ => no_flow.to_string(),
+        })?;
+        let answer = explain(&Evaluator::of(&world), &flow, clock::unix_seconds());
+        Ok(answer.in_force(InForce { node: self.common.node.to_string(), epoch, now: true }))
+    }
+
+    fn policy(&self) -> Result<Vec<PolicyObjectView>, String> {
+        let world = self.history()?.now().map_err(|unknown| unknown.to_string())?.1.clone();
+        Ok(list::list(&world, &self.common.node, clock::unix_seconds()))
+    }
+
+    fn sets(&self) -> Result<SetsView, String> {
+        let world = self.history()?.now().map_err(|unknown| unknown.to_string())?.1.clone();
+        let state = self.reconciled.state.load_full();
+        let image = state.verdicts().ok_or("no verdicts are in force yet: see `kumiko status`")?;
+        let evaluator = Evaluator::of(&world);
+        let sizes = image.sizes();
+        let mut sets: BTreeMap<u32, SetView> = BTreeMap::new();
+        for (uid, id) in &image.ends {
+            let set = sets.entry(*id).or_insert_with(|| {
+                let size = sizes.get(id).copied().unwrap_or_default();
+                SetView {
+                    id: *id,
+                    classes: size.classes,
+                    columns: size.columns,
+                    cells: size.cells,
+                    bytes: size.bytes,
+                    ..SetView::default()
+                }
+            });
+            let Some(workload) = world.workload(uid) else { continue };
+            if set.workloads.is_empty() {
+                set.objects =
+                    list::about(&evaluator, evaluator.member(workload)).iter().map(ToString::to_string).collect();
+            }
+            set.workloads.push(format!("{}/{}", workload.namespace, workload.name));
+        }
+        sets.values_mut().for_each(|set| set.workloads.sort());
+        Ok(SetsView { epoch: image.epoch, sets: sets.into_values().collect(), tables: image.uses() })
+    }
+}
