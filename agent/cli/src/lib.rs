@@ -48,6 +48,9 @@ pub enum Error {
     /// A question that cannot be answered.
     #[error("cannot say: {0}")]
     CannotSay(String),
+    /// Documents that are not applied, or not in force.
+    #[error("{0}")]
+    Refused(String),
     /// This program cannot start.
     #[error("cannot start: {0}")]
     Start(#[source] io::Error),
@@ -59,7 +62,7 @@ impl Error {
         match self {
             Self::Agent(_) => ExitCode::from(3),
             Self::CannotSay(_) => ExitCode::from(2),
-            Self::Output(_) | Self::Start(_) => ExitCode::from(1),
+            Self::Output(_) | Self::Refused(_) | Self::Start(_) => ExitCode::from(1),
         }
     }
 }

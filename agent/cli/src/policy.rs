@@ -1,5 +1,6 @@
 //! `kumiko policy`: what is in force on a node, or what a folder says.
 
+mod apply;
 mod folder;
 
 use std::path::Path;
@@ -34,19 +35,20 @@ pub(crate) async fn run(command: &PolicyCommand, socket: &Path, json: bool) -> R
             let sets: SetsView = read(&answer)?;
             out(&answer, json, || show::sets(&sets, terminal))
         }
+        PolicyCommand::Apply(args) => apply::apply(args, socket, json).await,
         PolicyCommand::Check(args) => folder::check(args, json),
     }
 }
 
 async fn explain(args: &ExplainArgs, socket: &Path, json: bool) -> Result<Answer, Error> {
-    let answer: Explanation = if let Some(dir) = &args.folder {
+    let asked = args.from.as_ref().zip(args.to.as_ref()).zip(args.port);
+    let answer: Explanation = if let (Some(dir), Some(((from, to), port))) = (&args.folder, asked) {
         let trust_domain = args.trust_domain.clone().unwrap_or_else(|| TRUST_DOMAIN.to_owned());
         let protocol = match args.protocol {
             ProtocolName::Tcp => Protocol::Tcp,
             ProtocolName::Udp => Protocol::Udp,
         };
-        let asked = Asked { protocol, port: args.port };
-        let asking = Asking { from: args.from.clone(), to: args.to.clone(), asked };
+        let asking = Asking { from: from.clone(), to: to.clone(), asked: Asked { protocol, port } };
         let answer = folder::explained(&FolderArgs { folder: dir.clone(), trust_domain }, &asking)?;
         if json {
             json_out(&answer)?;
@@ -55,12 +57,15 @@ async fn explain(args: &ExplainArgs, socket: &Path, json: bool) -> Result<Answer
     } else {
         let mut text = String::new();
         let parts = [
-            ("from", args.from.to_string()),
-            ("to", args.to.to_string()),
-            ("port", args.port.to_string()),
-            ("protocol", args.protocol.name().to_owned()),
+            ("flow", args.flow.clone()),
+            ("from", args.from.as_ref().map(ToString::to_string)),
+            ("to", args.to.as_ref().map(ToString::to_string)),
+            ("port", args.port.map(|port| port.to_string())),
+            ("protocol", args.port.map(|_| args.protocol.name().to_owned())),
         ];
-        parts.iter().for_each(|(name, value)| query::push(&mut text, name, value));
+        for (name, value) in parts {
+            value.iter().for_each(|value| query::push(&mut text, name, value));
+        }
         let whole = get(socket, &format!("{}?{text}", path::EXPLAIN)).await?;
         if json {
             json_out(&read::<Value>(&whole)?)?;

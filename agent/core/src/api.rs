@@ -8,7 +8,7 @@ pub mod query;
 mod status;
 mod view;
 
-pub use policy::{PolicyObjectView, SetView, SetsView, TableUse};
+pub use policy::{Applied, AppliedState, PolicyObjectView, SetView, SetsView, TableUse};
 pub use status::{
     EndpointCounts, FlowTableStatus, IdentityStatus, KernelStatus, PolicyStatus, ReasonCount, SourceDiagnostic,
     SourceStatus, Status, TunnelCounts,
@@ -37,6 +37,8 @@ pub mod path {
     pub const POLICY: &str = "/v1/policy/objects";
     /// [`super::SetsView`].
     pub const SETS: &str = "/v1/policy/sets";
+    /// [`super::Applied`] of the version of a `file` whose `digest` is said; answers when it is settled, or after `wait` seconds.
+    pub const APPLIED: &str = "/v1/policy/applied";
     /// Prometheus text format.
     pub const METRICS: &str = "/metrics";
 }

@@ -3,7 +3,8 @@
 //! [`object`] has the documents' types, [`load`] takes them from manifests, [`judge`] is the formula, [`verdict`] asks it
 //! for both ends of a flow, [`explain`] says why, [`ask`] takes questions in people's words, [`compile`] makes the
 //! kernel's tables of it, [`revoke`] ends what is open and allowed no more, [`history`] keeps what was in force,
-//! [`list`] says what is.
+//! [`list`] says what is, and
+//! [`seen`] why a flow that was seen was let or refused.
 
 pub mod ask;
 pub mod compile;
@@ -16,6 +17,7 @@ pub mod object;
 pub mod port;
 pub mod revoke;
 pub mod rule;
+pub mod seen;
 pub mod selector;
 pub mod settings;
 pub mod verdict;

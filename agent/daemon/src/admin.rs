@@ -17,7 +17,7 @@ use tokio::sync::broadcast;
 
 use crate::telemetry::{Listing, MetricsInput};
 
-pub use policy::PolicyState;
+pub use policy::{AppliedQuery, ExplainQuery, MAX_WAIT, PolicyState};
 pub use serve::{MAX_CONNECTIONS, MAX_FOLLOWERS, serve, serve_metrics};
 pub use socket::AdminSocket;
 

@@ -1,16 +1,20 @@
 //! `kumiko policy` against an agent: the world and policy that the evaluator's own tests use are in force.
 
 use std::path::Path;
+use std::pin::Pin;
 use std::process::Output;
+use std::sync::Arc;
 
-use kumiko_agent::admin::PolicyState;
-use kumiko_core::api::{PolicyObjectView, SetView, SetsView};
+use kumiko_agent::admin::{AppliedQuery, ExplainQuery, PolicyState};
+use kumiko_core::api::{Applied, AppliedState, PolicyObjectView, SetView, SetsView};
+use kumiko_core::flow_record::hex_id;
 use kumiko_core::manifest::{Scope, parse_in};
 use kumiko_core::model::World;
-use kumiko_core::policy::ask::Asking;
 use kumiko_core::policy::compile::{Image, compile};
 use kumiko_core::policy::explain::{Explanation, InForce, explain};
+use kumiko_core::policy::history::History;
 use kumiko_core::policy::list;
+use kumiko_core::policy::seen::explain_seen;
 use kumiko_core::policy::verdict::Evaluator;
 use serde_json::Value;
 
@@ -29,11 +33,40 @@ fn world() -> World {
 }
 
 impl PolicyState for Sample {
-    fn explain(&self, asked: &Asking) -> Result<Explanation, String> {
+    fn explain(&self, asked: &ExplainQuery) -> Result<Explanation, String> {
         let world = world();
+        let asked = match asked {
+            ExplainQuery::Asked(asked) => asked,
+            ExplainQuery::Seen(id) => {
+                let record =
+                    self.flows.iter().find(|record| record.id == hex_id(*id)).ok_or("no such flow is known")?;
+                let mut history = History::default();
+                history.record(1, Arc::new(world));
+                return explain_seen(record, &history);
+            }
+        };
         let flow = asked.flow(&world, "the model that is in force").map_err(|error| error.to_string())?;
         let by = InForce { node: "n1".into(), epoch: 12, now: true };
         Ok(explain(&Evaluator::of(&world), &flow, NOW).in_force(by))
+    }
+
+    fn applied(&self, asked: &AppliedQuery) -> Result<Applied, String> {
+        let held = self.source.as_ref().ok_or("no source")?.held.lock().unwrap().clone();
+        let state = match held.files.get(&asked.file) {
+            Some(version) if version.read != asked.digest => AppliedState::Unread,
+            None => AppliedState::Unread,
+            Some(version) if version.in_force.is_some_and(|(digest, _)| digest == asked.digest) => {
+                AppliedState::InForce
+            }
+            Some(_) => AppliedState::Refused,
+        };
+        Ok(Applied { state, epoch: 12, problem: String::new(), diagnostics: held.refused })
+    }
+
+    fn change(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let mut status = self.source.as_ref().unwrap().status.clone();
+        status.mark_unchanged();
+        Box::pin(async move { status.changed().await.unwrap() })
     }
 
     fn policy(&self) -> Result<Vec<PolicyObjectView>, String> {
@@ -119,6 +152,29 @@ ALLOW  checkout/web-1 -> payments/api-5f2  TCP 8443
     let (code, _, told) = ask("a/b", "c/d", &["--trust-domain", "x"]);
     assert_eq!(code, Some(2));
     assert!(told.contains("--folder"), "{told}");
+}
+
+#[test]
+fn explain_tells_of_a_flow_that_was_seen() {
+    let server = Server::start(Sample::new());
+    // The sample's pods are nobody in this policy's world.
+    let (code, shown, told) = policy(&server, &["explain", "--flow", &"02".repeat(16)]);
+    assert_eq!((code, shown.as_str()), (Some(2), ""));
+    let expected = "\
+kumiko: cannot say: demo/client-1 was nobody in epoch 1
+  Its record says: allow, allowed: no policy speaks against it. Ask what is in force now: kumiko policy explain --from \
+                    demo/client-1 --to demo/server-2 --port 8080
+";
+    assert_eq!(told, expected);
+    for (args, word) in [
+        (&["--flow", "7"][..], "32 hex digits"),
+        (&["--flow", "ffffffffffffffffffffffffffffffff"], "no such flow"),
+        (&["--flow", "7", "--port", "1"], "cannot be used with"),
+        (&["--flow", "7", "--folder", "x"], "cannot be used with"),
+    ] {
+        let (code, _, told) = policy(&server, &[&["explain"], args].concat());
+        assert!(code == Some(2) && told.contains(word), "{told}");
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SourceDiagnostic;
+
 /// A baseline, policy, exception, or the settings.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -70,4 +72,33 @@ pub struct TableUse {
     pub most: u64,
     /// Bytes of those in use.
     pub bytes: u64,
+}
+
+/// How far a version of a file of the source has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AppliedState {
+    /// The agent has not read it, but another version or none.
+    #[default]
+    Unread,
+    /// It was read and is not in force: part of the source is refused.
+    Refused,
+    /// It is to be in force: verdicts are made, or open flows are looked at.
+    Coming,
+    /// It is in force for new flows, and every flow that was open was looked at and is cut if it has to be.
+    InForce,
+}
+
+/// How far a version of a file of the source has come.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Applied {
+    /// Where it is.
+    pub state: AppliedState,
+    /// Epoch of the verdicts in force.
+    pub epoch: u32,
+    /// Why it is not in force yet; may be empty.
+    pub problem: String,
+    /// What is refused of the source.
+    pub diagnostics: Vec<SourceDiagnostic>,
 }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use super::{Claim, Diagnostic, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in};
 
@@ -31,12 +31,15 @@ pub enum FileContent {
     TooDeep(usize),
 }
 
+/// Tells versions of a file apart: a SHA-256.
+pub type Digest = [u8; 32];
+
 /// A file's objects, shared between versions.
 type Objects = Arc<Vec<Object>>;
 
 #[derive(Clone, Debug, Default)]
 struct File {
-    digest: [u8; 32],
+    digest: Digest,
     /// The last version that was read.
     newest: Option<Result<Objects, Vec<Diagnostic>>>,
     /// The version in force.
@@ -215,6 +218,12 @@ impl FolderState {
         self.files.values().filter(|file| file.good.is_some()).count()
     }
 
+    /// What was read last of each file, and whether it is in force.
+    pub fn versions(&self) -> impl Iterator<Item = (&str, Digest, bool)> {
+        let good = |file: &File| matches!((&file.newest, &file.good), (Some(Ok(newest)), Some(good)) if Arc::ptr_eq(newest, good));
+        self.files.iter().map(move |(name, file)| (name.as_str(), file.digest, good(file)))
+    }
+
     /// Names of the files whose newest version is refused.
     pub fn refused_files(&self) -> HashSet<&str> {
         let refused = |file: &File| matches!(file.newest, Some(Err(_))) || !file.clashes.is_empty();
@@ -240,7 +249,8 @@ fn understand(scope: Scope, name: &str, content: FileContent) -> Result<Objects,
     Err(vec![Diagnostic { file: name.to_owned(), place, problem }])
 }
 
-fn digest(content: &FileContent) -> [u8; 32] {
+/// What tells a version of a file from others.
+pub fn digest(content: &FileContent) -> Digest {
     let (tag, text) = match content {
         FileContent::Text(text) => ("text", Cow::from(text)),
         FileContent::NotText(place) => ("not text", format!("{}:{}", place.line, place.column).into()),

@@ -1,5 +1,6 @@
 //! Why a flow may be, or may not: for people, and as values for programs.
 
+mod allowed;
 mod nearest;
 
 use std::borrow::Cow;
@@ -13,7 +14,6 @@ use super::rule::{Direction, Exception, ObjectKind};
 use super::selector::Selector;
 use super::verdict::{End, Evaluator, Flow, Judged};
 use crate::manifest::Protocol;
-use crate::model::Workload;
 use crate::stage;
 
 /// Why.
@@ -39,6 +39,9 @@ pub struct Explanation {
     /// Whose policy it is; none: a folder's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_force: Option<InForce>,
+    /// The flow that was seen; none: somebody thinks of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<Seen>,
     /// Each end's terms.
     pub sides: Vec<SideView>,
     /// The same for people: a word, and what is to be said of it.
@@ -55,6 +58,18 @@ pub struct InForce {
     pub epoch: u32,
     /// Whether it is the one in force now.
     pub now: bool,
+}
+
+/// A flow that was seen.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seen {
+    /// Its id, 32 hex digits.
+    pub id: String,
+    /// First packet.
+    pub start_unix_ns: u64,
+    /// Stable name of the reason in its record.
+    pub reason: String,
 }
 
 /// One end's terms.
@@ -102,11 +117,17 @@ pub struct Line {
 }
 
 impl Explanation {
+    /// Whether it is this term that refuses.
+    pub(super) fn refuses_by(&self, term: Term) -> bool {
+        let side = self.side.as_ref().and_then(|side| self.sides.iter().find(|view| view.direction == *side));
+        side.is_some_and(|side| side.terms.iter().any(|view| view.decides && view.term == term.to_string()))
+    }
+
     /// The same, by an agent's verdicts.
     pub fn in_force(mut self, by: InForce) -> Self {
         let InForce { node, epoch, now } = &by;
         let past = if *now { "" } else { ", which is in force no more" };
-        self.lines.push(Line { label: "policy".to_owned(), text: format!("epoch {epoch} on {node}{past}") });
+        self.lines.push(Line::new("policy", format!("epoch {epoch} on {node}{past}")));
         self.in_force = Some(by);
         self
     }
@@ -121,11 +142,18 @@ struct Refusing<'a> {
     now: i64,
 }
 
+impl Line {
+    /// A word, and what is to be said of it.
+    pub(super) fn new(label: &str, text: impl Into<String>) -> Self {
+        Self { label: label.to_owned(), text: text.into() }
+    }
+}
+
 struct Lines(Vec<Line>);
 
 impl Lines {
     fn say(&mut self, label: &str, text: impl Into<String>) {
-        self.0.push(Line { label: label.to_owned(), text: text.into() });
+        self.0.push(Line::new(label, text));
     }
 }
 
@@ -151,7 +179,7 @@ pub fn explain_proved(evaluator: &Evaluator<'_>, flow: &Flow, proof: Proof, now:
         because = Refusing { evaluator, flow, direction: *direction, judged, now }.say(&mut lines);
     } else {
         for (direction, judged, _) in &ends {
-            allowed(flow, *direction, judged, &mut lines);
+            allowed::say(flow, *direction, judged, &mut lines);
         }
     }
     for (direction, judged, audited) in &ends {
@@ -179,6 +207,7 @@ pub fn explain_proved(evaluator: &Evaluator<'_>, flow: &Flow, proof: Proof, now:
         port,
         proof: proof_word(proof).into(),
         in_force: None,
+        flow: None,
         sides: ends.iter().map(view).collect(),
         lines: lines.0,
     }
@@ -318,69 +347,4 @@ fn selects(subject: &Selector) -> String {
     let account = subject.service_account.iter().map(|account| format!("service account {account}"));
     let all: Vec<String> = subject.labels.iter().map(ToString::to_string).chain(account).collect();
     if all.is_empty() { "every workload of its namespace".to_owned() } else { all.join(", ") }
-}
-
-/// Says why an end lets the flow.
-fn allowed(flow: &Flow, direction: Direction, judged: &Judged<'_>, lines: &mut Lines) {
-    let own = flow.end(direction);
-    let label = direction.to_string();
-    let Some(side) = &judged.side else {
-        let why = if own.workload.is_some() && judged.stage == Stage::Off {
-            "is off: no rule is asked"
-        } else if own.workload.is_some() {
-            "talks to itself"
-        } else {
-            "is no workload: no rule is asked"
-        };
-        return lines.say(&label, format!("{} {why}", name(own)));
-    };
-    let stage = stage::name(judged.stage);
-    let enforced = if judged.enforced() { String::new() } else { ", so nothing is enforced".to_owned() };
-    lines.say(&label, format!("{} is {stage}{enforced}", name(own)));
-    let decides = side.deciding().map(|answer| answer.term);
-    for answer in &side.answers {
-        let by: Vec<String> = answer.by.iter().map(|source| provenance(direction, source)).collect();
-        let (verb, by) = (if answer.holds { "yes" } else { "would refuse" }, by.join(", "));
-        let mut text = if by.is_empty() { unspoken(answer, judged).to_owned() } else { format!("{verb}: {by}") };
-        if decides == Some(answer.term) {
-            text += " (decides)";
-        }
-        lines.say(&format!("  {}", answer.term), text);
-        for exception in &answer.suspended_by {
-            lines.say(&format!("  {}", answer.term), format!("suspended by {}", exception_name(exception)));
-        }
-    }
-    if decides.is_none() {
-        lines.say("  decides", "nothing speaks against it");
-    }
-    let other = flow.end(direction.opposite());
-    if let Some(peer) = &other.workload {
-        lines.say("  peer", proved(peer, judged.proof));
-    }
-}
-
-/// What is to be said of a term that no rule or object speaks in.
-fn unspoken(answer: &Answer<'_>, judged: &Judged<'_>) -> &'static str {
-    let egress = judged.side.as_ref().is_some_and(|side| side.direction == Direction::Egress);
-    match answer.term {
-        Term::Deny => "no baseline denies it",
-        Term::Ceiling => "no baseline has one here",
-        Term::NetworkPolicy => "none selects it, or the peer is its own node",
-        Term::Team => "no MeshPolicy selects it",
-        Term::Proof if !answer.holds => "would refuse",
-        Term::Proof if egress => "not asked for going out",
-        Term::Proof if judged.proof.proves() => "yes",
-        Term::Proof if judged.stage == Stage::Permissive => "permissive: an address is enough",
-        Term::Proof => "yes: a probe",
-    }
-}
-
-fn proved(peer: &Workload, proof: Proof) -> String {
-    let labels: Vec<String> = peer.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let claimed = if labels.is_empty() { String::new() } else { format!("; claimed: {}", labels.join(", ")) };
-    match proof {
-        Proof::Tls => format!("proved by TLS: {}{claimed}", peer.principal),
-        Proof::Veth => format!("proved by its veth: {}{claimed}", peer.principal),
-        Proof::Claim => format!("claimed by its address: {}{claimed}", peer.principal),
-    }
 }

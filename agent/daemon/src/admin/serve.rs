@@ -13,7 +13,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use kumiko_core::api::{ApiError, OMITTED_HEADER, path};
+use kumiko_core::api::{ApiError, Applied, AppliedState, OMITTED_HEADER, path};
 use nix::unistd::Uid;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -50,6 +50,7 @@ const THERE: &[&str] = &[
     path::EXPLAIN,
     path::POLICY,
     path::SETS,
+    path::APPLIED,
     path::METRICS,
 ];
 
@@ -225,12 +226,34 @@ impl Connection {
             path::CERTS => json(move || state.certs()).await,
             path::FLOWS => self.flows(query).await,
             path::EXPLAIN => {
-                let asking = policy::asking(query).map_err(|error| Refusal(StatusCode::BAD_REQUEST, error))?;
-                json_or_not(move || state.explain(&asking)).await
+                let asked = policy::explaining(query).map_err(|error| Refusal(StatusCode::BAD_REQUEST, error))?;
+                json_or_not(move || state.explain(&asked)).await
             }
             path::POLICY => json_or_not(move || state.policy()).await,
+            path::APPLIED => self.applied(query).await,
             path::SETS => json_or_not(move || state.sets()).await,
             _ => Err(unknown(asked, THERE)),
+        }
+    }
+
+    /// Answers when the version is settled, or its time is over.
+    async fn applied(&self, query: &str) -> Result<Response<Body>, Refusal> {
+        let asked = policy::applied(query).map_err(|error| Refusal(StatusCode::BAD_REQUEST, error))?;
+        let over = tokio::time::sleep(asked.wait);
+        tokio::pin!(over);
+        loop {
+            // Before the look, so that no change falls between the two.
+            let change = self.shared.state.change();
+            let (state, about) = (self.shared.state.clone(), asked.clone());
+            let answer = blocking(move || state.applied(&about)).await?;
+            let settled = |answer: &Applied| matches!(answer.state, AppliedState::InForce | AppliedState::Refused);
+            if !answer.as_ref().is_ok_and(|answer| !settled(answer)) {
+                return json_or_not(move || answer).await;
+            }
+            tokio::select! {
+                () = change => {}
+                () = &mut over => return json_or_not(move || answer).await,
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use kumiko_abi::map::ProbePort;
 use kumiko_abi::policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN};
-use kumiko_abi::{CommandResult, Config, Flow, FlowKey, FlowState, Reason, Verdict, Workload};
+use kumiko_abi::{CommandResult, Config, Flow, FlowKey, Reason, Workload};
 use kumiko_core::compile::{Desired, Handles, Op, net_key, service_key};
 use kumiko_core::model::Attachment;
 use kumiko_core::policy::compile::Image;
@@ -241,7 +241,7 @@ impl Edge for KernelEdge {
                 warn!(%local, %remote, %error, "a socket whose flow is cut could not be closed: its next packet will be reset");
             }
         }
-        self.commands.set_state(key, &flow.id, FlowState::Cut, reason, Verdict::Deny, 0)?;
+        self.commands.cut(key, &flow.id, reason, ended.epoch)?;
         Ok(())
     }
 

@@ -134,8 +134,9 @@ impl<E: Edge> Engine<E> {
             return;
         }
         let (state, now) = (self.shared.load_full(), clock::boot_seconds());
+        let epoch = judging.epoch();
         let Judging { carried, graces, .. } = judging;
-        carried.end_those(&mut |id, between| graces.fate(id, state.refusal(between), now));
+        carried.end_those(epoch, &mut |id, between| graces.fate(id, state.refusal(between), now));
         let mut denied = Vec::new();
         let scanned = self.edge.scan(&mut |key, flow| {
             if let Some(between) = between(&state, key, flow)
@@ -152,7 +153,7 @@ impl<E: Edge> Engine<E> {
                 let local = self.locals.values().find(|local| local.ifindex() == Some(ifindex))?;
                 local.veth.as_ref()?.netns.clone()
             };
-            let ended = Ended { client, server, netns: [flow.src_ifindex, flow.dst_ifindex].map(netns) };
+            let ended = Ended { client, server, epoch, netns: [flow.src_ifindex, flow.dst_ifindex].map(netns) };
             swept = swept.and(self.edge.cut(key, flow, *reason, &ended));
         }
         if !denied.is_empty() {
