@@ -1,5 +1,6 @@
 //! Who may talk to whom, on real sockets: what a rule refuses is refused at `connect()`, and nothing else is.
 
+mod asked;
 mod documents;
 mod world;
 
@@ -29,6 +30,9 @@ const NAMES: &[&str] = &[
     "verdicts_outlive_the_agent",
     "what_would_be_refused_is_told",
     "the_nodes_own_processes_are_told_by_their_sockets",
+    "what_is_explained_is_what_connect_says",
+    "what_is_applied_is_in_force_when_the_command_returns",
+    "flows_are_explained_by_what_judged_them",
 ];
 fn main() -> ExitCode {
     harness::main(NAMES, run)
@@ -39,8 +43,9 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 7] = [rules, exceptions, open, revoked, restarted, audited, probed];
-    let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
+    let asked: [fn() -> Result<()>; 3] = [asked::agreed, asked::applied, asked::explained];
+    let tests = [rules, exceptions, open, revoked, restarted, audited, probed].into_iter().chain(asked);
+    let trials = NAMES.iter().zip(tests).map(|(name, test): (_, fn() -> Result<()>)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
 }
 
