@@ -159,7 +159,6 @@ fn stand() -> Result<Side> {
     spec = spec.with_pod(PodSpec { workload: false, ..PodSpec::new(SLOW, "demo", NODE) });
     spec.faults = true;
     spec.own_folders = true;
-    spec.agent_args = vec!["--policy-preview".into()];
     let side = Side::of(&spec, true)?;
     let pods = || UNKNOWN.iter().map(|unknown| unknown.pod).chain([SLOW]);
     for pod in pods() {

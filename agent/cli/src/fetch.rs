@@ -37,8 +37,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<Answer, Error> {
         }
         Command::Flows(args) if args.follow => ask.follow(args).await,
         Command::Flows(args) => ask.flows(args).await,
-        // Asks no agent.
-        Command::Policy(command) => crate::policy::run(command, ask.json),
+        Command::Policy(command) => crate::policy::run(command, ask.socket, ask.json).await,
     }
 }
 

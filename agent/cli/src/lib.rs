@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use thiserror::Error;
 
 use client::ClientError;
-use options::{Cli, Command, Output};
+use options::Cli;
 
 /// What was answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +48,9 @@ pub enum Error {
     /// A question that cannot be answered.
     #[error("cannot say: {0}")]
     CannotSay(String),
+    /// Documents that are not applied, or not in force.
+    #[error("{0}")]
+    Refused(String),
     /// This program cannot start.
     #[error("cannot start: {0}")]
     Start(#[source] io::Error),
@@ -59,7 +62,7 @@ impl Error {
         match self {
             Self::Agent(_) => ExitCode::from(3),
             Self::CannotSay(_) => ExitCode::from(2),
-            Self::Output(_) | Self::Start(_) => ExitCode::from(1),
+            Self::Output(_) | Self::Refused(_) | Self::Start(_) => ExitCode::from(1),
         }
     }
 }
@@ -69,9 +72,6 @@ impl Error {
 /// # Errors
 /// No answer; the text says why and what to do.
 pub fn run(cli: &Cli) -> Result<Answer, Error> {
-    if let Command::Policy(command) = &cli.command {
-        return whole(policy::run(command, cli.output == Output::Json));
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
     whole(runtime.block_on(fetch::run(cli)))
 }

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kumiko_core::flow_record::PartyMatch;
 
+/// Trust domain of a folder, if none is said.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+
 const COMMON: &str = "Common options";
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -34,10 +37,27 @@ With --follow and -o json each line is a flow that began, went on or ended (stat
 slow for N lines.";
 
 const EXPLAIN: &str = "\
-Exit codes: 0 allowed, 1 denied, 2 cannot say (wrong usage, nobody of that name, policy that cannot be read).
+Exit codes: 0 allowed, 1 denied, 2 cannot say (wrong usage, nobody of that name, policy that cannot be read), 3 no agent.
 
-Example:
-  kumiko policy explain --folder manifests --from orders/web-3 --to payments/api-5f2 --port 8443";
+Examples:
+  kumiko policy explain --from orders/web-3 --to payments/api-5f2 --port 8443                      what is in force here
+  kumiko policy explain --from orders/web-3 --to payments/api-5f2 --port 8443 --folder manifests   what a folder says
+  kumiko policy explain --flow 7d0c…                                                               why it was refused";
+
+const APPLY: &str = "\
+Each FILE takes the place of the one of its name in the folder, or is a new one there. All of them are checked first, together
+with what is in the folder, as the agent would: what is bad is told with file, line and cause, and nothing is changed. Each
+is replaced as a whole; of several an agent may read the first alone for a moment.
+
+With --wait it ends when each agent that is named (--socket, and --also for each other one) has exactly these documents in force, and has
+looked at every open connection: by then those that lost their right are cut, and no byte of them passes any more, unless
+onRevoke lets them.
+
+Exit codes: 0 done, 1 refused, or not in force in time (the documents stay in the folder), 2 wrong usage, 3 no agent.
+
+Examples:
+  kumiko policy apply team.yaml --wait
+  kumiko policy apply team.yaml --wait --socket /run/n1/admin.sock --also /run/n2/admin.sock";
 
 /// Looks into the kumiko agent of this node.
 #[derive(Parser, Debug)]
@@ -92,7 +112,7 @@ pub enum Command {
     Tunnels,
     /// Certificates of this node's workloads.
     Certs,
-    /// Who may talk to whom, and why. No agent enforces policy yet: this reads a folder of manifests.
+    /// Who may talk to whom, and why: what is in force, or what a folder of manifests says.
     #[command(subcommand)]
     Policy(PolicyCommand),
 }
@@ -103,6 +123,13 @@ pub enum PolicyCommand {
     /// Whether a flow may be, what decides it, and what to do.
     #[command(after_help = EXPLAIN)]
     Explain(ExplainArgs),
+    /// Put documents into the folder that agents read, if they do not make it bad.
+    #[command(after_help = APPLY)]
+    Apply(ApplyArgs),
+    /// Everything that decides on this node, and what of it does not and why.
+    List,
+    /// The tables of this node's verdicts: what workloads with the same rules share, and how full they are.
+    Sets,
     /// Whether the folder's policy can be read and does what it says.
     Check(FolderArgs),
 }
@@ -114,28 +141,55 @@ pub struct FolderArgs {
     #[arg(long, value_name = "DIR")]
     pub folder: PathBuf,
     /// Trust domain of the mesh: all SPIFFE IDs begin with it.
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    #[arg(long, value_name = "NAME", default_value = TRUST_DOMAIN)]
     pub trust_domain: String,
 }
 
 /// Options of `policy explain`.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// Folder of manifests.
-    #[command(flatten)]
-    pub folder: FolderArgs,
+    /// Ask about this folder of manifests, not the agent.
+    #[arg(long, value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+    /// Trust domain of a folder's mesh [default: cluster.local].
+    #[arg(long, value_name = "NAME", requires = "folder")]
+    pub trust_domain: Option<String>,
+    /// A flow that this node's agent has seen, by the id in `kumiko flows -o json`: why it was let or refused, by what was
+    /// in force then.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["folder", "from", "to", "port", "protocol"])]
+    pub flow: Option<String>,
     /// Who begins the flow: NAMESPACE/WORKLOAD or an IP address.
-    #[arg(long, value_name = "WHO")]
-    pub from: PartyMatch,
+    #[arg(long, value_name = "WHO", required_unless_present = "flow")]
+    pub from: Option<PartyMatch>,
     /// Whom it goes to: NAMESPACE/WORKLOAD or an IP address.
-    #[arg(long, value_name = "WHOM")]
-    pub to: PartyMatch,
+    #[arg(long, value_name = "WHOM", required_unless_present = "flow")]
+    pub to: Option<PartyMatch>,
     /// The destination's port: a pod's, not its Service's.
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: u16,
+    #[arg(long, value_name = "PORT", required_unless_present = "flow", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
     /// Transport protocol.
     #[arg(long, value_enum, default_value_t = ProtocolName::Tcp)]
     pub protocol: ProtocolName,
+}
+
+/// Options of `policy apply`.
+#[derive(Args, Debug)]
+pub struct ApplyArgs {
+    /// Manifests, named *.yaml or *.yml.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Admin socket of another agent that is to have them, once for each.
+    #[arg(long, value_name = "PATH")]
+    pub also: Vec<PathBuf>,
+    /// Wait until they are in force on every agent that is named, for open connections too.
+    #[arg(long)]
+    pub wait: bool,
+    /// Longest wait, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "wait", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// Where the agents' folder is for this command [default: where the agent says that it is].
+    #[arg(long, value_name = "DIR")]
+    pub folder: Option<PathBuf>,
 }
 
 /// A transport protocol by its name.
@@ -144,6 +198,16 @@ pub struct ExplainArgs {
 pub enum ProtocolName {
     Tcp,
     Udp,
+}
+
+impl ProtocolName {
+    /// As the admin API writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// Options of `flows`.

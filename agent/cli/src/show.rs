@@ -1,13 +1,17 @@
 //! What people see.
 
 mod certs;
+mod explanation;
 mod flows;
+mod policy;
 mod status;
 mod tunnels;
 mod workloads;
 
 pub(crate) use certs::certs;
+pub(crate) use explanation::explanation;
 pub(crate) use flows::{FlowStream, flows};
+pub(crate) use policy::{policies, sets};
 pub(crate) use status::status;
 pub(crate) use tunnels::tunnels;
 pub(crate) use workloads::workloads;

@@ -3,10 +3,12 @@
 //! JSON in camelCase. Times are Unix nanoseconds (`…UnixNs`) or durations with their unit in the name. Fields are only
 //! ever added; a reader skips what it does not know, and what a writer leaves out takes the default.
 
+mod policy;
 pub mod query;
 mod status;
 mod view;
 
+pub use policy::{Applied, AppliedState, PolicyObjectView, SetView, SetsView, TableUse};
 pub use status::{
     EndpointCounts, FlowTableStatus, IdentityStatus, KernelStatus, PolicyStatus, ReasonCount, SourceDiagnostic,
     SourceStatus, Status, TunnelCounts,
@@ -29,6 +31,14 @@ pub mod path {
     pub const TUNNELS: &str = "/v1/tunnels";
     /// Array of [`super::CertView`].
     pub const CERTS: &str = "/v1/certs";
+    /// [`crate::policy::explain::Explanation`] of `from`, `to`, `port` and `protocol`, or of a `flow`.
+    pub const EXPLAIN: &str = "/v1/policy/explain";
+    /// Array of [`super::PolicyObjectView`].
+    pub const POLICY: &str = "/v1/policy/objects";
+    /// [`super::SetsView`].
+    pub const SETS: &str = "/v1/policy/sets";
+    /// [`super::Applied`] of the version of a `file` whose `digest` is said; answers when it is settled, or after `wait` seconds.
+    pub const APPLIED: &str = "/v1/policy/applied";
     /// Prometheus text format.
     pub const METRICS: &str = "/metrics";
 }

@@ -209,6 +209,17 @@ pub struct AgentFacts {
     pub close: Option<FlowClose>,
     /// Who ended it.
     pub closed_by: Option<FlowSide>,
+    /// Epoch of the last verdicts that the agent asked.
+    pub epoch: Option<u32>,
+}
+
+impl AgentFacts {
+    /// The agent has asked the verdicts of an epoch; 0: none.
+    pub fn judged(&mut self, epoch: u32) {
+        if epoch != 0 {
+            self.epoch = Some(epoch);
+        }
+    }
 }
 
 /// One flow.
@@ -313,8 +324,11 @@ pub struct FlowRecord {
     /// Time from the client's SYN to the far pod's answer, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_us: Option<u64>,
-    /// Policy epoch of the verdict.
+    /// Policy epoch of the verdict; 0: there was none.
     pub epoch: u32,
+    /// What spoke for each end to the other: `tls`, `veth` or `claim`; empty: it was refused, or is dialled, before that was seen.
+    #[serde(default)]
+    pub proof: Cow<'static, str>,
 }
 
 impl FlowRecord {

@@ -14,7 +14,7 @@ mod refused;
 mod workload;
 
 pub use diagnostic::{Diagnostic, Place, Problem};
-pub use folder::{FileContent, FolderState};
+pub use folder::{Digest, FileContent, FolderState, digest};
 pub use kinds::{
     BackendPort, EndpointSliceObject, NamespaceObject, NodeObject, PortTarget, ServiceObject, ServicePortObject,
     SliceEndpoint,

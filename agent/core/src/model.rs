@@ -6,7 +6,7 @@ mod world;
 
 pub use crate::manifest::{Attachment, Protocol, WorkloadPort};
 pub use service::{Backend, Backends, Service, ServicePort, ServiceRef};
-pub use world::World;
+pub use world::{Ground, World};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

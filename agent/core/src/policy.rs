@@ -1,19 +1,23 @@
 //! Who may talk to whom: the objects that teams write, and the one evaluator of them.
 //!
 //! [`object`] has the documents' types, [`load`] takes them from manifests, [`judge`] is the formula, [`verdict`] asks it
-//! for both ends of a flow, [`explain`] says why, [`compile`] makes the kernel's tables of it,
-//! [`labels`] is what two nodes compare,
-//! [`revoke`] ends what is open and allowed no more.
+//! for both ends of a flow, [`explain`] says why, [`ask`] takes questions in people's words, [`compile`] makes the
+//! kernel's tables of it, [`revoke`] ends what is open and allowed no more, [`labels`] is what two nodes compare,
+//! [`history`] keeps what was in force, [`list`] says what is, and [`seen`] why a flow that was seen was let or refused.
 
+pub mod ask;
 pub mod compile;
 pub mod explain;
+pub mod history;
 pub mod judge;
 pub mod labels;
+pub mod list;
 pub mod load;
 pub mod object;
 pub mod port;
 pub mod revoke;
 pub mod rule;
+pub mod seen;
 pub mod selector;
 pub mod settings;
 pub mod verdict;

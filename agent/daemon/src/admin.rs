@@ -3,6 +3,7 @@
 
 pub(crate) mod asked;
 mod follow;
+pub(crate) mod policy;
 mod serve;
 mod socket;
 
@@ -16,6 +17,7 @@ use tokio::sync::broadcast;
 
 use crate::telemetry::{Listing, MetricsInput};
 
+pub use policy::{AppliedQuery, ExplainQuery, MAX_WAIT, PolicyState};
 pub use serve::{MAX_CONNECTIONS, MAX_FOLLOWERS, serve, serve_metrics};
 pub use socket::AdminSocket;
 
@@ -25,7 +27,7 @@ pub const DEFAULT_LIMIT: usize = 1_000;
 pub const MAX_LIMIT: usize = 20_000;
 
 /// Where the answers come from. Called on a thread that may wait a little, never on a shard's.
-pub trait AdminState: Send + Sync + 'static {
+pub trait AdminState: PolicyState + Send + Sync + 'static {
     /// How the agent is.
     fn status(&self) -> Status;
     /// Workloads of the mesh.

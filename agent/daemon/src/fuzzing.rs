@@ -17,8 +17,8 @@ use kumiko_core::Principal;
 use kumiko_core::api::query;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 
-use crate::admin::MAX_LIMIT;
 use crate::admin::asked::FlowsQuery;
+use crate::admin::{MAX_LIMIT, policy};
 use crate::identity::request;
 use crate::issuer::fuzz::{Signing, authority_of, extra_roots, pinned};
 use crate::issuer::{BundleResponse, SignResponse, TokenKey};
@@ -35,6 +35,7 @@ fn web() -> Principal {
 /// The query of a request for flows: what is understood can be asked for again.
 pub fn admin(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let (_, _) = (policy::explaining(text), policy::applied(text));
     let Ok(asked) = FlowsQuery::parse(text) else { return };
     assert!(asked.limit <= MAX_LIMIT);
     let mut again = String::new();

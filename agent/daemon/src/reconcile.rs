@@ -26,10 +26,11 @@ pub use state::{ACCEPT_AFTER_LOWERING, EndpointReport, Gone, NodeState, SharedSt
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kumiko_core::model::World;
+use kumiko_core::policy::history::History;
 use kumiko_kernel::bpf::Datapath;
 use kumiko_kernel::link::{LinkEvent, Watch};
 use kumiko_kernel::netns::Netns;
@@ -81,6 +82,8 @@ pub struct Options {
 pub struct Reconciled {
     /// The newest snapshot.
     pub state: SharedState,
+    /// What verdicts are and were made of.
+    pub history: Arc<Mutex<History>>,
     /// Number of passes that changed it; above 0 the first one is done.
     pub changed: watch::Receiver<u64>,
     /// Workloads whose flows have to end now. A receiver that lags compares its flows with the snapshot instead.

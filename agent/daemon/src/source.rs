@@ -4,15 +4,17 @@
 //! never truth. Atomic renames, editors' temporary files, ConfigMap mounts (`..data`) and folders that are replaced as
 //! a whole all end in the same reading. What is read comes into force as one new [`World`], or not at all.
 
+mod held;
 mod last_good;
 mod watch;
 
+pub use held::{Held, Version};
 pub use kumiko_folder::{MAX_FILES, Reading, read};
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kumiko_core::api::{SourceDiagnostic, SourceStatus};
 use kumiko_core::manifest::{Diagnostic, FolderState, Place, Problem, Scope};
@@ -45,6 +47,8 @@ pub struct Source {
     pub world: channel::Receiver<Arc<World>>,
     /// What is in force and what is refused.
     pub status: channel::Receiver<Arc<SourceStatus>>,
+    /// Versions of its files; newer than, or as new as, the status.
+    pub held: Arc<Mutex<Held>>,
     /// For metrics.
     pub counters: Arc<SourceCounters>,
 }
@@ -121,6 +125,7 @@ struct Publisher {
     had_policy: bool,
     world: channel::Sender<Arc<World>>,
     status: channel::Sender<Arc<SourceStatus>>,
+    held: Arc<Mutex<Held>>,
     counters: Arc<SourceCounters>,
     /// Refused files of the last reading, to count each refusal once.
     refused: Vec<SourceDiagnostic>,
@@ -152,7 +157,8 @@ impl Publisher {
         let status = SourceStatus { url: format!("dir:{}", dir.display()), ..SourceStatus::default() };
         let (status, status_rx) = channel::channel(Arc::new(status));
         let counters = Arc::new(SourceCounters::default());
-        let source = Source { world: world_rx, status: status_rx, counters: counters.clone() };
+        let held = Arc::<Mutex<Held>>::default();
+        let source = Source { world: world_rx, status: status_rx, held: held.clone(), counters: counters.clone() };
         let publisher = Self {
             trust_domain: trust_domain.to_owned(),
             folder,
@@ -160,6 +166,7 @@ impl Publisher {
             had_policy,
             world,
             status,
+            held,
             counters,
             refused: Vec::new(),
         };
@@ -223,6 +230,12 @@ impl Publisher {
             info!(epoch = world.epoch(), workloads = world.workloads().count(), "desired state came into force");
             self.world.send_replace(world);
         }
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take(
+            &self.folder,
+            fit,
+            epoch + u64::from(changed),
+            &self.refused,
+        );
         self.status.send_modify(|status| {
             let mut next = SourceStatus::clone(status);
             next.synced = true;

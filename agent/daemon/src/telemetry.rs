@@ -18,6 +18,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use kumiko_abi::FlowId;
 use kumiko_core::api::FlowTableStatus;
 use kumiko_core::flow_record::{Directory, FlowFilter, FlowRecord};
 use tokio::sync::{broadcast, mpsc};
@@ -142,6 +143,12 @@ impl Telemetry {
         }
         records.reverse();
         Listing { records, omitted }
+    }
+
+    /// The record of a flow, be it over or not.
+    pub fn find(&self, id: FlowId) -> Option<FlowRecord> {
+        let found = self.lock().find(id)?;
+        Some(found.build(&self.node))
     }
 
     /// Flows as they begin, go on and end from now on.

@@ -54,6 +54,12 @@ macro_rules! reasons {
                     )
             }
 
+            /// Whether rules refused it.
+            pub const fn is_verdict(self) -> bool {
+                let number = self as u16;
+                number >= Self::BaselineDenied as u16 && number <= Self::PolicyInvalid as u16
+            }
+
             /// One line for people.
             pub const fn text(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }

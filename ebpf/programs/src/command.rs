@@ -104,6 +104,9 @@ fn set_state(s: &Scratch, entry: Entry) -> CommandResult {
         }
         set!(entry, reason = s.flow.reason);
         set!(entry, verdict = s.flow.verdict);
+        if s.flow.epoch != 0 {
+            set!(entry, epoch = s.flow.epoch);
+        }
         if state != FlowState::Pending as u8 {
             table::settle(entry);
         }

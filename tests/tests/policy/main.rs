@@ -1,5 +1,6 @@
 //! Who may talk to whom, on real sockets: what a rule refuses is refused at `connect()`, and nothing else is.
 
+mod asked;
 mod datagrams;
 mod documents;
 mod world;
@@ -36,6 +37,9 @@ const NAMES: &[&str] = &[
     "the_nodes_own_processes_are_told_by_their_sockets",
     "datagrams_keep_to_the_rules",
     "exchanges_that_are_open_lose_their_right",
+    "what_is_explained_is_what_connect_says",
+    "what_is_applied_is_in_force_when_the_command_returns",
+    "flows_are_explained_by_what_judged_them",
 ];
 fn main() -> ExitCode {
     harness::main(NAMES, run)
@@ -46,7 +50,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 11] = [
+    let tests: [fn() -> Result<()>; 14] = [
         rules,
         exceptions,
         open,
@@ -58,6 +62,9 @@ fn run(args: &Arguments) -> Result<bool> {
         probed,
         datagrams::rules,
         datagrams::open,
+        asked::agreed,
+        asked::applied,
+        asked::explained,
     ];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))

@@ -1,6 +1,8 @@
 //! The command against a real admin server on a Unix socket.
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
+mod apply;
+mod in_force;
 mod policy;
 mod sample;
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use kumiko_abi::{Reason, Stage, Verdict};
 use kumiko_agent::admin::{AdminSocket, AdminState, serve};
+use kumiko_agent::source::Source;
 use kumiko_agent::telemetry::{Listing, MetricsInput};
 use kumiko_core::api::{
     AttachmentState, CertState, CertView, EndpointCounts, FlowRecord, FlowTableStatus, IdentityStatus, KernelStatus,
-    ReasonCount, SourceDiagnostic, SourceStatus, Status, TunnelCounts, TunnelView, WorkloadView,
+    PolicyStatus, ReasonCount, SourceDiagnostic, SourceStatus, Status, TunnelCounts, TunnelView, WorkloadView,
 };
 use kumiko_core::flow_record::{
     FlowClose, FlowDirection, FlowFilter, FlowPath, FlowPhase, FlowSide, Party, PartyKind, ServiceName,
@@ -23,13 +24,23 @@ const START: u64 = 1_800_000_000 * SECOND;
 /// Sample data.
 pub(crate) struct Sample {
     pub(crate) ready: bool,
+    /// Where its policy is from; none: it takes none.
+    pub(crate) source: Option<Source>,
+    /// As it says that.
+    pub(crate) url: String,
     pub(crate) flows: Vec<FlowRecord>,
     pub(crate) sender: broadcast::Sender<Arc<FlowRecord>>,
 }
 
 impl Sample {
     pub(crate) fn new() -> Self {
-        Self { ready: true, flows: flows(), sender: broadcast::channel(64).0 }
+        Self {
+            ready: true,
+            source: None,
+            url: "dir:/etc/kumiko".into(),
+            flows: flows(),
+            sender: broadcast::channel(64).0,
+        }
     }
 }
 
@@ -97,7 +108,7 @@ impl AdminState for Sample {
             kernel: KernelStatus { release: "6.18.0".into(), attach: "tcx".into(), layout: 1, ..Default::default() },
             endpoints: EndpointCounts { off: 1, observe: 0, permissive: 1, strict: 2, attached: 3, waiting: 1 },
             source: SourceStatus {
-                url: "dir:/etc/kumiko".into(),
+                url: self.url.clone(),
                 synced: true,
                 files: 3,
                 objects: 14,
@@ -133,6 +144,7 @@ impl AdminState for Sample {
                 records: 16_384,
                 ..Default::default()
             },
+            policy: PolicyStatus { enforced: self.source.is_some(), ..Default::default() },
             leak_bytes: 0,
             refused: [(Reason::PlaintextRefused, 1_204), (Reason::PeerCertificateExpired, 3)]
                 .map(|(r, n)| reason(r, n))
@@ -313,6 +325,7 @@ pub(crate) fn flow(number: u8) -> FlowRecord {
         handshake_us: None,
         connect_us: Some(640),
         epoch: 1,
+        proof: "tls".into(),
     }
 }
 

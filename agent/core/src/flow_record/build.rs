@@ -156,7 +156,8 @@ impl FlowRecord {
             tunnel: facts.tunnel,
             handshake_us: facts.handshake_us,
             connect_us: facts.connect_us,
-            epoch: flow.epoch,
+            epoch: facts.epoch.unwrap_or(flow.epoch),
+            proof: Cow::Borrowed(proof(flow, path, phase, facts, destination.node == node)),
             source,
             destination,
         }
@@ -259,6 +260,29 @@ fn path(state: Option<FlowState>, verdict: Verdict, remote: bool, flags: u32) ->
         Some(FlowState::Pending | FlowState::Captured | FlowState::Cut) if remote => FlowPath::Tunnel,
         Some(FlowState::Pending | FlowState::Captured | FlowState::Cut) => FlowPath::Agent,
         None => FlowPath::Refused,
+    }
+}
+
+/// What spoke for each end to the other.
+fn proof(flow: &Flow, path: FlowPath, phase: FlowPhase, facts: &AgentFacts, to_here: bool) -> &'static str {
+    let by_agent = facts.opened || facts.delivering;
+    match path {
+        FlowPath::Tunnel | FlowPath::Agent if phase == FlowPhase::Pending => "",
+        FlowPath::Tunnel => "tls",
+        FlowPath::Agent | FlowPath::Fast | FlowPath::Local => "veth",
+        FlowPath::Refused if by_agent => {
+            if facts.remote {
+                "tls"
+            } else {
+                "veth"
+            }
+        }
+        // Of this node's pod to its peer; nothing came from that yet.
+        FlowPath::Refused if flow.src_ifindex != 0 && !(to_here && flow.dst_ifindex != 0) => "",
+        _ if flow.src_ifindex != 0 && flow.dst_ifindex != 0 => "veth",
+        // Of its node the kubelet alone can be told, at ports for it.
+        _ if flow.flags & flags::PROBE != 0 => "veth",
+        _ => "claim",
     }
 }
 

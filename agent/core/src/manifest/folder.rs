@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use super::refused::{self, Refused};
 use super::{Claim, ClaimedAddresses, Diagnostic, Kind, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in};
@@ -33,12 +33,15 @@ pub enum FileContent {
     TooDeep(usize),
 }
 
+/// Tells versions of a file apart: a SHA-256.
+pub type Digest = [u8; 32];
+
 /// A file's objects, shared between versions.
 type Objects = Arc<Vec<Object>>;
 
 #[derive(Clone, Debug, Default)]
 struct File {
-    digest: [u8; 32],
+    digest: Digest,
     /// The last version that was read.
     newest: Option<Result<Objects, Bad>>,
     /// The version in force.
@@ -288,6 +291,12 @@ impl FolderState {
         self.files.values().filter(|file| file.good.is_some()).count()
     }
 
+    /// What was read last of each file, and whether it is in force.
+    pub fn versions(&self) -> impl Iterator<Item = (&str, Digest, bool)> {
+        let good = |file: &File| matches!((&file.newest, &file.good), (Some(Ok(newest)), Some(good)) if Arc::ptr_eq(newest, good));
+        self.files.iter().map(move |(name, file)| (name.as_str(), file.digest, good(file)))
+    }
+
     /// Names of the files whose newest version is refused.
     pub fn refused_files(&self) -> HashSet<&str> {
         let refused = |file: &File| matches!(file.newest, Some(Err(_))) || !file.clashes.is_empty();
@@ -317,7 +326,8 @@ fn understand(scope: Scope, name: &str, content: FileContent) -> Result<Objects,
     Err(Bad { diagnostics, policy: Vec::new() })
 }
 
-fn digest(content: &FileContent) -> [u8; 32] {
+/// What tells a version of a file from others.
+pub fn digest(content: &FileContent) -> Digest {
     let (tag, text) = match content {
         FileContent::Text(text) => ("text", Cow::from(text)),
         FileContent::NotText(place) => ("not text", format!("{}:{}", place.line, place.column).into()),

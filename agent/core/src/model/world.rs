@@ -1,5 +1,9 @@
 //! The snapshot and its lookups.
 
+mod ground;
+
+pub use ground::Ground;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -15,12 +15,14 @@ mod image;
 mod layout;
 mod prefixes;
 mod rows;
+mod sizes;
 mod subjects;
 
 pub use compiler::Compiler;
 pub use image::{Image, runs};
 pub use layout::Layout;
 pub use prefixes::Prefixes;
+pub use sizes::Size;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

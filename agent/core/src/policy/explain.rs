@@ -1,27 +1,29 @@
 //! Why a flow may be, or may not: for people, and as values for programs.
 
+mod allowed;
 mod nearest;
 
-use kumiko_abi::Stage;
-use serde::Serialize;
+use std::borrow::Cow;
 
-use super::judge::{Answer, Proof, Source, Term, View};
+use kumiko_abi::Stage;
+use serde::{Deserialize, Serialize};
+
+use super::judge::{Answer, Proof, Side, Source, Term, View};
 use super::port::Asked;
-use super::rule::{Direction, Exception, List, ObjectKind, Rule};
+use super::rule::{Direction, Exception, ObjectKind};
 use super::selector::Selector;
 use super::verdict::{End, Evaluator, Flow, Judged};
 use crate::manifest::Protocol;
-use crate::model::Workload;
 use crate::stage;
 
 /// Why.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// `allow` or `deny`.
-    pub verdict: &'static str,
+    pub verdict: Cow<'static, str>,
     /// What kind of term refused it; empty for an allowed flow.
-    pub because: &'static str,
+    pub because: Cow<'static, str>,
     /// Which end refused it.
     pub side: Option<String>,
     /// Who begins the flow.
@@ -33,21 +35,51 @@ pub struct Explanation {
     /// The destination's port.
     pub port: u16,
     /// `tls`, `veth` or `claim`.
-    pub proof: &'static str,
+    pub proof: Cow<'static, str>,
+    /// Whose policy it is; none: a folder's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<InForce>,
+    /// The flow that was seen; none: somebody thinks of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<Seen>,
     /// Each end's terms.
     pub sides: Vec<SideView>,
     /// The same for people: a word, and what is to be said of it.
     pub lines: Vec<Line>,
 }
 
+/// Verdicts of an agent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InForce {
+    /// Its node.
+    pub node: String,
+    /// The policy's epoch there.
+    pub epoch: u32,
+    /// Whether it is the one in force now.
+    pub now: bool,
+}
+
+/// A flow that was seen.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seen {
+    /// Its id, 32 hex digits.
+    pub id: String,
+    /// First packet.
+    pub start_unix_ns: u64,
+    /// Stable name of the reason in its record.
+    pub reason: String,
+}
+
 /// One end's terms.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SideView {
     /// `egress` or `ingress`.
     pub direction: String,
     /// The end's stage.
-    pub stage: &'static str,
+    pub stage: Cow<'static, str>,
     /// Whether its rules let the flow.
     pub allows: bool,
     /// Whether that counts.
@@ -59,13 +91,16 @@ pub struct SideView {
 }
 
 /// One term.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TermView {
     /// Its name.
     pub term: String,
     /// Whether it lets the flow.
     pub holds: bool,
+    /// Whether it decided for its end.
+    #[serde(default)]
+    pub decides: bool,
     /// Rules or objects that made it so; none: nothing speaks in it.
     pub by: Vec<String>,
     /// Exceptions but for which it would be otherwise.
@@ -73,12 +108,29 @@ pub struct TermView {
 }
 
 /// A line for people.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Line {
     /// A word.
     pub label: String,
     /// What is to be said of it.
     pub text: String,
+}
+
+impl Explanation {
+    /// Whether it is this term that refuses.
+    pub(super) fn refuses_by(&self, term: Term) -> bool {
+        let side = self.side.as_ref().and_then(|side| self.sides.iter().find(|view| view.direction == *side));
+        side.is_some_and(|side| side.terms.iter().any(|view| view.decides && view.term == term.to_string()))
+    }
+
+    /// The same, by an agent's verdicts.
+    pub fn in_force(mut self, by: InForce) -> Self {
+        let InForce { node, epoch, now } = &by;
+        let past = if *now { "" } else { ", which is in force no more" };
+        self.lines.push(Line::new("policy", format!("epoch {epoch} on {node}{past}")));
+        self.in_force = Some(by);
+        self
+    }
 }
 
 /// One end that refuses, to be explained.
@@ -90,18 +142,30 @@ struct Refusing<'a> {
     now: i64,
 }
 
+impl Line {
+    /// A word, and what is to be said of it.
+    pub(super) fn new(label: &str, text: impl Into<String>) -> Self {
+        Self { label: label.to_owned(), text: text.into() }
+    }
+}
+
 struct Lines(Vec<Line>);
 
 impl Lines {
     fn say(&mut self, label: &str, text: impl Into<String>) {
-        self.0.push(Line { label: label.to_owned(), text: text.into() });
+        self.0.push(Line::new(label, text));
     }
 }
 
 /// Explains a flow's verdict at a moment (seconds since 1970).
 pub fn explain(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> Explanation {
-    let verdict = evaluator.judge(flow, now, View::Enforced);
-    let audited = evaluator.judge(flow, now, View::WithAudit);
+    explain_proved(evaluator, flow, flow.proof(), now)
+}
+
+/// The same of a flow that was seen to be proved so.
+pub fn explain_proved(evaluator: &Evaluator<'_>, flow: &Flow, proof: Proof, now: i64) -> Explanation {
+    let verdict = evaluator.judge_proved(flow, proof, now, View::Enforced);
+    let audited = evaluator.judge_proved(flow, proof, now, View::WithAudit);
     let ends = [
         (Direction::Egress, &verdict.egress, &audited.egress),
         (Direction::Ingress, &verdict.ingress, &audited.ingress),
@@ -115,7 +179,7 @@ pub fn explain(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> Explanation 
         because = Refusing { evaluator, flow, direction: *direction, judged, now }.say(&mut lines);
     } else {
         for (direction, judged, _) in &ends {
-            allowed(flow, *direction, judged, &mut lines);
+            allowed::say(flow, *direction, judged, &mut lines);
         }
     }
     for (direction, judged, audited) in &ends {
@@ -126,31 +190,39 @@ pub fn explain(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> Explanation 
     }
     let view = |(direction, judged, audited): &(Direction, &Judged<'_>, &Judged<'_>)| SideView {
         direction: direction.to_string(),
-        stage: stage::name(judged.stage),
+        stage: stage::name(judged.stage).into(),
         allows: judged.allows(),
         enforced: judged.enforced(),
         with_audit: audited.allows(),
-        terms: judged.side.iter().flat_map(|side| &side.answers).map(|answer| term_view(*direction, answer)).collect(),
+        terms: judged.side.iter().flat_map(|side| terms(*direction, side)).collect(),
     };
     let Asked { protocol, port } = flow.asked;
     Explanation {
-        verdict: if refusing.is_some() { "deny" } else { "allow" },
-        because,
+        verdict: if refusing.is_some() { "deny" } else { "allow" }.into(),
+        because: because.into(),
         side,
         from: name(&flow.source),
         to: name(&flow.destination),
         protocol: protocol.to_string(),
         port,
-        proof: proof_word(flow.proof()),
+        proof: proof_word(proof).into(),
+        in_force: None,
+        flow: None,
         sides: ends.iter().map(view).collect(),
         lines: lines.0,
     }
 }
 
-fn term_view(direction: Direction, answer: &Answer<'_>) -> TermView {
+fn terms(direction: Direction, side: &Side<'_>) -> Vec<TermView> {
+    let decides = side.deciding().map(|answer| answer.term);
+    side.answers.iter().map(|answer| term_view(direction, answer, decides == Some(answer.term))).collect()
+}
+
+fn term_view(direction: Direction, answer: &Answer<'_>, decides: bool) -> TermView {
     TermView {
         term: answer.term.to_string(),
         holds: answer.holds,
+        decides,
         by: answer.by.iter().map(|source| provenance(direction, source)).collect(),
         suspended_by: answer.suspended_by.iter().map(|exception| exception_name(exception)).collect(),
     }
@@ -176,19 +248,9 @@ fn proof_word(proof: Proof) -> &'static str {
 fn provenance(direction: Direction, source: &Source<'_>) -> String {
     let id = &source.object.id;
     match source.rule {
-        Some(rule) => format!("{id} {}", rule_name(direction, rule)),
+        Some(rule) => format!("{id} {}", rule.path(direction)),
         None if id.kind == ObjectKind::MeshBaseline => format!("{id} {direction}.allow: none matches"),
         None => id.to_string(),
-    }
-}
-
-fn rule_name(direction: Direction, rule: &Rule) -> String {
-    match rule.list {
-        List::Deny => format!("{direction}.deny.{}", rule.name),
-        List::Ceiling => format!("{direction}.allow.{}", rule.name),
-        List::Guarantee => format!("{direction}.guarantee.{}", rule.name),
-        List::Team => format!("{direction}.{}", rule.name),
-        List::Kubernetes => format!("{direction}[{}]", rule.name),
     }
 }
 
@@ -280,7 +342,7 @@ impl Refusing<'_> {
 
     /// Exceptions that would have suspended what refuses, had they not ended.
     fn expired(&self, answer: &Answer<'_>, lines: &mut Lines) {
-        let lapsed = self.evaluator.ask(self.flow, self.direction, self.now, |question| {
+        let lapsed = self.evaluator.ask(self.flow, self.judged.proof, self.direction, self.now, |question| {
             let each = answer.by.iter().flat_map(|source| self.evaluator.policies.lapsed(question, source));
             each.map(exception_name).collect::<Vec<_>>()
         });
@@ -292,49 +354,4 @@ fn selects(subject: &Selector) -> String {
     let account = subject.service_account.iter().map(|account| format!("service account {account}"));
     let all: Vec<String> = subject.labels.iter().map(ToString::to_string).chain(account).collect();
     if all.is_empty() { "every workload of its namespace".to_owned() } else { all.join(", ") }
-}
-
-/// Says why an end lets the flow.
-fn allowed(flow: &Flow, direction: Direction, judged: &Judged<'_>, lines: &mut Lines) {
-    let own = flow.end(direction);
-    let label = direction.to_string();
-    let Some(side) = &judged.side else {
-        let why = if own.workload.is_some() && judged.stage == Stage::Off {
-            "is off: no rule is asked"
-        } else if own.workload.is_some() {
-            "talks to itself"
-        } else {
-            "is no workload: no rule is asked"
-        };
-        return lines.say(&label, format!("{} {why}", name(own)));
-    };
-    let stage = stage::name(judged.stage);
-    let enforced = if judged.enforced() { String::new() } else { ", so nothing is enforced".to_owned() };
-    lines.say(&label, format!("{} is {stage}{enforced}", name(own)));
-    for answer in &side.answers {
-        let by: Vec<String> = answer.by.iter().map(|source| provenance(direction, source)).collect();
-        let (verb, by) = (if answer.holds { "yes" } else { "would refuse" }, by.join(", "));
-        match (by.is_empty(), answer.holds) {
-            (true, true) => {}
-            (true, false) => lines.say(&format!("  {}", answer.term), verb),
-            (false, _) => lines.say(&format!("  {}", answer.term), format!("{verb}: {by}")),
-        }
-        for exception in &answer.suspended_by {
-            lines.say(&format!("  {}", answer.term), format!("suspended by {}", exception_name(exception)));
-        }
-    }
-    let other = flow.end(direction.opposite());
-    if let Some(peer) = &other.workload {
-        lines.say("  peer", proved(peer, judged.proof));
-    }
-}
-
-fn proved(peer: &Workload, proof: Proof) -> String {
-    let labels: Vec<String> = peer.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let claimed = if labels.is_empty() { String::new() } else { format!("; claimed: {}", labels.join(", ")) };
-    match proof {
-        Proof::Tls => format!("proved by TLS: {}{claimed}", peer.principal),
-        Proof::Veth => format!("proved by its veth: {}{claimed}", peer.principal),
-        Proof::Claim => format!("claimed by its address: {}{claimed}", peer.principal),
-    }
 }

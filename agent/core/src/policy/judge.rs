@@ -8,6 +8,7 @@
 //! D: a baseline denies; C: every ceiling allows; K: NetworkPolicies allow; T: MeshPolicies allow; G: a baseline
 //! guarantees; P: the peer is proved where that is asked for.
 
+mod share;
 mod term;
 
 pub use term::Term;
@@ -138,6 +139,13 @@ impl<'a> Side<'a> {
     /// The first term that refuses the flow.
     pub fn refusal(&self) -> Option<&Answer<'a>> {
         self.answers.iter().find(|answer| !answer.holds)
+    }
+
+    /// The term that decided: the first that refuses; of those that let the flow, the last that something speaks in. `None`:
+    /// nothing speaks in any.
+    pub fn deciding(&self) -> Option<&Answer<'a>> {
+        let speaks = |answer: &&Answer<'a>| !answer.by.is_empty() || !answer.suspended_by.is_empty();
+        self.refusal().or_else(|| self.answers.iter().rev().find(speaks))
     }
 
     /// Whether the flow is let.

@@ -10,7 +10,7 @@ use super::object::Mode;
 use super::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Suspended};
 use super::selector::Who;
 use super::settings::Settings;
-use crate::manifest::{self, Kind, Place, PlatformLabel, STAGE_LABEL};
+use crate::manifest::{self, Claim, Kind, Place, PlatformLabel, STAGE_LABEL};
 use crate::stage;
 
 /// Policy that may be judged by.
@@ -20,6 +20,8 @@ pub struct Loaded {
     pub policies: Policies,
     /// What the platform decides.
     pub settings: Settings,
+    /// Files of the objects, by `kind/namespace/name` or `kind/name`.
+    pub files: BTreeMap<String, String>,
     /// Why some of it would not do what it says; while there is any, no verdict is sure.
     pub problems: Vec<Told>,
     /// What of it would not.
@@ -142,8 +144,11 @@ fn exception_id(name: &str) -> ObjectId {
 /// Takes the policy among objects, each with its file.
 pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>) -> Loaded {
     let (mut policies, mut exceptions, mut settings) = (Vec::new(), Vec::new(), Settings::default());
-    let mut namespaces = Vec::new();
+    let (mut namespaces, mut files) = (Vec::new(), BTreeMap::new());
     for (file, object) in objects {
+        if matches!(object.kind, Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_)) {
+            files.extend(names(object).map(|name| (name, file.to_owned())));
+        }
         match &object.kind {
             Kind::Policy(policy) => policies.push((file, object.place, policy)),
             Kind::Exception(exception) => exceptions.push((file, object.place, exception)),
@@ -208,7 +213,16 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
     }
     let objects: Vec<Object> = policies.iter().map(|(_, _, policy)| policy.object.clone()).collect();
     let exceptions: Vec<Exception> = exceptions.iter().map(|(_, _, exception)| exception.exception.clone()).collect();
-    Loaded { policies: Policies::new(objects, exceptions), settings, problems, unfit }
+    Loaded { policies: Policies::new(objects, exceptions), settings, files, problems, unfit }
+}
+
+/// The name that an object claims.
+fn names(object: &manifest::Object) -> impl Iterator<Item = String> + '_ {
+    object.claims.iter().filter_map(|(claim, _)| match claim {
+        Claim::Name(kind, namespace, name) if namespace.is_empty() => Some(format!("{kind}/{name}")),
+        Claim::Name(kind, namespace, name) => Some(format!("{kind}/{namespace}/{name}")),
+        _ => None,
+    })
 }
 
 /// SPIFFE IDs of other trust domains that something chooses by, each with who names it: nobody here has one, so a rule

@@ -107,6 +107,19 @@ pub struct Rule {
     pub unauthenticated: bool,
 }
 
+impl Rule {
+    /// Where it stands in its object: `ingress.deny.no-dev`.
+    pub fn path(&self, direction: Direction) -> String {
+        match self.list {
+            List::Deny => format!("{direction}.deny.{}", self.name),
+            List::Ceiling => format!("{direction}.allow.{}", self.name),
+            List::Guarantee => format!("{direction}.guarantee.{}", self.name),
+            List::Team => format!("{direction}.{}", self.name),
+            List::Kubernetes => format!("{direction}[{}]", self.name),
+        }
+    }
+}
+
 /// How a rule matches a flow.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Match {

@@ -142,22 +142,23 @@ impl<'a> Evaluator<'a> {
 
     /// Judges a flow at a moment (seconds since 1970).
     pub fn judge(&self, flow: &Flow, now: i64, view: View) -> Verdict<'a> {
-        Verdict {
-            egress: self.side(flow, Direction::Egress, now, view),
-            ingress: self.side(flow, Direction::Ingress, now, view),
-        }
+        self.judge_proved(flow, flow.proof(), now, view)
     }
 
-    fn side(&self, flow: &Flow, direction: Direction, now: i64, view: View) -> Judged<'a> {
-        let (stage, proof) = (flow.end(direction).stage(), flow.proof());
-        let side = self.ask(flow, direction, now, |question| self.policies.side(question, view));
-        Judged { stage, proof, side }
+    /// The same of a flow that was seen to be proved so.
+    pub fn judge_proved(&self, flow: &Flow, proof: Proof, now: i64, view: View) -> Verdict<'a> {
+        let side = |direction: Direction| {
+            let side = self.ask(flow, proof, direction, now, |question| self.policies.side(question, view));
+            Judged { stage: flow.end(direction).stage(), proof, side }
+        };
+        Verdict { egress: side(Direction::Egress), ingress: side(Direction::Ingress) }
     }
 
     /// Asks something about one end; `None`: nothing is asked about it.
     pub fn ask<T>(
         &self,
         flow: &Flow,
+        proof: Proof,
         direction: Direction,
         now: i64,
         ask: impl FnOnce(&Question<'_>) -> T,
@@ -166,7 +167,7 @@ impl<'a> Evaluator<'a> {
         let enrolled = own.stage() != Stage::Off && !flow.is_own();
         let workload = own.workload.as_ref().filter(|_| enrolled)?;
         let peer = self.peer(flow.end(direction.opposite()), workload, direction, flow.asked);
-        let (subject, asked, proof) = (self.member(workload), flow.asked, flow.proof());
+        let (subject, asked) = (self.member(workload), flow.asked);
         let lenient = judge::lenient(workload);
         Some(ask(&Question { subject, peer: &peer, direction, asked, proof, lenient, now }))
     }

@@ -13,7 +13,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use kumiko_core::api::{ApiError, OMITTED_HEADER, path};
+use kumiko_core::api::{ApiError, Applied, AppliedState, OMITTED_HEADER, path};
 use nix::unistd::Uid;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use super::asked::FlowsQuery;
 use super::follow::follow;
-use super::{AdminSocket, AdminState};
+use super::{AdminSocket, AdminState, policy};
 use crate::telemetry::{MetricsInput, render};
 
 /// Most connections at once; more wait in the listener's backlog.
@@ -39,6 +39,20 @@ const ANSWER_TIME: Duration = Duration::from_secs(60);
 const MAX_HEAD: usize = 16 * 1024;
 /// How long a listener rests when the system has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is answered on the admin socket.
+const THERE: &[&str] = &[
+    path::STATUS,
+    path::WORKLOADS,
+    path::FLOWS,
+    path::TUNNELS,
+    path::CERTS,
+    path::EXPLAIN,
+    path::POLICY,
+    path::SETS,
+    path::APPLIED,
+    path::METRICS,
+];
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -211,10 +225,35 @@ impl Connection {
             path::TUNNELS => json(move || state.tunnels()).await,
             path::CERTS => json(move || state.certs()).await,
             path::FLOWS => self.flows(query).await,
-            _ => Err(unknown(
-                asked,
-                &[path::STATUS, path::WORKLOADS, path::FLOWS, path::TUNNELS, path::CERTS, path::METRICS],
-            )),
+            path::EXPLAIN => {
+                let asked = policy::explaining(query).map_err(|error| Refusal(StatusCode::BAD_REQUEST, error))?;
+                json_or_not(move || state.explain(&asked)).await
+            }
+            path::POLICY => json_or_not(move || state.policy()).await,
+            path::APPLIED => self.applied(query).await,
+            path::SETS => json_or_not(move || state.sets()).await,
+            _ => Err(unknown(asked, THERE)),
+        }
+    }
+
+    /// Answers when the version is settled, or its time is over.
+    async fn applied(&self, query: &str) -> Result<Response<Body>, Refusal> {
+        let asked = policy::applied(query).map_err(|error| Refusal(StatusCode::BAD_REQUEST, error))?;
+        let over = tokio::time::sleep(asked.wait);
+        tokio::pin!(over);
+        loop {
+            // Before the look, so that no change falls between the two.
+            let change = self.shared.state.change();
+            let (state, about) = (self.shared.state.clone(), asked.clone());
+            let answer = blocking(move || state.applied(&about)).await?;
+            let settled = |answer: &Applied| matches!(answer.state, AppliedState::InForce | AppliedState::Refused);
+            if !answer.as_ref().is_ok_and(|answer| !settled(answer)) {
+                return json_or_not(move || answer).await;
+            }
+            tokio::select! {
+                () = change => {}
+                () = &mut over => return json_or_not(move || answer).await,
+            }
         }
     }
 
@@ -264,6 +303,16 @@ impl Connection {
 /// Makes a value and its JSON off the runtime's threads.
 async fn json<T: Serialize>(make: impl FnOnce() -> T + Send + 'static) -> Result<Response<Body>, Refusal> {
     let body = blocking(move || serde_json::to_vec(&make())).await?;
+    let body = body.map_err(|error| internal(format!("answer cannot be written: {error}")))?;
+    Ok(response(StatusCode::OK, "application/json", body))
+}
+
+/// The same of a value that there may not be.
+async fn json_or_not<T: Serialize>(
+    make: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<Response<Body>, Refusal> {
+    let body = blocking(move || make().map(|value| serde_json::to_vec(&value))).await?;
+    let body = body.map_err(|why| Refusal(StatusCode::UNPROCESSABLE_ENTITY, why))?;
     let body = body.map_err(|error| internal(format!("answer cannot be written: {error}")))?;
     Ok(response(StatusCode::OK, "application/json", body))
 }

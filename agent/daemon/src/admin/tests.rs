@@ -1,9 +1,12 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::pin::Pin;
 use std::time::Duration;
 
+use kumiko_core::api::{Applied, AppliedState, PolicyObjectView, SetsView};
 use kumiko_core::api::{FlowLine, OMITTED_HEADER};
 use kumiko_core::flow_record::{AgentFacts, Clock, Entry, Names};
+use kumiko_core::policy::explain::Explanation;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -74,6 +77,37 @@ impl AdminState for Sample {
     }
 }
 
+impl PolicyState for Sample {
+    fn explain(&self, asked: &ExplainQuery) -> Result<Explanation, String> {
+        match asked {
+            ExplainQuery::Asked(asked) => Err(format!("{} is nobody", asked.from)),
+            ExplainQuery::Seen(id) => Err(format!("{} is gone", kumiko_core::flow_record::hex_id(*id))),
+        }
+    }
+
+    fn policy(&self) -> Result<Vec<PolicyObjectView>, String> {
+        Ok(vec![PolicyObjectView { kind: "MeshPolicy".into(), ..PolicyObjectView::default() }])
+    }
+
+    /// One version is in force, another one refused, and any other is never read.
+    fn applied(&self, asked: &AppliedQuery) -> Result<Applied, String> {
+        let state = match asked.digest {
+            [1, ..] => AppliedState::InForce,
+            [2, ..] => AppliedState::Refused,
+            _ => AppliedState::Unread,
+        };
+        Ok(Applied { state, epoch: 3, ..Applied::default() })
+    }
+
+    fn change(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn sets(&self) -> Result<SetsView, String> {
+        Ok(SetsView { epoch: 7, ..SetsView::default() })
+    }
+}
+
 fn start(path: &Path, queue: usize) -> (broadcast::Sender<Arc<FlowRecord>>, JoinHandle<()>) {
     let (sender, _) = broadcast::channel(queue);
     let state = Arc::new(Sample { sender: sender.clone() });
@@ -119,9 +153,29 @@ async fn answers_and_refusals() {
         ("/v1/flows?colour=red", "400", "there are from, to"),
         ("/v1/flows?limit=999999", "400", "up to"),
         ("/v1/flows?follow=perhaps", "400", "true or false"),
+        ("/v1/policy/explain?from=a/b&to=c/d", "400", "from, to and port"),
+        ("/v1/policy/explain?from=a&to=c/d&port=1", "400", "NAMESPACE/NAME"),
+        ("/v1/policy/explain?from=a/b&to=c/d&port=0", "400", "1 to 65535"),
+        ("/v1/policy/explain?from=a/b&to=c/d&port=1&protocol=icmp", "400", "tcp or udp"),
+        ("/v1/policy/explain?who=a/b", "400", "there are from, to"),
+        ("/v1/policy/explain?from=a/b&to=c/d&port=1", "422", "a/b is nobody"),
+        ("/v1/policy/explain?flow=07", "400", "32 hex digits"),
+        ("/v1/policy/explain?flow=07070707070707070707070707070707&port=1", "400", "leave from"),
+        ("/v1/policy/explain?flow=07070707070707070707070707070707", "422", "07070707070707070707070707070707 is gone"),
+        ("/v1/policy/objects", "200", "MeshPolicy"),
+        ("/v1/policy/applied?file=a", "400", "say file and digest"),
+        ("/v1/policy/applied?file=a&digest=12", "400", "64 hex digits"),
+        ("/v1/policy/applied?file=a&wait=100", "400", "seconds up to 20"),
+        ("/v1/policy/applied?at=a", "400", "there are file, digest and wait"),
+        ("/v1/policy/sets", "200", "\"epoch\":7"),
     ] {
         let answer = get(&path, asked).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(word), "{answer}");
+    }
+    for (first, state) in [("01", "inForce"), ("02", "refused"), ("03", "unread")] {
+        let version = format!("{first}{}", "0".repeat(62));
+        let answer = get(&path, &format!("/v1/policy/applied?file=a.yaml&digest={version}")).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(&format!("\"state\":\"{state}\"")), "{answer}");
     }
     let post = ask(&path, "POST /v1/status HTTP/1.1\r\nHost: kumiko\r\nContent-Length: 0\r\n\r\n").await;
     assert!(post.starts_with("HTTP/1.1 405"), "{post}");

@@ -72,6 +72,8 @@ pub struct Ended {
     pub client: SocketAddr,
     /// Its target.
     pub server: SocketAddr,
+    /// Epoch of the verdict that ends it.
+    pub epoch: u32,
     /// Where their sockets are.
     pub netns: [Option<Arc<Netns>>; 2],
 }

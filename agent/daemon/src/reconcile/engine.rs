@@ -88,12 +88,13 @@ impl<E: Edge> Engine<E> {
         let written = edge.written(&handles)?;
         let leaving = found(&mut edge, &handles, &written)?;
         let epoch = edge.epoch()?;
-        let judging = carried.map(|carried| Judging::new(carried, &node, epoch));
+        let history = Arc::default();
+        let judging = carried.map(|carried| Judging::new(carried, &node, epoch, Arc::clone(&history)));
         let (gone, _) = broadcast::channel(GONE_WAITING);
         let (changed, changed_rx) = watch::channel(0);
         let state = NodeState { node: node.clone(), ..NodeState::default() };
         let shared: SharedState = Arc::new(ArcSwap::from_pointee(state));
-        let reconciled = Reconciled { state: shared.clone(), changed: changed_rx, gone: gone.clone() };
+        let reconciled = Reconciled { state: shared.clone(), history, changed: changed_rx, gone: gone.clone() };
         let engine = Self {
             edge,
             node,

@@ -30,8 +30,8 @@ pub struct Between {
 
 /// Flows that the agent carries.
 pub trait Carried: std::fmt::Debug + Send {
-    /// Asks about each flow between known ends whether it has to end, and ends it then.
-    fn end_those(&self, judge: &mut dyn FnMut(FlowId, &Between) -> Option<Reason>);
+    /// Asks about each flow between known ends whether it has to end by the verdicts of an epoch, and ends it then.
+    fn end_those(&self, epoch: u32, judge: &mut dyn FnMut(FlowId, &Between) -> Option<Reason>);
 }
 
 impl NodeState {

@@ -269,7 +269,7 @@ impl Edge for KernelEdge {
                 warn!(%local, %remote, %error, "a socket whose flow is cut could not be closed: its next packet will be reset");
             }
         }
-        self.commands.set_state(key, &flow.id, FlowState::Cut, reason, Verdict::Deny, 0)?;
+        self.commands.cut(key, &flow.id, reason, ended.epoch)?;
         Ok(())
     }
 

@@ -79,6 +79,16 @@ impl NodeState {
         self.policy.clone()
     }
 
+    /// Epoch of the verdicts that are asked; 0: none are.
+    pub fn epoch(&self) -> u32 {
+        self.verdicts.as_ref().map_or(0, |verdicts| verdicts.epoch)
+    }
+
+    /// Tables of verdicts in force.
+    pub fn verdicts(&self) -> Option<&Arc<Image>> {
+        self.verdicts.as_ref()
+    }
+
     /// Interface of a local workload that can be delivered to: hooks on, veth up.
     pub fn attached_ifindex(&self, uid: &str) -> Option<u32> {
         self.attached.get(uid).copied()

@@ -1,5 +1,7 @@
 //! What the admin API shows, read from the parts.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;

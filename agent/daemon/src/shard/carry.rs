@@ -47,7 +47,7 @@ pub(super) async fn to_node(shard: &Rc<Shard>, id: FlowId, plain: TcpStream, mut
         kumiko_tunnel::relay(&plain, &mut tunnel, stopped, Some(&Oob)).await
     };
     close(plain, &end);
-    report(shard, id, &end, FlowSide::Source, tunnel.stream());
+    report(shard, id, &end, FlowSide::Source, (tunnel.stream(), stop.epoch()));
     if end.reusable || settled(&mut tunnel, &end).await {
         shard.put_back(tunnel);
     }
@@ -67,7 +67,7 @@ pub(super) async fn from_node(
         kumiko_tunnel::relay(&stream, tunnel, stopped, Some(&Oob)).await
     };
     close(stream, &end);
-    report(shard, id, &end, FlowSide::Destination, tunnel.stream());
+    report(shard, id, &end, FlowSide::Destination, (tunnel.stream(), stop.epoch()));
     drop(registered);
     if let Some(error) = &end.error {
         serve::ended(shard, tunnel.facts().peer_addr.ip(), error);
@@ -88,7 +88,7 @@ async fn settled(tunnel: &mut Tunnel, end: &RelayEnd) -> bool {
 pub(super) async fn on_node(shard: &Rc<Shard>, id: FlowId, client: TcpStream, delivered: Delivered, stop: &Stop) {
     let Delivered { stream, registered, .. } = delivered;
     let end = kumiko_tunnel::plain_relay(&client, &stream, stop.stopped(), Some(&Oob)).await;
-    report(shard, id, &end, FlowSide::Source, &stream);
+    report(shard, id, &end, FlowSide::Source, (&stream, stop.epoch()));
     close(client, &end);
     close(stream, &end);
     drop(registered);
@@ -122,7 +122,7 @@ fn close(stream: TcpStream, end: &RelayEnd) {
     drop(stream);
 }
 
-fn report(shard: &Shard, id: FlowId, end: &RelayEnd, plain: FlowSide, measured: &TcpStream) {
+fn report(shard: &Shard, id: FlowId, end: &RelayEnd, plain: FlowSide, (measured, epoch): (&TcpStream, u32)) {
     let far = if plain == FlowSide::Source { FlowSide::Destination } else { FlowSide::Source };
     let info = sockets::tcp_info(measured).ok();
     let reason = match (end.reason(), end.first, plain) {
@@ -145,6 +145,8 @@ fn report(shard: &Shard, id: FlowId, end: &RelayEnd, plain: FlowSide, measured: 
             reason,
             rtt_us: info.as_ref().map(|info| info.rtt_us),
             retransmits: info.as_ref().map(|info| info.total_retransmits),
+            // The other node's verdict came by its own epoch, which this node's newest is nearest to.
+            epoch: if epoch == 0 && reason.is_verdict() { shard.common.state.load().epoch() } else { epoch },
         },
     );
 }

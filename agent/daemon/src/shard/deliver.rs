@@ -185,7 +185,7 @@ impl Shard {
             src_ifindex: self.common.agent_ifindex,
             dst_ifindex: ifindex,
             generation: self.common.generation,
-            epoch: 0,
+            epoch: self.common.state.load().epoch(),
             isn: 0,
             flags: marks | initiator,
             shard: self.number(),

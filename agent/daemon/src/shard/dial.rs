@@ -69,7 +69,7 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
     };
     shard.common.registry.learn(&registered, between.clone());
     let state = shard.common.state.load();
-    let (target, (refused, marks)) = (state.handle(&plan.target.uid), state.judge(&between));
+    let (target, (refused, marks)) = ((state.handle(&plan.target.uid), state.epoch()), state.judge(&between));
     drop(state);
     if marks & !syn.flags != 0 {
         // The pod that was chosen is known only now. Lost, it lacks in a record.

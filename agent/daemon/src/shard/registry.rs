@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kumiko_abi::{FlowId, FlowKey, Reason};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::reconcile::{Between, Carried};
 
@@ -16,6 +16,8 @@ use crate::reconcile::{Between, Carried};
 #[derive(Debug, Default)]
 pub struct Stop {
     reason: AtomicU16,
+    /// Of the verdict that ends it; 0: none does.
+    epoch: AtomicU32,
     notify: Notify,
 }
 
@@ -24,6 +26,19 @@ impl Stop {
     pub fn stop(&self, reason: Reason) {
         let _ = self.reason.compare_exchange(0, reason as u16, Ordering::AcqRel, Ordering::Acquire);
         self.notify.notify_one();
+    }
+
+    /// Asks the flow to end by a verdict of an epoch.
+    pub fn stop_by(&self, reason: Reason, epoch: u32) {
+        if self.asked().is_none() {
+            self.epoch.store(epoch, Ordering::Release);
+        }
+        self.stop(reason);
+    }
+
+    /// Epoch of the verdict that ends it, or 0.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     /// Returns when the flow has to end, with the cause. For the flow's own task only.
@@ -66,6 +81,8 @@ pub struct Entry {
 #[derive(Debug, Default, Clone)]
 pub struct Registry {
     flows: Arc<Mutex<HashMap<FlowKey, Entry>>>,
+    /// Flows that ended by a verdict, since the start.
+    ended: watch::Sender<u64>,
 }
 
 impl Registry {
@@ -124,6 +141,16 @@ impl Registry {
         self.lock().get(key).cloned()
     }
 
+    /// Whether a flow still has to end by a verdict.
+    pub fn ends(&self) -> bool {
+        self.lock().values().any(|entry| entry.stop.epoch() != 0)
+    }
+
+    /// Changes whenever one of these has ended.
+    pub fn ended(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
+    }
+
     /// Whether no flow is served.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -162,7 +189,7 @@ impl Registry {
 const LOOKED_AT_ONCE: usize = 256;
 
 impl Carried for Registry {
-    fn end_those(&self, judge: &mut dyn FnMut(FlowId, &Between) -> Option<Reason>) {
+    fn end_those(&self, epoch: u32, judge: &mut dyn FnMut(FlowId, &Between) -> Option<Reason>) {
         // Who comes later asks the new rules itself; see [`Registry::learn`].
         let keys: Vec<FlowKey> = self.lock().keys().copied().collect();
         for keys in keys.chunks(LOOKED_AT_ONCE) {
@@ -172,7 +199,7 @@ impl Carried for Registry {
             drop(flows);
             for (id, between, stop) in asked {
                 if let Some(reason) = judge(id, &between) {
-                    stop.stop(reason);
+                    stop.stop_by(reason, epoch);
                 }
             }
         }
@@ -221,6 +248,10 @@ impl Drop for Registered {
         let mut flows = self.registry.lock();
         if flows.get(&self.key).is_some_and(|e| Arc::ptr_eq(&e.stop, &self.stop)) {
             flows.remove(&self.key);
+        }
+        drop(flows);
+        if self.stop.epoch() != 0 {
+            self.registry.ended.send_modify(|ended| *ended += 1);
         }
     }
 }
@@ -289,7 +320,7 @@ mod tests {
             registry.learn(guard, between(port));
         }
         let mut asked = 0;
-        registry.end_those(&mut |_, between| {
+        registry.end_those(1, &mut |_, between| {
             asked += 1;
             assert!(registry.flows.try_lock().is_ok(), "shards wait for nobody's rules");
             drop(guards.pop());
@@ -305,6 +336,25 @@ mod tests {
         }
         let stopped = entries.iter().filter(|entry| entry.stop.asked().is_some()).count();
         assert!(stopped > asked / 4, "{stopped} of {asked}");
+    }
+
+    #[test]
+    fn who_waits_for_an_end_is_told_of_it() {
+        let registry = Registry::default();
+        let (a, b) = (entry(1), entry(2));
+        let (first, second) = (registry.add(key(1), a.clone()), registry.add(key(2), b.clone()));
+        let ended = registry.ended();
+        b.stop.stop(Reason::EndpointGone);
+        drop(second);
+        assert!(!registry.ends() && !ended.has_changed().unwrap());
+        a.stop.stop_by(Reason::TeamDefault, 7);
+        assert!(registry.ends() && !ended.has_changed().unwrap());
+        assert_eq!((a.stop.asked(), a.stop.epoch()), (Some(Reason::TeamDefault), 7));
+        drop(first);
+        assert!(!registry.ends() && ended.has_changed().unwrap());
+        // What ends anyhow is not ended by a verdict.
+        b.stop.stop_by(Reason::TeamDefault, 8);
+        assert_eq!((b.stop.asked(), b.stop.epoch()), (Some(Reason::EndpointGone), 0));
     }
 
     fn id(node: u8, time: u64, sequence: u8) -> FlowId {

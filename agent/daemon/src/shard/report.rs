@@ -13,7 +13,7 @@ use kumiko_core::route::{self, Accepted, Plan};
 use crate::telemetry::FlowStart;
 
 /// A flow that this node dials.
-pub(super) fn dialled(syn: &SynRecord, client: SocketAddr, plan: &Plan, target: u32) -> FlowStart {
+pub(super) fn dialled(syn: &SynRecord, client: SocketAddr, plan: &Plan, (target, epoch): (u32, u32)) -> FlowStart {
     let (_, asked) = addr::ends(&syn.key, syn.flags);
     FlowStart {
         id: syn.id,
@@ -31,6 +31,7 @@ pub(super) fn dialled(syn: &SynRecord, client: SocketAddr, plan: &Plan, target: 
         delivering: plan.node_addr.is_none(),
         remote: plan.node_addr.is_some(),
         peer_node: plan.node_addr.map_or_else(String::new, |_| plan.target.node.clone()),
+        epoch,
     }
 }
 
@@ -48,6 +49,7 @@ pub(super) fn unplanned(syn: &SynRecord) -> FlowStart {
         delivering: false,
         remote: false,
         peer_node: String::new(),
+        epoch: 0,
     }
 }
 
@@ -57,7 +59,7 @@ pub(super) fn asked(
     open: &Open,
     world: &World,
     accepted: Option<&Accepted>,
-    handles: [u32; 2],
+    (handles, epoch): ([u32; 2], u32),
     node: &str,
 ) -> FlowStart {
     let confirmed = |service: &&AskedService| route::is_asked_service(world, service, open.destination);
@@ -81,6 +83,7 @@ pub(super) fn asked(
         delivering: true,
         remote: true,
         peer_node: accepted.map_or_else(|| node.to_owned(), |accepted| accepted.source.node.clone()),
+        epoch,
     }
 }
 
@@ -113,7 +116,7 @@ mod tests {
                 label_digest: Vec::new(),
                 service: Some(AskedService { name: name.into(), address: "10.9.0.1:80".parse().unwrap() }),
             };
-            asked(&open, &world, None, [0, 0], "192.168.0.2").service.map(|service| service.name)
+            asked(&open, &world, None, ([0, 0], 0), "192.168.0.2").service.map(|service| service.name)
         };
         assert_eq!(named("x/shop", "10.0.0.1:80").as_deref(), Some("shop"));
         assert_eq!(named("x/bank", "10.0.0.1:80"), None);

@@ -126,7 +126,8 @@ async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: Ip
     }
     let state = shard.common.state.load_full();
     let handles = [&open.source_uid, &open.destination_uid].map(|uid| state.handle(uid));
-    let start = report::asked(&open, &state.world, accepted.as_ref().ok(), handles, &node.to_string());
+    let judged = (handles, state.epoch());
+    let start = report::asked(&open, &state.world, accepted.as_ref().ok(), judged, &node.to_string());
     shard.common.sink.dialling(start);
     drop(state);
     let accepted = match accepted {

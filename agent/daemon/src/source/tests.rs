@@ -5,6 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use kumiko_core::manifest::FileContent;
+
 use super::*;
 
 const WITHIN: Duration = Duration::from_secs(60);
@@ -80,6 +82,55 @@ async fn every_way_of_writing_is_seen() {
     fs::remove_file(dir.path().join("a.yaml")).unwrap();
     fs::remove_dir_all(dir.path().join("new")).unwrap();
     wait_names(&mut source, &["c"]).await;
+}
+
+#[tokio::test]
+async fn it_is_known_which_version_of_a_file_is_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let taking = Taking { scope: Scope::Policy, last_good: None };
+    let mut source = start(&SourceUrl::Dir(dir.path().to_owned()), "td", taking).unwrap();
+    let version = |text: &str| kumiko_core::manifest::digest(&FileContent::Text(text.to_owned()));
+    let held = |source: &Source| source.held.lock().unwrap().files.get("a.yaml").copied();
+    assert_eq!(held(&source), None);
+    let first = workload("a", "10.0.0.1");
+    put(dir.path(), "a.yaml", &first);
+    wait_names(&mut source, &["a"]).await;
+    wait_status(&mut source, |status| status.files == 1).await;
+    let of_first = Some((version(&first), 2));
+    assert_eq!(held(&source), Some(Version { read: version(&first), in_force: of_first }));
+    // Another text that means the same, one that means nothing, and one that makes the policy unfit.
+    let same = format!("# the same\n{first}");
+    let wait_read = async |source: &Source, digest| {
+        let deadline = tokio::time::Instant::now() + WITHIN;
+        while held(source).is_none_or(|version| version.read != digest) {
+            assert!(tokio::time::Instant::now() < deadline, "never read");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    put(dir.path(), "a.yaml", &same);
+    wait_read(&source, version(&same)).await;
+    let of_same = Some((version(&same), 2));
+    assert_eq!(held(&source).unwrap().in_force, of_same);
+    let unfit = format!(
+        "{first}apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: p, namespace: demo}}\n\
+         spec: {{mode: audit, replaces: [gone]}}\n"
+    );
+    for bad in ["kind: none\n", &unfit] {
+        put(dir.path(), "a.yaml", bad);
+        wait_read(&source, version(bad)).await;
+        assert_eq!(held(&source).unwrap().in_force, of_same);
+        assert_eq!(source.held.lock().unwrap().refused.len(), 1);
+    }
+    let second = workload("b", "10.0.0.1");
+    put(dir.path(), "a.yaml", &second);
+    wait_names(&mut source, &["b"]).await;
+    wait_read(&source, version(&second)).await;
+    let (digest, epoch) = held(&source).unwrap().in_force.unwrap();
+    assert_eq!((digest, epoch), (version(&second), source.world.borrow().epoch()));
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    wait_names(&mut source, &[]).await;
+    wait_status(&mut source, |status| status.files == 0).await;
+    assert_eq!(held(&source), None);
 }
 
 #[tokio::test]

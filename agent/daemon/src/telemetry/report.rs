@@ -36,6 +36,8 @@ pub struct FlowStart {
     pub remote: bool,
     /// That node; empty when unknown.
     pub peer_node: String,
+    /// Epoch of the verdicts that the agent asked; 0: it asked none.
+    pub epoch: u32,
 }
 
 /// A flow that opened: the far pod, or this node's, accepted.
@@ -62,6 +64,8 @@ pub struct FlowEnded {
     pub rtt_us: Option<u32>,
     /// Segments that this socket sent again.
     pub retransmits: Option<u32>,
+    /// Epoch of the verdict that ended it; 0: none did.
+    pub epoch: u32,
 }
 
 /// One report.

@@ -182,6 +182,7 @@ impl Store {
                 facts.reason = Some(ended.reason as u16);
                 facts.rtt_us = ended.rtt_us.or(facts.rtt_us);
                 facts.retransmits = ended.retransmits.or(facts.retransmits);
+                facts.judged(ended.epoch);
                 live.by_agent = true;
                 live.ended_ns = now_ns;
             }
@@ -295,6 +296,12 @@ impl Store {
     pub(super) fn snapshot(&self) -> Vec<Arc<Unbuilt>> {
         let live = self.live.values().filter(|live| !live.done).map(|live| Arc::new(live.unbuilt(self.clock)));
         self.finished.iter().cloned().chain(live).collect()
+    }
+
+    /// A flow, as it was read last: to be built outside the lock.
+    pub(super) fn find(&self, id: FlowId) -> Option<Arc<Unbuilt>> {
+        let over = self.finished.iter().rev().find(|flow| live_id(&flow.entry) == id);
+        over.cloned().or_else(|| Some(Arc::new(self.live.get(&id)?.unbuilt(self.clock))))
     }
 
     fn denied(&mut self, mut entry: Entry, at_ns: u64, directory: &dyn Directory) {

@@ -64,6 +64,15 @@ impl Commands {
         self.run(CommandOp::SetState, key, *id, flow)
     }
 
+    /// Cuts a flow by a verdict of an epoch.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn cut(&self, key: &FlowKey, id: &FlowId, reason: Reason, epoch: u32) -> Result<CommandResult, BpfError> {
+        let (state, verdict) = (FlowState::Cut as u8, Verdict::Deny as u8);
+        self.run(CommandOp::SetState, key, *id, Flow { state, reason: reason as u16, verdict, epoch, ..EMPTY })
+    }
+
     /// Or-s flags into an entry of this id and leaves the rest of it as it is (`OVER_GONE` when an endpoint is gone).
     ///
     /// # Errors

@@ -102,6 +102,40 @@ fn an_open_flow_to_another_node() {
     assert_eq!((record.start_unix_ns, record.end_unix_ns), (1_001_000, 1_005_000));
     assert_eq!((record.bytes_sent, record.bytes_received), (30, 400));
     assert_eq!((record.stage, record.close), (Stage::Permissive, None));
+    assert_eq!((record.epoch, &*record.proof), (3, "tls"));
+}
+
+#[test]
+fn what_was_proved_and_by_which_epoch() {
+    let seen = |entry: &Entry, facts: &AgentFacts| record(entry, facts).proof.into_owned();
+    let (far, near) = (("10.0.1.1:40000", "10.0.2.2:80"), ("10.0.1.1:40000", "10.0.1.3:80"));
+    let of = |(from, to), state, ifindexes: [u32; 2], flags: u32| {
+        let mut entry = entry(from, to, state);
+        [entry.flow.src_ifindex, entry.flow.dst_ifindex] = ifindexes;
+        entry.flow.flags |= flags;
+        if state == FlowState::Cut {
+            (entry.flow.verdict, entry.flow.reason) = (Verdict::Deny as u8, Reason::TeamDefault as u16);
+        }
+        entry
+    };
+    let none = AgentFacts::default();
+    assert_eq!(seen(&of(near, FlowState::Fast, [9, 8], 0), &none), "veth");
+    assert_eq!(seen(&of(near, FlowState::Direct, [9, 8], flags::VETH_PROVED), &none), "veth");
+    assert_eq!(seen(&of(far, FlowState::Direct, [9, 0], 0), &none), "claim");
+    assert_eq!(seen(&of(far, FlowState::Direct, [0, 8], flags::PROBE), &none), "veth");
+    // The other end had not proved anything yet; the agent's own interface proves nobody.
+    for to in [0, 5] {
+        assert_eq!(seen(&of(far, FlowState::Cut, [9, to], 0), &none), "");
+    }
+    assert_eq!(seen(&of(near, FlowState::Cut, [9, 8], 0), &none), "veth");
+    assert_eq!(seen(&of((far.1, near.1), FlowState::Cut, [0, 8], 0), &none), "claim");
+    let mut accepted = AgentFacts { delivering: true, remote: true, ..AgentFacts::default() };
+    assert_eq!(seen(&of((far.1, near.1), FlowState::Cut, [0, 0], 0), &accepted), "tls");
+    // What the agent asked counts, be it later than the SYN.
+    accepted.judged(0);
+    assert_eq!(record(&of(near, FlowState::Fast, [9, 8], 0), &accepted).epoch, 3);
+    accepted.judged(7);
+    assert_eq!(record(&of(near, FlowState::Fast, [9, 8], 0), &accepted).epoch, 7);
 }
 
 #[test]

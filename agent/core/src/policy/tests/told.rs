@@ -161,11 +161,18 @@ fn an_allow_says_who_was_proved_and_by_which_rule() {
         told("", "checkout/web-1", "payments/api-5f2", 8443),
         "allow ()\n\
          egress: checkout/web-1 is strict\n\
-         ceiling: yes: MeshBaseline/bank egress.allow.prod\n\
+         deny: no baseline denies it\n\
+         ceiling: yes: MeshBaseline/bank egress.allow.prod (decides)\n\
+         network policy: none selects it, or the peer is its own node\n\
+         team: no MeshPolicy selects it\n\
+         proof: not asked for going out\n\
          peer: proved by TLS: spiffe://td/ns/payments/sa/api; claimed: app=api\n\
          ingress: payments/api-5f2 is strict\n\
+         deny: no baseline denies it\n\
          ceiling: yes: MeshBaseline/bank ingress.allow.prod\n\
-         team: yes: MeshPolicy/payments/api ingress.checkout\n\
+         network policy: none selects it, or the peer is its own node\n\
+         team: yes: MeshPolicy/payments/api ingress.checkout (decides)\n\
+         proof: yes\n\
          peer: proved by TLS: spiffe://td/ns/checkout/sa/web; claimed: app=web"
     );
 }

@@ -1,7 +1,7 @@
 //! A new policy, or new workloads under it: tables of verdicts, the epoch from which they hold, and what becomes of the flows
 //! that they refuse.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kumiko_abi::flow::{UDP, flags};
 use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
@@ -10,6 +10,7 @@ use kumiko_core::api::PolicyStatus;
 use kumiko_core::compile::diff;
 use kumiko_core::model::World;
 use kumiko_core::policy::compile::{Compiler, Image, Layout, TooComplex};
+use kumiko_core::policy::history::History;
 use kumiko_core::policy::revoke::Graces;
 use kumiko_core::policy::verdict::Evaluator;
 use kumiko_core::stage::legacy;
@@ -41,11 +42,13 @@ pub(super) struct Judging {
     /// Tables are yet to be made.
     due: bool,
     graces: Graces,
+    /// What verdicts were made of.
+    history: Arc<Mutex<History>>,
 }
 
 impl Judging {
     /// From what an agent before us left in force.
-    pub(super) fn new(carried: Box<dyn Carried>, node: &str, epoch: u32) -> Self {
+    pub(super) fn new(carried: Box<dyn Carried>, node: &str, epoch: u32, history: Arc<Mutex<History>>) -> Self {
         let status = PolicyStatus { enforced: true, epoch, ..PolicyStatus::default() };
         Self {
             carried,
@@ -57,6 +60,7 @@ impl Judging {
             coming: None,
             due: false,
             graces: Graces::default(),
+            history,
         }
     }
 
@@ -131,6 +135,7 @@ impl<E: Edge> Engine<E> {
         let ends = policies.exceptions().iter().map(|exception| exception.expires.as_second());
         let lapses = ends.filter(|at| *at > now).min();
         if let Some(judging) = &mut self.judging {
+            judging.history.lock().unwrap_or_else(PoisonError::into_inner).record(epoch, self.world.clone());
             (judging.image, judging.lapses, judging.coming) =
                 (Some((Arc::new(image), self.world.clone())), lapses, Some(status));
         }
@@ -145,8 +150,9 @@ impl<E: Edge> Engine<E> {
             return;
         }
         let (state, now) = (self.shared.load_full(), clock::boot_seconds());
+        let epoch = judging.epoch();
         let Judging { carried, graces, .. } = judging;
-        carried.end_those(&mut |id, between| graces.fate(id, state.refusal(between), now));
+        carried.end_those(epoch, &mut |id, between| graces.fate(id, state.refusal(between), now));
         let mut denied = Vec::new();
         let scanned = self.edge.scan(&mut |key, flow| {
             if flow.flags & flags::REVOKED != 0 && key.proto != UDP {
@@ -169,7 +175,7 @@ impl<E: Edge> Engine<E> {
                 let local = self.locals.values().find(|local| local.ifindex() == Some(ifindex))?;
                 local.veth.as_ref()?.netns.clone()
             };
-            let ended = Ended { client, server, netns: [flow.src_ifindex, flow.dst_ifindex].map(netns) };
+            let ended = Ended { client, server, epoch, netns: [flow.src_ifindex, flow.dst_ifindex].map(netns) };
             swept = swept.and(self.edge.cut(key, flow, *reason, &ended));
         }
         if !denied.is_empty() {

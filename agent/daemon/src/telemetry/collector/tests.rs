@@ -101,6 +101,7 @@ fn start(of: Entry) -> FlowStart {
         delivering: false,
         remote: true,
         peer_node: "n2".into(),
+        epoch: 0,
     }
 }
 
@@ -138,8 +139,14 @@ async fn table_events_and_reports_come_together() {
     flow.flow.over_ns = now;
     flow.flow.flags |= flags::OVER_FIN;
     events.send(event(EventKind::Over, flow)).unwrap();
-    let ended =
-        FlowEnded { close: FlowClose::Fin, closed_by: None, reason: Reason::Finished, rtt_us: None, retransmits: None };
+    let ended = FlowEnded {
+        close: FlowClose::Fin,
+        closed_by: None,
+        reason: Reason::Finished,
+        rtt_us: None,
+        retransmits: None,
+        epoch: 0,
+    };
     sink.ended(flow.flow.id, ended);
     until(&telemetry, |t| t.closed() == [(("tunnel", "fin", "allowed"), 1)]).await;
     assert_eq!(telemetry.list(&FlowFilter::default(), 1).records[0].state, FlowPhase::Closed);

@@ -92,6 +92,7 @@ fn start(id: u8) -> FlowStart {
         delivering: false,
         remote: true,
         peer_node: "n2".into(),
+        epoch: 0,
     }
 }
 
@@ -102,6 +103,7 @@ fn ended() -> FlowEnded {
         reason: Reason::Finished,
         rtt_us: Some(90),
         retransmits: Some(0),
+        epoch: 0,
     }
 }
 

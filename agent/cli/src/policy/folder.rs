@@ -1,0 +1,145 @@
+//! Policy of a folder, without an agent.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kumiko_core::api::Status;
+use kumiko_core::manifest::{FileContent, FolderState, Scope};
+use kumiko_core::model::World;
+use kumiko_core::policy::ask::Asking;
+use kumiko_core::policy::compile::{Image, compile};
+use kumiko_core::policy::explain::{Explanation, explain};
+use kumiko_core::policy::load::{Loaded, foreign, load};
+use kumiko_core::policy::verdict::Evaluator;
+use kumiko_core::principal::PrincipalError;
+use serde::Serialize;
+
+use super::apply::Document;
+use super::json_out;
+use crate::fetch::print;
+use crate::format::some;
+use crate::options::FolderArgs;
+use crate::{Answer, Error};
+
+/// A folder, as it was read.
+struct Folder {
+    world: World,
+    loaded: Loaded,
+    /// Everything that is wrong.
+    problems: Vec<Told>,
+    objects: usize,
+}
+
+/// Something that is wrong, with file and line.
+#[derive(PartialEq, Eq)]
+struct Told {
+    text: String,
+    /// The agent makes it good, and only tells.
+    made_good: bool,
+}
+
+fn read(args: &FolderArgs) -> Result<Folder, Error> {
+    let dir = &args.folder;
+    let mut state = FolderState::of(Scope::Policy);
+    state.apply(files(dir)?);
+    understand(&state, &args.trust_domain, "mend it, or say --trust-domain")
+        .map_err(|why| Error::CannotSay(format!("{}: {why}", dir.display())))
+}
+
+fn files(dir: &Path) -> Result<BTreeMap<String, FileContent>, Error> {
+    let reading = kumiko_folder::read(dir);
+    Ok(reading.map_err(|error| Error::CannotSay(format!("{}: {error}", dir.display())))?.files)
+}
+
+/// What the agent makes of a folder; `advice` is for who names another trust domain.
+fn understand(state: &FolderState, trust_domain: &str, advice: &str) -> Result<Folder, PrincipalError> {
+    let (world, lowered) = World::build(trust_domain, 1, state.objects())?;
+    let loaded = load(state.objects());
+    let told = |text: String, made_good: bool| Told { text, made_good };
+    let mut problems: Vec<Told> = state.diagnostics().map(|problem| told(problem.to_string(), false)).collect();
+    problems.extend(lowered.iter().map(|problem| told(problem.to_string(), true)));
+    problems.extend(loaded.problems.iter().map(|problem| told(problem.to_string(), problem.problem.is_made_good())));
+    let foreign = foreign(&loaded.policies, trust_domain).into_iter();
+    problems.extend(foreign.map(|problem| told(format!("{problem}: {advice}"), false)));
+    Ok(Folder { world, loaded, problems, objects: state.objects_in_force() })
+}
+
+/// Whether documents may take their places in a folder that an agent reads: what is bad is told as the agent would.
+pub(super) fn check_with(dir: &Path, documents: &[Document], status: &Status) -> Result<(), Error> {
+    let mut files = files(dir)?;
+    // As the agent does: who had a name or an address first keeps it.
+    let mut state = FolderState::of(Scope::Policy);
+    state.apply(files.clone());
+    let refuse = |why: String| Error::Refused(format!("nothing was changed in {}: {why}", dir.display()));
+    let read = |state: &FolderState| {
+        let folder = understand(state, &status.trust_domain, "write the mesh's own");
+        folder.map_err(|error| refuse(error.to_string()))
+    };
+    let before = read(&state)?.problems;
+    files.extend(documents.iter().map(|document| (document.name.clone(), FileContent::Text(document.text.clone()))));
+    state.apply(files);
+    let folder = read(&state)?;
+    // What the agent makes good is told once, when it is new.
+    for told in folder.problems.iter().filter(|told| told.made_good && !before.contains(told)) {
+        eprintln!("{}", told.text);
+    }
+    let bad: Vec<&str> = folder.problems.iter().filter(|told| !told.made_good).map(|told| told.text.as_str()).collect();
+    if !bad.is_empty() {
+        return Err(refuse(format!("the agent of {} would refuse it:\n{}", status.node, bad.join("\n"))));
+    }
+    let Loaded { policies, settings, .. } = &folder.loaded;
+    let (evaluator, now) = (Evaluator { world: &folder.world, policies, settings }, now());
+    let compiled = compile(&evaluator, &status.node, now).and_then(|compiled| Image::of(&compiled, now, 1));
+    compiled.map(drop).map_err(|error| refuse(format!("on {}, {error}", status.node)))
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+#[derive(Serialize)]
+struct Checked<'a> {
+    objects: usize,
+    policies: usize,
+    exceptions: usize,
+    problems: &'a [String],
+}
+
+/// Whether a folder's policy can be read and does what it says.
+pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
+    let Folder { loaded, problems, objects, .. } = read(args)?;
+    let problems: Vec<String> = problems.into_iter().map(|told| told.text).collect();
+    let policies = loaded.policies.objects().len();
+    let exceptions = loaded.policies.exceptions().len();
+    if json {
+        json_out(&Checked { objects, policies, exceptions, problems: &problems })?;
+    } else {
+        let mut text = format!(
+            "{}, of which {} and {}\n",
+            some(objects as u64, "object", "objects"),
+            some(policies as u64, "policy", "policies"),
+            some(exceptions as u64, "exception", "exceptions")
+        );
+        for problem in &problems {
+            let _ = writeln!(text, "{problem}");
+        }
+        print(&text, "")?;
+    }
+    Ok(if problems.is_empty() { Answer::Positive } else { Answer::Negative })
+}
+
+/// Explains a flow by what the folder says.
+pub(super) fn explained(args: &FolderArgs, asking: &Asking) -> Result<Explanation, Error> {
+    let folder = read(args)?;
+    if !folder.problems.is_empty() {
+        let problems: Vec<&str> = folder.problems.iter().map(|told| told.text.as_str()).collect();
+        return Err(Error::CannotSay(format!("the folder has problems:\n{}", problems.join("\n"))));
+    }
+    let flow = asking.flow(&folder.world, "the folder").map_err(|no_flow| Error::CannotSay(no_flow.to_string()))?;
+    let Loaded { policies, settings, .. } = &folder.loaded;
+    let evaluator = Evaluator { world: &folder.world, policies, settings };
+    Ok(explain(&evaluator, &flow, now()))
+}

@@ -1,0 +1,126 @@
+//! Everything that decides on a node, and what it comes to.
+
+use std::collections::BTreeMap;
+
+use super::object::Mode;
+use super::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Rule};
+use super::selector::{Member, Selector, Who};
+use super::verdict::Evaluator;
+use crate::api::PolicyObjectView;
+use crate::model::{Workload, World};
+use crate::stage;
+
+/// All objects, by kind and name, as a node sees them at a moment (seconds since 1970).
+pub fn list(world: &World, node: &str, now: i64) -> Vec<PolicyObjectView> {
+    let loaded = world.policy();
+    let mut all = Listing { world, node, files: &loaded.files, known: BTreeMap::new() };
+    let mut list: Vec<PolicyObjectView> = Vec::new();
+    if let Some((name, file)) = loaded.files.iter().find(|(name, _)| name.starts_with(SETTINGS)) {
+        let name = name.trim_start_matches(SETTINGS).to_owned();
+        let kind = SETTINGS.trim_end_matches('/').to_owned();
+        list.push(PolicyObjectView { kind, name, enforced: true, file: file.clone(), ..PolicyObjectView::default() });
+    }
+    list.extend(loaded.policies.exceptions().iter().map(|exception| all.exception(exception, now)));
+    list.extend(loaded.policies.objects().iter().map(|object| all.object(object)));
+    list.sort_by(|a, b| (&a.kind, &a.namespace, &a.name).cmp(&(&b.kind, &b.namespace, &b.name)));
+    list
+}
+
+/// What names of settings begin with in [`super::load::Loaded::files`].
+const SETTINGS: &str = "MeshSettings/";
+
+struct Listing<'a> {
+    world: &'a World,
+    node: &'a str,
+    files: &'a BTreeMap<String, String>,
+    /// Whether anybody is what a rule names.
+    known: BTreeMap<&'a Selector, bool>,
+}
+
+impl<'a> Listing<'a> {
+    fn object(&mut self, object: &'a Object) -> PolicyObjectView {
+        let why = match (object.mode, object.id.namespace.as_str()) {
+            (Mode::Audit, _) => "in audit".to_owned(),
+            (Mode::Enforce, "") => String::new(),
+            (Mode::Enforce, namespace) => self.not_here(namespace, &object.subject),
+        };
+        let mode = match object.mode {
+            Mode::Enforce => "enforce",
+            Mode::Audit => "audit",
+        };
+        let rules = [Direction::Ingress, Direction::Egress].into_iter();
+        let rules: Vec<(Direction, &Rule)> = rules
+            .flat_map(|direction| {
+                object
+                    .rules(direction)
+                    .into_iter()
+                    .flat_map(move |rules| rules.rules.iter().map(move |rule| (direction, rule)))
+            })
+            .collect();
+        let nobody = rules.into_iter().filter(|(_, rule)| self.means_nobody(rule));
+        let nobody = nobody.map(|(direction, rule)| rule.path(direction)).collect();
+        PolicyObjectView { mode: mode.to_owned(), nobody, ..self.view(&object.id, &object.subject, why) }
+    }
+
+    fn exception(&mut self, exception: &'a Exception, now: i64) -> PolicyObjectView {
+        let id = ObjectId { kind: ObjectKind::MeshException, namespace: String::new(), name: exception.name.clone() };
+        let ended = format!("ended {}", exception.expires.strftime("%Y-%m-%d"));
+        let why = if exception.lives(now) { String::new() } else { ended };
+        let nobody = if self.means_nobody(&exception.rule) { vec!["peers".to_owned()] } else { Vec::new() };
+        PolicyObjectView { nobody, ..self.view(&id, &exception.subject, why) }
+    }
+
+    fn view(&self, id: &ObjectId, subject: &Selector, why: String) -> PolicyObjectView {
+        let here = self.world.workloads_on(self.node);
+        let selects = here.filter(|workload| self.means(subject, workload)).count();
+        PolicyObjectView {
+            kind: id.kind.name().to_owned(),
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+            mode: String::new(),
+            enforced: why.is_empty(),
+            why,
+            selects: u32::try_from(selects).unwrap_or(u32::MAX),
+            nobody: Vec::new(),
+            file: self.files.get(&id.to_string()).cloned().unwrap_or_default(),
+        }
+    }
+
+    fn means(&self, selector: &Selector, workload: &Workload) -> bool {
+        selector.means(Evaluator::of(self.world).member(workload))
+    }
+
+    /// Why nothing is enforced in a namespace, or for those of it that an object is about; empty: it is.
+    fn not_here(&self, namespace: &str, subject: &Selector) -> String {
+        let least = self.world.namespace_stage(namespace);
+        let raised = |workload: &&std::sync::Arc<Workload>| {
+            workload.namespace == namespace && workload.stage.meshed() && self.means(subject, workload)
+        };
+        if least.meshed() || self.world.workloads().any(|workload| raised(&workload)) {
+            return String::new();
+        }
+        format!("stage is {}", stage::name(least))
+    }
+
+    /// Whether all that a rule names are workloads that nobody is.
+    fn means_nobody(&mut self, rule: &'a Rule) -> bool {
+        let Some(peers) = &rule.peers else { return false };
+        // A NetworkPolicy allows whoever is to come; its author is told nothing by Kubernetes either.
+        rule.list != List::Kubernetes && !peers.is_empty() && peers.iter().all(|who| !self.means_somebody(who))
+    }
+
+    fn means_somebody(&mut self, who: &'a Who) -> bool {
+        let Who::Workload(selector) = who else { return true };
+        if let Some(known) = self.known.get(selector) {
+            return *known;
+        }
+        let somebody = self.world.workloads().any(|workload| self.means(selector, workload));
+        self.known.insert(selector, somebody);
+        somebody
+    }
+}
+
+/// Whom an object is about on a node, for those who ask about one workload.
+pub fn about(evaluator: &Evaluator<'_>, member: Member<'_>) -> Vec<ObjectId> {
+    evaluator.policies.about_subject(member).objects().iter().map(|object| object.id.clone()).collect()
+}
