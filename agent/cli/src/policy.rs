@@ -9,7 +9,7 @@ use kumiko_core::flow_record::PartyMatch;
 use kumiko_core::manifest::{FolderState, Protocol, Scope};
 use kumiko_core::model::{Service, World};
 use kumiko_core::policy::explain::{Explanation, explain};
-use kumiko_core::policy::load::{Loaded, foreign, load};
+use kumiko_core::policy::load::{Loaded, load_in};
 use kumiko_core::policy::port::Asked;
 use kumiko_core::policy::verdict::{End, Evaluator, Flow};
 use serde::Serialize;
@@ -49,11 +49,9 @@ fn read(args: &FolderArgs) -> Result<Folder, Error> {
     state.apply(reading.files);
     let built = World::build(&args.trust_domain, 1, state.objects()).map_err(|error| cannot(error.to_string()))?;
     let (world, lowered) = built;
-    let loaded = load(state.objects());
+    let loaded = load_in(Some(&args.trust_domain), state.objects());
     let mut problems: Vec<String> = state.diagnostics().chain(&lowered).map(ToString::to_string).collect();
     problems.extend(loaded.problems.iter().map(ToString::to_string));
-    let foreign = foreign(&loaded.policies, &args.trust_domain);
-    problems.extend(foreign.into_iter().map(|problem| format!("{problem}: mend it, or say --trust-domain")));
     Ok(Folder { world, loaded, problems, objects: state.objects_in_force() })
 }
 
