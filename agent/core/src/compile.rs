@@ -141,7 +141,15 @@ pub fn compile(
             desired.probe_ports.extend(probes.map(|port| (handle, port.port)));
         }
         if let Some(here) = here {
-            desired.endpoints.insert(here.ifindex, endpoint(handle, here));
+            let mut entry = endpoint(handle, here);
+            let settings = &world.policy().settings;
+            if settings.slow_path {
+                entry.flags &= !endpoint_flags::FAST;
+            }
+            if settings.refused_without_agent {
+                entry.flags |= endpoint_flags::REFUSED_WITHOUT_AGENT;
+            }
+            desired.endpoints.insert(here.ifindex, entry);
         }
     }
     services(world, node, handles, &mut desired);

@@ -22,7 +22,7 @@ pub use open::open;
 pub use schedule::schedule;
 
 use crate::frame::{Frame, MAX_FRAME};
-use crate::manifest::{Protocol, Scope};
+use crate::manifest::{FileContent, FolderState, Protocol, Scope};
 use crate::model::World;
 use crate::policy::explain::explain;
 use crate::policy::judge::View;
@@ -53,12 +53,19 @@ pub fn manifest(bytes: &[u8]) {
 /// Any policy is read or refused with a place; what is read can be judged by.
 pub fn policy(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let Ok(objects) = crate::manifest::parse_in(Scope::Policy, "f", text) else { return };
+    let Ok(objects) = crate::manifest::parse_in(Scope::Policy, "f", text) else {
+        // What stands for what can be read of it makes a world, too.
+        let mut state = FolderState::of(Scope::Policy);
+        state.apply([("f".to_owned(), FileContent::Text(text.to_owned()))].into());
+        World::build("td", 1, state.objects()).unwrap();
+        return;
+    };
     let named = || objects.iter().map(|object| ("f", object));
     let (world, _) = World::build("td", 1, named()).unwrap();
     let Loaded { policies, settings, .. } = load(named());
     let evaluator = Evaluator { world: &world, policies: &policies, settings: &settings };
-    let ends: Vec<End> = world.workloads().take(3).map(|workload| End::at(&world, workload.ips[0])).collect();
+    let ips = world.workloads().filter_map(|workload| workload.ips.first());
+    let ends: Vec<End> = ips.take(3).map(|ip| End::at(&world, *ip)).collect();
     let asked = Asked { protocol: Protocol::Tcp, port: 80 };
     for (source, destination) in ends.iter().flat_map(|source| ends.iter().map(move |to| (source, to))) {
         let flow = Flow { source: source.clone(), destination: destination.clone(), asked };

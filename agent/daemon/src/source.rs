@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kumiko_core::api::{SourceDiagnostic, SourceStatus};
 use kumiko_core::manifest::{Diagnostic, FolderState, Place, Problem, Scope};
 use kumiko_core::model::World;
-use kumiko_core::policy::load::load;
+use kumiko_core::policy::load::load_in;
 use kumiko_core::principal::PrincipalError;
 use thiserror::Error;
 use tokio::sync::watch as channel;
@@ -141,7 +141,7 @@ impl Publisher {
             match LastGood::open(kept.join(of)) {
                 Ok((opened, files)) => {
                     folder.apply(files);
-                    let before = load(folder.objects());
+                    let before = load_in(Some(trust_domain), folder.objects());
                     if before.is_fit() {
                         had_policy = folder.files_in_force() > 0;
                         policy = Arc::new(before);
@@ -193,7 +193,7 @@ impl Publisher {
             return;
         }
         let epoch = self.world.borrow().epoch();
-        let policy = Arc::new(load(self.folder.objects()));
+        let policy = Arc::new(load_in(Some(&self.trust_domain), self.folder.objects()));
         let unfit: Vec<SourceDiagnostic> = policy.problems.iter().map(SourceDiagnostic::from).collect();
         let fit = policy.is_fit();
         // Half of a policy would be another policy: the last good one stays in force as a whole.

@@ -44,6 +44,8 @@ pub mod endpoint_flags {
     pub const LEARN: u32 = 1 << 0;
     /// May take the same-node fast path (unset for pods whose veth has a rate limit).
     pub const FAST: u32 = 1 << 1;
+    /// Permissive, and refused all the same while the agent is gone, whatever the node's configuration says.
+    pub const REFUSED_WITHOUT_AGENT: u32 = 1 << 2;
 }
 
 /// A local workload bound to the host side of its veth.

@@ -6,6 +6,7 @@ use kumiko_abi::{
     config::config_flags,
     flow::flags::COUNTED_PENDING,
     judge::{self, Action, Decision},
+    map::endpoint_flags,
     record::SYN_MAX,
     segment::{OptionStep, option_step},
 };
@@ -72,7 +73,8 @@ pub(crate) fn park(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> Parked {
     let shard = shard_of(s, config);
     // Liveness first: a dead agent must leave no pending entry behind.
     if !alive(slot(shard, s.packet.v6)) {
-        let clear = config.flags & config_flags::PERMISSIVE_WITHOUT_AGENT != 0;
+        let clear = config.flags & config_flags::PERMISSIVE_WITHOUT_AGENT != 0
+            && endpoint.flags & endpoint_flags::REFUSED_WITHOUT_AGENT == 0;
         s.decision = judge::without_agent(stage, clear);
         return Parked::Instead;
     }

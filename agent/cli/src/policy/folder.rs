@@ -11,7 +11,7 @@ use kumiko_core::model::World;
 use kumiko_core::policy::ask::Asking;
 use kumiko_core::policy::compile::{Image, compile};
 use kumiko_core::policy::explain::{Explanation, explain};
-use kumiko_core::policy::load::{Loaded, foreign, load};
+use kumiko_core::policy::load::{Loaded, load_in};
 use kumiko_core::policy::verdict::Evaluator;
 use kumiko_core::principal::PrincipalError;
 use serde::Serialize;
@@ -44,7 +44,7 @@ fn read(args: &FolderArgs) -> Result<Folder, Error> {
     let dir = &args.folder;
     let mut state = FolderState::of(Scope::Policy);
     state.apply(files(dir)?);
-    understand(&state, &args.trust_domain, "mend it, or say --trust-domain")
+    understand(&state, &args.trust_domain)
         .map_err(|why| Error::CannotSay(format!("{}: {why}", dir.display())))
 }
 
@@ -53,16 +53,14 @@ fn files(dir: &Path) -> Result<BTreeMap<String, FileContent>, Error> {
     Ok(reading.map_err(|error| Error::CannotSay(format!("{}: {error}", dir.display())))?.files)
 }
 
-/// What the agent makes of a folder; `advice` is for who names another trust domain.
-fn understand(state: &FolderState, trust_domain: &str, advice: &str) -> Result<Folder, PrincipalError> {
+/// What the agent makes of a folder.
+fn understand(state: &FolderState, trust_domain: &str) -> Result<Folder, PrincipalError> {
     let (world, lowered) = World::build(trust_domain, 1, state.objects())?;
-    let loaded = load(state.objects());
+    let loaded = load_in(Some(trust_domain), state.objects());
     let told = |text: String, made_good: bool| Told { text, made_good };
     let mut problems: Vec<Told> = state.diagnostics().map(|problem| told(problem.to_string(), false)).collect();
     problems.extend(lowered.iter().map(|problem| told(problem.to_string(), true)));
     problems.extend(loaded.problems.iter().map(|problem| told(problem.to_string(), problem.problem.is_made_good())));
-    let foreign = foreign(&loaded.policies, trust_domain).into_iter();
-    problems.extend(foreign.map(|problem| told(format!("{problem}: {advice}"), false)));
     Ok(Folder { world, loaded, problems, objects: state.objects_in_force() })
 }
 
@@ -74,7 +72,7 @@ pub(super) fn check_with(dir: &Path, documents: &[Document], status: &Status) ->
     state.apply(files.clone());
     let refuse = |why: String| Error::Refused(format!("nothing was changed in {}: {why}", dir.display()));
     let read = |state: &FolderState| {
-        let folder = understand(state, &status.trust_domain, "write the mesh's own");
+        let folder = understand(state, &status.trust_domain);
         folder.map_err(|error| refuse(error.to_string()))
     };
     let before = read(&state)?.problems;

@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::manifest::parse;
+use crate::manifest::{Scope, parse, parse_in};
 use proptest::prelude::*;
 
 /// A model of random shape: `(name, node, ip, namespace stage, probe)`.
@@ -180,6 +180,30 @@ fn what_the_kernel_is_told() {
     assert_eq!(service(80, 6).flags, service_flags::CAPTURE);
     assert_eq!(service(53, 17).flags, 0, "only TCP is captured");
     assert!(service(80, 6).id != 0 && service(80, 6).id != service(53, 17).id);
+}
+
+#[test]
+fn what_the_platform_decides_about_a_nodes_endpoints() {
+    let flags = |settings: &str| {
+        let text = format!(
+            "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {{name: w, namespace: a, uid: u}}\nspec: \
+             {{serviceAccount: c, node: n0, ips: [10.0.0.1]}}\n---\napiVersion: kumiko.dev/v1alpha1\nkind: MeshSettings\n\
+             metadata: {{name: mesh}}\nspec: {{{settings}}}\n"
+        );
+        let objects = parse_in(Scope::Policy, "f", &text).unwrap();
+        let world = World::build("td", 1, objects.iter().map(|object| ("f", object))).unwrap().0;
+        let mut handles = Handles::default();
+        handles.assign(&world, "n0");
+        let phase = Phase::Enforcing(Stage::Permissive);
+        let here = AttachedEndpoint { ifindex: 7, phase, fast: true, pod_mac: [1; 6], gateway_mac: [2; 6], master: 0 };
+        let attached = Attached::from([("u".to_owned(), here)]);
+        compile(&world, "n0", &attached, &handles, &BTreeSet::new()).endpoints[&7].flags
+    };
+    assert_eq!(flags(""), endpoint_flags::FAST);
+    assert_eq!(flags("sameNodeFastPath: true, permissiveWithoutAgent: agent"), endpoint_flags::FAST);
+    assert_eq!(flags("sameNodeFastPath: false"), 0);
+    let refused = endpoint_flags::FAST | endpoint_flags::REFUSED_WITHOUT_AGENT;
+    assert_eq!(flags("permissiveWithoutAgent: refuse"), refused);
 }
 
 #[test]

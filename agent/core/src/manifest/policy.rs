@@ -14,11 +14,12 @@ use super::node::{Node, Step, Value};
 use super::{Claim, Kind, Place, Problem};
 use crate::policy::object::{
     Action, BaselineDirection, BaselineSubject, EgressRule, IngressRule, MeshBaselineSpec, MeshExceptionSpec,
-    MeshPolicySpec, MeshSettingsSpec, Mode, OnRevoke, Peer, Port,
+    MeshPolicySpec, MeshSettingsSpec, Mode, OnRevoke, Peer, Port, WithoutAgent,
 };
 use crate::policy::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Rule, Rules, Suspended};
 use crate::policy::selector::{Requirement, Selector};
 use crate::policy::settings::{MinStage, Settings};
+use crate::principal::Principal;
 
 use rules::{Of, peers, ports};
 
@@ -277,7 +278,24 @@ pub(super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Rea
         min_stages.push(MinStage { labels, stage: raw.stage.into() });
     }
     let prefixes = spec.platform_label_prefixes;
-    let settings = Settings { platform_label_prefixes: prefixes, min_stages, pods, services, nodes, api_server };
+    let listed = check.at_most(&[SPEC, Step::Key("trustDomains")], &spec.trust_domains, MOST_OTHERS);
+    for (index, name) in listed.iter().enumerate() {
+        if Principal::new(name, "x", "x").is_err() {
+            let path = [SPEC, Step::Key("trustDomains"), Step::Index(index)];
+            check.broken(&path, name, "must be a trust domain, such as cluster.local: the host of a SPIFFE ID");
+        }
+    }
+    let settings = Settings {
+        platform_label_prefixes: prefixes,
+        min_stages,
+        pods,
+        services,
+        nodes,
+        api_server,
+        trust_domains: spec.trust_domains,
+        refused_without_agent: spec.permissive_without_agent == WithoutAgent::Refuse,
+        slow_path: !spec.same_node_fast_path,
+    };
     Some((Kind::Settings(settings), check.claims()))
 }
 

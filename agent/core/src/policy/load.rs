@@ -7,10 +7,11 @@ use thiserror::Error;
 
 use super::judge::Policies;
 use super::object::Mode;
-use super::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Suspended};
-use super::selector::Who;
+use super::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Rule, Suspended};
+use super::selector::{Selector, Who};
 use super::settings::Settings;
 use crate::manifest::{self, Claim, Kind, Place, PlatformLabel, STAGE_LABEL};
+use crate::principal::Principal;
 use crate::stage;
 
 /// Policy that may be judged by.
@@ -81,6 +82,28 @@ pub enum Unfit {
         /// The lowest that it may have.
         least: Stage,
     },
+    /// A SPIFFE ID that nobody here has.
+    #[error(
+        "{object}: {id} is not of the trust domain {domains}: nobody here has it, so that a rule which denies by it would \
+         deny nobody; mend it, or say --trust-domain or MeshSettings' trustDomains"
+    )]
+    TrustDomain {
+        /// The object.
+        object: String,
+        /// The SPIFFE ID.
+        id: String,
+        /// What it may be of.
+        domains: String,
+    },
+    /// The settings do not know this agent's own trust domain.
+    #[error(
+        "MeshSettings: spec.trustDomains does not list {own}, the trust domain of this agent: add it, or give the agent \
+         another --trust-domain"
+    )]
+    OwnTrustDomain {
+        /// The agent's.
+        own: String,
+    },
     /// A policy in audit takes the place of none.
     #[error("{policy}: there is no MeshPolicy {replaced} to replace: see its name, or remove it from spec.replaces")]
     NothingToReplace {
@@ -141,10 +164,18 @@ fn exception_id(name: &str) -> ObjectId {
     ObjectId { kind: ObjectKind::MeshException, namespace: String::new(), name: name.to_owned() }
 }
 
-/// Takes the policy among objects, each with its file.
+/// Takes the policy among objects, each with its file. SPIFFE IDs may be of any trust domain, unless the settings list some.
 pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>) -> Loaded {
+    load_in(None, objects)
+}
+
+/// The same for who is of a trust domain.
+pub fn load_in<'a>(
+    trust_domain: Option<&str>,
+    objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>,
+) -> Loaded {
     let (mut policies, mut exceptions, mut settings) = (Vec::new(), Vec::new(), Settings::default());
-    let (mut namespaces, mut files) = (Vec::new(), BTreeMap::new());
+    let (mut namespaces, mut files, mut settings_at) = (Vec::new(), BTreeMap::new(), None);
     for (file, object) in objects {
         if matches!(object.kind, Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_)) {
             files.extend(names(object).map(|name| (name, file.to_owned())));
@@ -152,13 +183,34 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
         match &object.kind {
             Kind::Policy(policy) => policies.push((file, object.place, policy)),
             Kind::Exception(exception) => exceptions.push((file, object.place, exception)),
-            Kind::Settings(found) => settings = found.clone(),
+            Kind::Settings(found) => {
+                settings = found.clone();
+                settings_at = Some((file, object.place));
+            }
             Kind::Namespace(namespace) => namespaces.push((file, object.place, namespace)),
             _ => {}
         }
     }
     let (mut problems, mut unfit) = (Vec::new(), BTreeSet::new());
     let mut told = |file: &str, place, problem| problems.push(Told { file: file.to_owned(), place, problem });
+    let listed = settings.trust_domains.iter().map(String::as_str);
+    let domains: Vec<&str> =
+        if settings.trust_domains.is_empty() { trust_domain.into_iter().collect() } else { listed.collect() };
+    if let (Some(own), Some((file, place))) = (trust_domain.filter(|own| !domains.contains(own)), settings_at) {
+        told(file, place, Unfit::OwnTrustDomain { own: own.to_owned() });
+    }
+    let strange = |object: &str, subject: &Selector, rules: &[&Rule]| -> Vec<Unfit> {
+        if domains.is_empty() {
+            return Vec::new();
+        }
+        let others = principals(subject, rules).filter(|principal| !domains.contains(&principal.trust_domain.as_str()));
+        let unfit = |principal: &Principal| Unfit::TrustDomain {
+            object: object.to_owned(),
+            id: principal.to_string(),
+            domains: domains.join(" or "),
+        };
+        others.map(unfit).collect()
+    };
     for (file, place, namespace) in namespaces {
         if let Some(least) = settings.least(&namespace.labels).filter(|least| namespace.stage < *least) {
             let (namespace, is) = (namespace.name.clone(), namespace.stage);
@@ -181,6 +233,12 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
             unfit.insert(id.clone());
             told(file, place, problem);
         }
+        let both = [&policy.object.ingress, &policy.object.egress].into_iter().flatten();
+        let rules: Vec<&Rule> = both.flat_map(|rules| &rules.rules).collect();
+        for problem in strange(&id.to_string(), &policy.object.subject, &rules) {
+            unfit.insert(id.clone());
+            told(file, *place, problem);
+        }
         for name in &policy.object.replaces {
             let wanted = super::rule::ObjectId { name: name.clone(), ..id.clone() };
             if !names.contains(&wanted) {
@@ -201,6 +259,10 @@ pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object
         for (place, problem) in foreign(&exception.platform_labels, &name) {
             unfit.insert(id.clone());
             told(file, place, problem);
+        }
+        for problem in strange(&name, &exception.exception.subject, &[&exception.exception.rule]) {
+            unfit.insert(id.clone());
+            told(file, *place, problem);
         }
         let unknown = |suspended: &&Suspended| {
             !baselines.get(suspended.baseline.as_str()).is_some_and(|baseline| has(baseline, suspended))
@@ -225,28 +287,11 @@ fn names(object: &manifest::Object) -> impl Iterator<Item = String> + '_ {
     })
 }
 
-/// SPIFFE IDs of other trust domains that something chooses by, each with who names it: nobody here has one, so a rule
-/// that denies by it would deny nobody.
-pub fn foreign(policies: &Policies, trust_domain: &str) -> Vec<String> {
-    let rules = |object: &Object| {
-        let both = [object.ingress.clone(), object.egress.clone()];
-        both.into_iter().flatten().flat_map(|rules| rules.rules).collect::<Vec<_>>()
-    };
-    let objects = policies.objects().iter();
-    let objects = objects.map(|object| (object.id.to_string(), &object.subject, rules(object)));
-    let exceptions = policies.exceptions().iter().map(|exception| {
-        let name = format!("{}/{}", ObjectKind::MeshException.name(), exception.name);
-        (name, &exception.subject, vec![exception.rule.clone()])
-    });
-    let mut found = Vec::new();
-    for (name, subject, rules) in objects.chain(exceptions) {
-        let peers = rules.iter().flat_map(|rule| rule.peers.iter().flatten());
-        let chosen = peers.filter_map(|who| if let Who::Workload(selector) = who { Some(selector) } else { None });
-        let principals = chosen.chain([subject]).filter_map(|selector| selector.principal.as_ref());
-        let others = principals.filter(|principal| principal.trust_domain != trust_domain);
-        found.extend(others.map(|principal| format!("{name}: {principal} is not of the trust domain {trust_domain}")));
-    }
-    found
+/// SPIFFE IDs that something chooses by.
+fn principals<'a>(subject: &'a Selector, rules: &'a [&Rule]) -> impl Iterator<Item = &'a Principal> {
+    let peers = rules.iter().flat_map(|rule| rule.peers.iter().flatten());
+    let chosen = peers.filter_map(|who| if let Who::Workload(selector) = who { Some(selector) } else { None });
+    chosen.chain([subject]).filter_map(|selector| selector.principal.as_ref())
 }
 
 /// Whether a baseline has what is to be suspended.

@@ -19,7 +19,7 @@ pub use mesh_policy::{MeshPolicy, MeshPolicySpec, PolicySubject};
 pub use parts::{
     Action, EgressRule, Entity, IngressRule, IpBlock, Mode, OnRevoke, Peer, Port, PortRef, TransportProtocol,
 };
-pub use settings::{MeshSettings, MeshSettingsSpec, MinStage, StageName};
+pub use settings::{MeshSettings, MeshSettingsSpec, MinStage, StageName, WithoutAgent};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;

@@ -31,6 +31,12 @@ pub struct Settings {
     pub nodes: Vec<IpNet>,
     /// Addresses of the API server.
     pub api_server: Vec<IpAddr>,
+    /// Trust domains that rules' SPIFFE IDs may be of; none: that of the agent.
+    pub trust_domains: Vec<String>,
+    /// A permissive pod's new connections are refused while its agent is down.
+    pub refused_without_agent: bool,
+    /// No flow takes the same-node fast path.
+    pub slow_path: bool,
 }
 
 impl Settings {

@@ -215,6 +215,9 @@ fn without_an_agent() {
         assert_eq!(node.sends(&syn.frame()), REDIRECT);
         let clear = Config { flags: config_flags::PERMISSIVE_WITHOUT_AGENT, ..config(AGENT) };
         node.maps.set_config(&clear).unwrap();
+        node.endpoint(|e| e.flags |= endpoint_flags::REFUSED_WITHOUT_AGENT, Stage::Permissive);
+        assert_eq!(node.sends(&syn.frame()), REDIRECT, "MeshSettings say so");
+        node.endpoint(|_| (), Stage::Permissive);
         assert_eq!(node.sends(&syn.frame()), PASS);
         assert!(node.flow(&syn).unwrap().flags & flags::DOWNGRADED != 0);
     });

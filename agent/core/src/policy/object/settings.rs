@@ -32,6 +32,17 @@ impl From<StageName> for Stage {
     }
 }
 
+/// What a permissive pod's new connections do while its node's agent is down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WithoutAgent {
+    /// What the agent's option `--permissive-without-agent` says.
+    #[default]
+    Agent,
+    /// They are refused, whatever the option says.
+    Refuse,
+}
+
 /// The lowest stage of some namespaces.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -44,7 +55,7 @@ pub struct MinStage {
 }
 
 /// What the platform decides for the whole mesh. There is one, named `mesh`.
-#[derive(CustomResource, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, KubeSchema)]
+#[derive(CustomResource, Clone, PartialEq, Eq, Debug, Serialize, Deserialize, KubeSchema)]
 #[kube(group = "kumiko.dev", version = "v1alpha1", kind = "MeshSettings", plural = "meshsettings", category = "kumiko")]
 #[kube(doc = "What the platform decides for the whole mesh.")]
 #[kube(validation = ("self.metadata.name == 'mesh'", "there is one MeshSettings, named mesh"))]
@@ -74,4 +85,19 @@ pub struct MeshSettingsSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub api_server: Vec<String>,
+    /// Trust domains that SPIFFE IDs of rules may be of, each agent's own among them; without any, the agent's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub trust_domains: Vec<String>,
+    /// What a permissive pod's new connections do while its node's agent is down.
+    #[serde(default)]
+    pub permissive_without_agent: WithoutAgent,
+    /// Whether flows between two pods of one node go straight from one to the other, past the host's network stack.
+    #[serde(default = "yes")]
+    #[schemars(default = "yes")]
+    pub same_node_fast_path: bool,
+}
+
+const fn yes() -> bool {
+    true
 }

@@ -1,7 +1,7 @@
 //! What is refused, with its place and what to do about it.
 
 use crate::manifest::{Scope, parse, parse_in};
-use crate::policy::load::load;
+use crate::policy::load::{load, load_in};
 
 const HEAD: &str = "apiVersion: kumiko.dev/v1alpha1\n";
 
@@ -226,6 +226,46 @@ fn a_namespace_below_its_lowest_stage_is_told() {
         "{}",
         told[0]
     );
+}
+
+#[test]
+fn spiffe_ids_are_of_the_trust_domains_that_there_are() {
+    let told = |own: Option<&str>, settings: &str| -> Vec<String> {
+        let text = format!(
+            "{HEAD}kind: MeshBaseline\nmetadata: {{name: b}}\nspec:\n  subject: {{}}\n  ingress: {{deny: [{{name: a, from: \
+             [{{spiffeId: \"spiffe://bank.example/ns/a/sa/b\"}}]}}]}}\n---\n{HEAD}kind: MeshSettings\nmetadata: {{name: mesh}}\n\
+             spec: {{{settings}}}\n"
+        );
+        let objects = parse_in(Scope::Policy, "f", &text).unwrap();
+        let loaded = load_in(own, objects.iter().map(|object| ("f", object)));
+        assert_eq!(loaded.is_fit(), loaded.problems.is_empty());
+        loaded.problems.iter().map(ToString::to_string).collect()
+    };
+    assert!(told(None, "").is_empty() && told(Some("bank.example"), "").is_empty());
+    let other = "f:1:1: MeshBaseline/b: spiffe://bank.example/ns/a/sa/b is not of the trust domain cluster.local";
+    assert!(told(Some("cluster.local"), "")[0].starts_with(other));
+    assert!(told(Some("cluster.local"), "trustDomains: [cluster.local, bank.example]").is_empty());
+    let unlisted = told(Some("bank.example"), "trustDomains: [cluster.local]");
+    assert!(
+        unlisted[0].starts_with("f:8:1: MeshSettings: spec.trustDomains does not list bank.example"),
+        "{unlisted:?}"
+    );
+    assert!(unlisted[1].starts_with(other), "{unlisted:?}");
+}
+
+#[test]
+fn what_settings_cannot_hold_is_refused() {
+    for (spec, told) in [
+        ("trustDomains: [Bank]", "f:4:23: spec.trustDomains[0]: \"Bank\" must be a trust domain"),
+        ("permissiveWithoutAgent: strict", "f:4:32: spec.permissiveWithoutAgent: "),
+        ("sameNodeFastPath: 1", "f:4:26: spec.sameNodeFastPath: "),
+        // Of policy.md, and not built: nothing is taken and then not enforced.
+        ("legacyMaxAge: 1h", "MeshSettings has no field spec.legacyMaxAge"),
+        ("acceptedPolicyKinds: [CiliumNetworkPolicy]", "MeshSettings has no field spec.acceptedPolicyKinds"),
+    ] {
+        let problem = refused(&format!("kind: MeshSettings\nmetadata: {{name: mesh}}\nspec: {{{spec}}}\n"));
+        assert!(problem.contains(told), "{problem}");
+    }
 }
 
 #[test]
