@@ -44,8 +44,7 @@ fn read(args: &FolderArgs) -> Result<Folder, Error> {
     let dir = &args.folder;
     let mut state = FolderState::of(Scope::Policy);
     state.apply(files(dir)?);
-    understand(&state, &args.trust_domain)
-        .map_err(|why| Error::CannotSay(format!("{}: {why}", dir.display())))
+    understand(&state, &args.trust_domain).map_err(|why| Error::CannotSay(format!("{}: {why}", dir.display())))
 }
 
 fn files(dir: &Path) -> Result<BTreeMap<String, FileContent>, Error> {

@@ -122,5 +122,6 @@ impl<'a> Listing<'a> {
 
 /// Whom an object is about on a node, for those who ask about one workload.
 pub fn about(evaluator: &Evaluator<'_>, member: Member<'_>) -> Vec<ObjectId> {
-    evaluator.policies.about_subject(member).objects().iter().map(|object| object.id.clone()).collect()
+    let objects = evaluator.policies.objects().iter().filter(|object| object.subject.means(member));
+    objects.map(|object| object.id.clone()).collect()
 }

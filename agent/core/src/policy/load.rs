@@ -136,7 +136,13 @@ impl Loaded {
             objects.map(|object| Object::clone(object)).collect(),
             exceptions.map(|exception| Exception::clone(exception)).collect(),
         );
-        Self { policies, settings: self.settings.clone(), problems: Vec::new(), unfit: BTreeSet::new() }
+        Self {
+            policies,
+            settings: self.settings.clone(),
+            files: self.files.clone(),
+            problems: Vec::new(),
+            unfit: BTreeSet::new(),
+        }
     }
 
     /// What was in force goes on while `wanted` is not fit. Policies that are new there do not count as none: whom they

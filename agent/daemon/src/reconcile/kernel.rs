@@ -12,7 +12,7 @@ use std::sync::Arc;
 use kumiko_abi::flow::flags;
 use kumiko_abi::map::ProbePort;
 use kumiko_abi::policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN};
-use kumiko_abi::{Backend, CommandResult, Config, Flow, FlowKey, FlowState, Reason, Verdict, Workload};
+use kumiko_abi::{Backend, CommandResult, Config, Flow, FlowKey, Reason, Workload};
 use kumiko_core::addr::from_abi;
 use kumiko_core::compile::{Desired, Handles, Op, net_key, service_key};
 use kumiko_core::model::Attachment;

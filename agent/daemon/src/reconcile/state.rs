@@ -81,12 +81,12 @@ impl NodeState {
 
     /// Epoch of the verdicts that are asked; 0: none are.
     pub fn epoch(&self) -> u32 {
-        self.verdicts.as_ref().map_or(0, |verdicts| verdicts.epoch)
+        self.verdicts.as_ref().map_or(0, |(image, _)| image.epoch)
     }
 
     /// Tables of verdicts in force.
     pub fn verdicts(&self) -> Option<&Arc<Image>> {
-        self.verdicts.as_ref()
+        self.verdicts.as_ref().map(|(image, _)| image)
     }
 
     /// Interface of a local workload that can be delivered to: hooks on, veth up.
