@@ -254,13 +254,25 @@ impl Datapath {
     /// What the kernel says.
     #[doc(hidden)]
     pub fn test_run(&self, program: &str, packet: &[u8], context: Option<&[u8]>) -> std::io::Result<i32> {
-        let fd = match program {
-            programs::POD_INGRESS => &self.fds.pod_ingress,
-            programs::POD_EGRESS => &self.fds.pod_egress,
-            programs::AGENT_INGRESS => &self.fds.agent_ingress,
-            _ => &self.fds.flow_command,
-        };
-        sys::test_run_with(fd.as_fd(), packet, context).map(u32::cast_signed)
+        sys::test_run_with(self.fd(program), packet, context).map(u32::cast_signed)
+    }
+
+    /// The same, for its nanoseconds.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[doc(hidden)]
+    pub fn test_time(&self, program: &str, packet: &[u8], context: Option<&[u8]>) -> std::io::Result<u32> {
+        Ok(sys::test_run_timed(self.fd(program), packet, context)?.1)
+    }
+
+    fn fd(&self, program: &str) -> BorrowedFd<'_> {
+        match program {
+            programs::POD_INGRESS => self.fds.pod_ingress.as_fd(),
+            programs::POD_EGRESS => self.fds.pod_egress.as_fd(),
+            programs::AGENT_INGRESS => self.fds.agent_ingress.as_fd(),
+            _ => self.fds.flow_command.as_fd(),
+        }
     }
 
     /// Removes links and pins of a directory, this agent's or another's, in an order that never lets traffic of a

@@ -374,6 +374,11 @@ pub(super) fn test_run(prog: BorrowedFd<'_>, data: &[u8]) -> io::Result<u32> {
 
 /// The same with a context (`struct __sk_buff`'s bytes).
 pub(super) fn test_run_with(prog: BorrowedFd<'_>, data: &[u8], context: Option<&[u8]>) -> io::Result<u32> {
+    Ok(test_run_timed(prog, data, context)?.0)
+}
+
+/// The same, with the nanoseconds that it took.
+pub(super) fn test_run_timed(prog: BorrowedFd<'_>, data: &[u8], context: Option<&[u8]>) -> io::Result<(u32, u32)> {
     let size = |of: &[u8]| u32::try_from(of.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG));
     let mut attr = TestRun {
         prog_fd: raw(prog),
@@ -386,5 +391,5 @@ pub(super) fn test_run_with(prog: BorrowedFd<'_>, data: &[u8], context: Option<&
         attr.ctx_in = address(context.as_ptr());
     }
     bpf(Cmd::TestRun, &mut attr)?;
-    Ok(attr.retval)
+    Ok((attr.retval, attr.duration))
 }
