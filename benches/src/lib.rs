@@ -6,5 +6,6 @@
 pub mod forms;
 pub mod load;
 pub mod measure;
+pub mod policy;
 pub mod relay;
 pub mod report;

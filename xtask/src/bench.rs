@@ -20,12 +20,35 @@ pub(crate) struct BenchArgs {
     /// How pods are joined to their node: routed or bridged.
     #[arg(long, default_value = "routed")]
     net: String,
+    /// Only one part: `flows` or `policy`.
+    #[arg(long)]
+    only: Option<Part>,
+}
+
+/// Parts of the benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The mesh beside the direct way and a plain relay.
+    Flows,
+    /// Compiling policy, and asking it in the kernel.
+    Policy,
 }
 
 /// Runs it.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     setup::run(false)?;
     build::all(true)?;
+    if args.only != Some(Part::Policy) {
+        flows(args)?;
+    }
+    if args.only != Some(Part::Flows) {
+        let mut command = Command::new(target().join("release/kumiko-bench"));
+        show(command.args(["policy", "--command", "cargo xtask bench --only policy"]))?;
+    }
+    Ok(())
+}
+
+fn flows(args: &BenchArgs) -> Result<()> {
     let json = target().join("bench.json");
     let typed = format!("cargo xtask bench --rounds {} --seconds {} --net {}", args.rounds, args.seconds, args.net);
     let mut command = Command::new(target().join("release/kumiko-bench"));

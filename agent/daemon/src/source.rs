@@ -226,7 +226,8 @@ impl Publisher {
         // Before the status: what that says is in force is.
         if changed {
             self.counters.changes.fetch_add(1, Ordering::Relaxed);
-            let world = Arc::new(world.at_epoch(epoch + 1));
+            let world = world.at_epoch(epoch + 1).sharing(&self.world.borrow());
+            let world = Arc::new(world);
             info!(epoch = world.epoch(), workloads = world.workloads().count(), "desired state came into force");
             self.world.send_replace(world);
         }

@@ -255,7 +255,7 @@ impl Datapath {
     #[doc(hidden)]
     pub fn test_run(&self, program: &str, packet: &[u8], context: Option<&[u8]>) -> std::io::Result<i32> {
         let fd = self.program(program).as_fd();
-        sys::test_run_with(fd, packet, context, &mut []).map(u32::cast_signed)
+        sys::test_run_with(fd, packet, context, &mut []).map(|(value, _)| value.cast_signed())
     }
 
     /// The same, and writes the packet, as the program leaves it, into `out`, which is as large as that.
@@ -270,7 +270,18 @@ impl Datapath {
         context: Option<&[u8]>,
         out: &mut [u8],
     ) -> std::io::Result<i32> {
-        sys::test_run_with(self.program(program).as_fd(), packet, context, out).map(u32::cast_signed)
+        let fd = self.program(program).as_fd();
+        sys::test_run_with(fd, packet, context, out).map(|(value, _)| value.cast_signed())
+    }
+
+    /// The same as [`Self::test_run`], for its nanoseconds.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[doc(hidden)]
+    pub fn test_time(&self, program: &str, packet: &[u8], context: Option<&[u8]>) -> std::io::Result<u32> {
+        let fd = self.program(program).as_fd();
+        sys::test_run_with(fd, packet, context, &mut []).map(|(_, nanoseconds)| nanoseconds)
     }
 
     fn program(&self, name: &str) -> &OwnedFd {

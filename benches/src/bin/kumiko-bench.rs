@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use kumiko_bench::load::Mode;
 use kumiko_bench::report::Report;
-use kumiko_bench::{load, measure, relay};
+use kumiko_bench::{load, measure, policy, relay};
 use kumiko_lab::Net;
 
 /// Benchmarks of kumiko; start it with `cargo xtask bench`.
@@ -34,6 +34,12 @@ enum Command {
         /// Where the JSON goes.
         #[arg(long)]
         json: PathBuf,
+        /// What was typed.
+        #[arg(long)]
+        command: String,
+    },
+    /// Measure policy: compiling it, and asking it in the kernel.
+    Policy {
         /// What was typed.
         #[arg(long)]
         command: String,
@@ -84,6 +90,10 @@ fn main() -> Result<()> {
             std::fs::write(&json, serde_json::to_vec_pretty(&report)?)
                 .with_context(|| format!("writing {}", json.display()))?;
             println!("{}", report.table());
+            Ok(())
+        }
+        Command::Policy { command } => {
+            println!("{}", policy::run(&command)?);
             Ok(())
         }
         Command::Serve { listen } => load::serve(listen),

@@ -56,6 +56,8 @@ pub struct World {
     by_name: BTreeMap<(String, String), Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
     disputed: BTreeSet<IpAddr>,
+    /// UIDs by node.
+    by_node: HashMap<String, BTreeSet<String>>,
     nodes: BTreeMap<String, Node>,
     node_by_ip: HashMap<IpAddr, String>,
     services: Vec<Arc<Service>>,
@@ -159,6 +161,7 @@ impl World {
         for ip in &workload.ips {
             self.by_ip.entry(*ip).or_insert_with(|| workload.clone());
         }
+        self.by_node.entry(workload.node.clone()).or_default().insert(workload.uid.clone());
         self.principals.entry(workload.node.clone()).or_default().insert(workload.principal.clone());
         let name = (workload.namespace.clone(), workload.name.clone());
         self.by_name.entry(name).or_insert_with(|| workload.clone());
@@ -201,17 +204,35 @@ impl World {
                 *workload = Arc::new(Workload { stage, ..Workload::clone(workload) });
             }
         }
+        world.refer();
+        world
+    }
+
+    /// The same snapshot. Workloads that are as they were before are the very same values, so that whoever follows the model
+    /// sees at a glance who is another.
+    pub fn sharing(mut self, before: &Self) -> Self {
+        for (uid, workload) in &mut self.workloads {
+            if let Some(old) = before.workloads.get(uid).filter(|old| *old == workload) {
+                workload.clone_from(old);
+            }
+        }
+        self.refer();
+        self
+    }
+
+    /// Puts the workloads, by UID, in all other places where they are.
+    fn refer(&mut self) {
+        let workloads = &self.workloads;
         let same = |old: &mut Arc<Workload>| {
-            if let Some(new) = world.workloads.get(&old.uid) {
+            if let Some(new) = workloads.get(&old.uid) {
                 old.clone_from(new);
             }
         };
-        world.by_ip.values_mut().for_each(same);
-        world.by_name.values_mut().for_each(same);
-        for service in &mut world.services {
-            *service = Arc::new(service.with_workloads(|uid| world.workloads.get(uid)));
+        self.by_ip.values_mut().for_each(same);
+        self.by_name.values_mut().for_each(same);
+        for service in &mut self.services {
+            *service = Arc::new(service.with_workloads(|uid| workloads.get(uid)));
         }
-        world
     }
 
     /// Who may talk to whom.
@@ -267,7 +288,8 @@ impl World {
 
     /// Workloads of a node, by UID.
     pub fn workloads_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> {
-        self.workloads.values().filter(move |workload| workload.node == node)
+        let uids = self.by_node.get(node).into_iter().flatten();
+        uids.filter_map(|uid| self.workloads.get(uid)).filter(move |workload| workload.node == node)
     }
 
     /// The workload with a UID.

@@ -121,7 +121,7 @@ pub enum TooComplex {
     },
     /// Of ports.
     #[error(
-        "rules about {of} ({direction}) tell {columns} groups of ports apart, and {MAX_COLUMNS} are the most: use ranges"
+        "rules about {of} ({direction}) tell {columns} groups of ports apart or more, and {MAX_COLUMNS} are the most: use ranges"
     )]
     Columns {
         /// A workload.

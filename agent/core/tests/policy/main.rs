@@ -12,6 +12,7 @@
 mod changed;
 mod compiled;
 mod evaluated;
+mod revoked;
 
 /// Random worlds, by their seeds.
 const WORLDS: u64 = 10_000;

@@ -369,17 +369,17 @@ struct TestRun {
 
 /// Runs a program once with `data` as the packet and tells what it returned.
 pub(super) fn test_run(prog: BorrowedFd<'_>, data: &[u8]) -> io::Result<u32> {
-    test_run_with(prog, data, None, &mut [])
+    test_run_with(prog, data, None, &mut []).map(|(value, _)| value)
 }
 
 /// The same with a context (`struct __sk_buff`'s bytes), and with room for the packet as the program leaves it: empty, or as
-/// large as that.
+/// large as that. With the nanoseconds that it took.
 pub(super) fn test_run_with(
     prog: BorrowedFd<'_>,
     data: &[u8],
     context: Option<&[u8]>,
     out: &mut [u8],
-) -> io::Result<u32> {
+) -> io::Result<(u32, u32)> {
     let size = |of: &[u8]| u32::try_from(of.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG));
     let mut attr = TestRun {
         prog_fd: raw(prog),
@@ -396,5 +396,5 @@ pub(super) fn test_run_with(
         attr.ctx_in = address(context.as_ptr());
     }
     bpf(Cmd::TestRun, &mut attr)?;
-    Ok(attr.retval)
+    Ok((attr.retval, attr.duration))
 }

@@ -137,35 +137,37 @@ impl Classes {
         if !others.is_empty() {
             self.before.namespaces = names.iter().map(|name| ((*name).to_owned(), labels(name).clone())).collect();
         }
-        let mut addresses = BTreeSet::new();
-        let mut gone: Vec<String> = Vec::new();
-        for (uid, workload) in &self.before.workloads {
-            let now = evaluator.world.workload(uid);
-            if anew || !now.is_some_and(|now| same(now, workload) && !others.contains(&now.namespace)) {
-                addresses.extend(&workload.ips);
-                if now.is_none() {
-                    gone.push(uid.clone());
-                }
-            }
-        }
-        for uid in gone {
-            self.before.workloads.remove(&uid);
-        }
+        let (mut addresses, mut gone, mut new) = (BTreeSet::new(), Vec::new(), Vec::new());
+        // Both by UID.
+        let mut before = self.before.workloads.iter_mut().peekable();
         for workload in evaluator.world.workloads() {
-            match self.before.workloads.get_mut(&workload.uid) {
-                Some(before) if Arc::ptr_eq(before, workload) => {}
-                Some(before) => {
-                    if !same(workload, before) {
-                        addresses.extend(&workload.ips);
+            // Most are the very same: nothing of theirs is looked at.
+            if !anew && others.is_empty() && before.next_if(|(_, old)| Arc::ptr_eq(old, workload)).is_some() {
+                continue;
+            }
+            while let Some((uid, old)) = before.next_if(|(uid, _)| **uid < workload.uid) {
+                addresses.extend(&old.ips);
+                gone.push(uid.clone());
+            }
+            match before.next_if(|(uid, _)| **uid == workload.uid) {
+                Some((_, old)) => {
+                    if anew || !same(old, workload) || others.contains(&workload.namespace) {
+                        addresses.extend(old.ips.iter().chain(&workload.ips));
                     }
-                    before.clone_from(workload);
+                    old.clone_from(workload);
                 }
                 None => {
                     addresses.extend(&workload.ips);
-                    self.before.workloads.insert(workload.uid.clone(), workload.clone());
+                    new.push((workload.uid.clone(), workload.clone()));
                 }
             }
         }
+        for (uid, old) in before {
+            addresses.extend(&old.ips);
+            gone.push(uid.clone());
+        }
+        gone.iter().for_each(|uid| drop(self.before.workloads.remove(uid)));
+        self.before.workloads.extend(new);
         addresses
     }
 

@@ -21,7 +21,8 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Of rules in a direction; `own` are ports that are each one for itself. The error is how many columns it takes.
+    /// Of rules in a direction; `own` are ports that are each one for itself. The error is how many columns it takes, or
+    /// more.
     pub(super) fn of(
         policies: &Policies,
         direction: Direction,
@@ -52,10 +53,13 @@ impl Columns {
                         ports.push(asked);
                         ports.len() - 1
                     });
+                if column >= MAX_COLUMNS as usize {
+                    return Err(ports.len());
+                }
                 ranges.push((port, u8::try_from(column).unwrap_or(u8::MAX)));
             }
         }
-        if ports.len() > MAX_COLUMNS as usize { Err(ports.len()) } else { Ok(Self { ranges, ports }) }
+        Ok(Self { ranges, ports })
     }
 
     /// Columns of all ports of a protocol, ascending: where a range begins, and its column.
