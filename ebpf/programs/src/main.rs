@@ -33,6 +33,7 @@
 
 mod agent;
 mod atomic;
+mod begin;
 mod capture;
 mod command;
 mod counters;

@@ -4,15 +4,14 @@ use core::ptr;
 
 use kumiko_abi::{
     Config, Endpoint, Flow, FlowState, MARK_TRANSIT, Reason, Stage, Stat, Verdict, Workload,
-    config::config_flags,
     flow::flags::{DELIVERED, LEARNED, LEGACY, TURNED},
-    judge::{self, Action, Asker, Decision, Outbound, Peer, Stray, enforces},
-    map::{endpoint_flags, workload_flags},
+    judge::{self, Action, Asker, Decision, Stray, enforces},
+    map::workload_flags,
     segment::bits::{ACK, RST, SYN},
 };
 
 use crate::{
-    capture::{self, Parked},
+    begin, capture,
     counters::{self, Pair, coarse_now, count},
     ends::{self, Ends, Hook, learns, stage},
     judge::{Entered, deny, enter, forged, unjudged},
@@ -20,7 +19,7 @@ use crate::{
     packet::{Kind, parse},
     policy,
     redirect::{into_agent, into_pod, learn_macs},
-    service::{self, Choice},
+    service,
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get, set},
     track::track,
@@ -104,7 +103,7 @@ fn other(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
 }
 
 #[inline(always)]
-fn spoofed(stage: Stage) -> i32 {
+pub(crate) fn spoofed(stage: Stage) -> i32 {
     count(Stat::Spoofed);
     counters::reason(Reason::Spoofed);
     if enforces(stage) { DROP } else { PASS }
@@ -143,7 +142,7 @@ fn judged(hook: &Hook<'_>, s: &mut Scratch, found: *mut Flow) -> i32 {
         return PASS;
     }
     if s.packet.is(SYN, SYN | ACK | RST) {
-        begin(hook, s, old)
+        begin::begin(hook, s, old)
     } else if s.packet.is(SYN | ACK, SYN | ACK | RST) {
         answer(hook, s)
     } else {
@@ -242,117 +241,9 @@ fn again(s: &Scratch, entry: Entry) -> Known {
     Known::Done(DROP)
 }
 
-/// A SYN of this pod that begins a flow.
-#[inline(never)]
-fn begin(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
-    let Hook { skb, config, endpoint, ifindex } = *hook;
-    if !ends::source_allowed(&s.packet, endpoint) {
-        return spoofed(stage(endpoint));
-    }
-    ends::find_target(s, config);
-    if s.service != 0 {
-        // Another connection from the same port, to the endpoint that was chosen for the last one.
-        chosen(s);
-    } else if matches!(s.target.peer, Peer::OpenService) {
-        turn(s, config);
-    }
-    forget(&mut s.target);
-    let target = s.target;
-    s.decision = judge::outbound(Outbound {
-        stage: stage(endpoint),
-        learn: learns(endpoint),
-        closing: config.flags & config_flags::CLOSING != 0,
-        fast: target.fast && endpoint.flags & endpoint_flags::FAST != 0,
-        peer: target.peer,
-    });
-    s.ends = Ends::new((endpoint.handle, ifindex), (target.handle, target.ifindex), false);
-    s.ends.service = target.service;
-    mark_turned(s);
-    forget(&mut s.decision);
-    policy::outbound(hook, s);
-    if matches!(s.decision.action, Action::Capture) {
-        match capture::park(hook, s, old) {
-            Parked::Done => return DROP,
-            Parked::Refused => return into_agent(skb, config),
-            Parked::Instead => instead(hook, s),
-        }
-    }
-    finish(hook, s, old)
-}
-
-/// A connection to a captured Service that no agent takes: in the clear, if it may, to an endpoint that rules are asked about.
-#[inline(never)]
-fn instead(hook: &Hook<'_>, s: &mut Scratch) {
-    if !matches!(s.target.peer, Peer::Service) || !matches!(s.decision.action, Action::Direct) {
-        return;
-    }
-    turn(s, hook.config);
-    if s.service == 0 {
-        return;
-    }
-    s.ends.dst = s.target.handle;
-    s.ends.dst_ifindex = s.target.ifindex;
-    mark_turned(s);
-    forget(&mut s.decision);
-    policy::outbound(hook, s);
-}
-
-/// Has an endpoint of the Service that a SYN goes to chosen, and makes it the target; `s.service` is 0 if there is none.
-#[inline(never)]
-fn turn(s: &mut Scratch, config: &Config) {
-    if matches!(service::open(s), Choice::New) {
-        ends::find_target(s, config);
-        chosen(s);
-    } else {
-        s.service = 0;
-    }
-}
-
-/// The target is an endpoint that was chosen here, to which a connection goes in the clear.
-#[inline(always)]
-fn chosen(s: &mut Scratch) {
-    // Its answers come back by the host's stack, where they are turned: no fast path.
-    s.target.fast = false;
-    s.target.service = 0;
-    if !matches!(s.target.peer, Peer::Local) {
-        s.target.peer = Peer::OpenService;
-    }
-}
-
-#[inline(always)]
-fn mark_turned(s: &mut Scratch) {
-    if s.service != 0 {
-        s.ends.service = s.service;
-        s.decision.flags |= TURNED;
-    }
-}
-
-/// Carries out the decision. With `s.service`: about a connection to an endpoint that may have been chosen only now.
-#[inline(never)]
-fn finish(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
-    let mut old = old;
-    if s.service != 0
-        && old.is_null()
-        && let Some(entry) = table::find(&s.key)
-    {
-        if !entry.is_over() {
-            // The client has the same connection to this very endpoint already: sent again, it may get another one.
-            return DROP;
-        }
-        old = entry.0;
-    }
-    let action = settle(hook, s, old);
-    if action == PASS && s.service != 0 && !service::remember(s) {
-        count(Stat::TableFull);
-        counters::reason(Reason::TableFull);
-        return DROP;
-    }
-    action
-}
-
 /// Carries out `s.decision`, which is not to capture.
 #[inline(always)]
-fn settle(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
+pub(crate) fn settle(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
     let Hook { skb, config, endpoint, .. } = *hook;
     forget(&mut s.decision);
     match s.decision.action {

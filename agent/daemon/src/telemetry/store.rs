@@ -1,12 +1,13 @@
 //! Live flows and the records of finished ones. A plain value: readings, events and reports go in, records and things to
 //! do come out; the collector around it does the I/O.
 
+mod exchanges;
+
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use kumiko_abi::exchange;
-use kumiko_abi::flow::{TCP, UDP, flags};
+use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::{Event, EventKind, Flow, FlowId, FlowKey, FlowState, Reason, Verdict};
 use kumiko_core::api::FlowTableStatus;
 use kumiko_core::flow_record::{
@@ -23,8 +24,6 @@ use super::{FlowReport, Settings};
 const REAP_AFTER_NS: u64 = 60 * SECOND;
 /// So long while the table fills (an eighth of it is half a pod's quota): what is over must not deny what is new.
 const REAP_SOON_NS: u64 = 5 * SECOND;
-/// Exchanges of one datagram and its answer go after so long while the table fills: a resolver begins thousands a second.
-const REAP_ONE_SHOT_NS: u64 = 10 * SECOND;
 /// How often a flow that lives long is told to followers.
 const UPDATE_EVERY_NS: u64 = 10 * SECOND;
 /// Silence after which a flow that nobody answered is looked up, to see whether its client still tries.
@@ -208,29 +207,6 @@ impl Store {
         }
         self.count(entries.len());
         todo
-    }
-
-    /// Looks over an exchange of datagrams that is allowed; false: it is none, or lives. One that lives no more keeps its
-    /// entry for as long again, by which a late answer is known.
-    fn exchange(&mut self, id: FlowId, now_ns: u64, fills: bool, todo: &mut Vec<Todo>) -> bool {
-        let Some(live) = self.live.get_mut(&id) else { return false };
-        let Flow { dir: [sent, received], last_ns, .. } = live.entry.flow;
-        let passes = live.state() == Some(FlowState::Direct) && live.seen == self.readings && live.in_table;
-        if live.entry.key.proto != UDP || !passes {
-            return false;
-        }
-        let replied = received.packets > 0;
-        let quiet_ns = now_ns.saturating_sub(last_ns);
-        let one_shot = fills && replied && sent.packets == 1 && quiet_ns >= REAP_ONE_SHOT_NS;
-        if !exchange::idle(replied, last_ns, now_ns) && !one_shot {
-            return false;
-        }
-        if fills || quiet_ns >= 2 * exchange::life(replied) {
-            todo.extend(live.keys().map(|(key, id)| Todo::Reap(key, id)));
-        }
-        live.force_end(last_ns, Some(FlowClose::Idle));
-        self.finish(id);
-        true
     }
 
     fn look_over(&mut self, id: FlowId, now_ns: u64, reap_before_ns: u64, todo: &mut Vec<Todo>) {

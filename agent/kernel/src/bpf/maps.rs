@@ -1,5 +1,7 @@
 //! The maps, typed.
 
+mod services;
+
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
@@ -228,78 +230,6 @@ impl Maps {
     /// [`BpfError::Map`].
     pub fn addrs(&self) -> Result<Vec<(Addr, AddrEntry)>, BpfError> {
         self.0.addrs.list()
-    }
-
-    /// Writes a Service's port.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`]; `E2BIG` when the map is full.
-    pub fn set_service(&self, key: &ServiceKey, entry: &ServiceEntry) -> Result<(), BpfError> {
-        self.0.services.put(key, entry, Put::Any)
-    }
-
-    /// Forgets a Service's port; false when it was unknown.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn remove_service(&self, key: &ServiceKey) -> Result<bool, BpfError> {
-        self.0.services.remove(key)
-    }
-
-    /// Every Service's port.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn services(&self) -> Result<Vec<(ServiceKey, ServiceEntry)>, BpfError> {
-        self.0.services.list()
-    }
-
-    /// Writes an endpoint of a Service.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`]; `E2BIG` when the map is full.
-    pub fn set_backend(&self, key: &BackendKey, backend: &Backend) -> Result<(), BpfError> {
-        self.0.backends.put(key, backend, Put::Any)
-    }
-
-    /// Forgets an endpoint of a Service; false when it was unknown.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn remove_backend(&self, key: &BackendKey) -> Result<bool, BpfError> {
-        self.0.backends.remove(key)
-    }
-
-    /// Every endpoint of a Service.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn backends(&self) -> Result<Vec<(BackendKey, Backend)>, BpfError> {
-        self.0.backends.list()
-    }
-
-    /// What was chosen for exchanges with Services, and which Services these asked.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn translations(&self) -> Result<Vec<(FlowKey, Backend)>, BpfError> {
-        self.0.translations.list()
-    }
-
-    /// What is kept under a flow's key: the Service that its client asked.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn translation(&self, key: &FlowKey) -> Result<Option<Backend>, BpfError> {
-        self.0.translations.get(key)
-    }
-
-    /// Forgets a choice: the exchange's next datagram has another one made. False when it was unknown.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn remove_translation(&self, key: &FlowKey) -> Result<bool, BpfError> {
-        self.0.translations.remove(key)
     }
 
     /// Declares a port for probes.

@@ -20,5 +20,6 @@ mod others;
 mod outbound;
 mod path;
 mod policy;
+mod services;
 mod udp;
 mod world;

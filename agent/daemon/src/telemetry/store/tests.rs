@@ -1,10 +1,11 @@
 use std::net::{IpAddr, SocketAddr};
 
-use kumiko_abi::Direction;
-use kumiko_abi::flow::dir_flags;
+use kumiko_abi::flow::{UDP, dir_flags};
+use kumiko_abi::{Direction, exchange};
 use kumiko_core::addr::flow_key;
 use kumiko_core::flow_record::{FlowPhase, PartyKind, PartyName, ServiceName};
 
+use super::exchanges::REAP_ONE_SHOT_NS;
 use super::*;
 use crate::telemetry::{FlowEnded, FlowOpened, FlowStart};
 

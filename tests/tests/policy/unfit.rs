@@ -1,0 +1,85 @@
+//! Documents that do not do what they say, or say what is not so.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kumiko_lab::command::wait_for;
+use kumiko_lab::{Family, Net};
+use serde_json::Value;
+
+use super::documents::TEAM;
+use super::world::{OPEN, SHUT, within};
+
+pub(super) fn invalid() -> Result<()> {
+    within("invalid", Net::Routed, |world| {
+        let open = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", OPEN), true),
+            (("client-1", "other-2", OPEN), true),
+        ];
+        let refused = [
+            (("client-1", "server-1", OPEN), false),
+            (("client-1", "server-2", OPEN), false),
+            (("client-1", "other-2", OPEN), true),
+        ];
+        world.all(&open)?;
+        // Its subject can be read; it is no YAML, so that it is about all of its namespace, both ways.
+        let all = refused.map(|(one, _)| (one, false));
+        for (bad, refused) in [(TEAM.replace("ports", "port"), refused), (TEAM.replace("20000}", "20000"), all)] {
+            world.put(&bad)?;
+            wait_for("it refuses what it selects", Duration::from_secs(20), || world.all(&refused))?;
+            let flows = world.lab.admin(2, "/v1/flows?verdict=deny")?.to_string();
+            ensure!(flows.contains("policy_invalid"), "{flows}");
+            world.put("")?;
+            wait_for("it is gone", Duration::from_secs(20), || world.all(&open))?;
+        }
+        // A version that was in force stays.
+        world.apply(TEAM)?;
+        world.all(&open)?;
+        world.put(&TEAM.replace("ports", "port"))?;
+        wait_for("the bad version is told", Duration::from_secs(20), || {
+            let status = world.lab.admin(2, "/v1/status")?;
+            let told = status.pointer("/source/diagnostics").and_then(Value::as_array).context("no diagnostics")?;
+            ensure!(told.len() == 1, "{told:?}");
+            Ok(())
+        })?;
+        world.all(&open)?;
+        world.all(&[(("client-1", "server-2", SHUT), false), (("other-1", "server-2", OPEN), false)])
+    })
+}
+
+/// Somebody's document says that the servers' addresses are its own pod's: nobody may talk to these until it is gone.
+pub(super) fn disputed() -> Result<()> {
+    within("disputed", Net::Routed, |world| {
+        let open = [
+            (("client-1", "server-1", OPEN), true),
+            (("client-1", "server-2", OPEN), true),
+            (("other-1", "server-2", OPEN), true),
+        ];
+        let refused = open.map(|(one, _)| (one, false));
+        let others = [(("client-1", "other-2", OPEN), true)];
+        world.all(&open)?;
+        let ips: Vec<String> = ["server-1", "server-2"]
+            .iter()
+            .map(|pod| {
+                Ok([Family::V4, Family::V6].map(|family| world.lab.pod(pod).map(|pod| pod.ip(family).to_string())))
+            })
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect::<Result<_>>()?;
+        let claim = format!(
+            "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {{name: liar, namespace: other, uid: liar}}\nspec: \
+             {{serviceAccount: other, node: n2, ips: {ips:?}}}\n"
+        );
+        world.put(&claim)?;
+        wait_for("they are nobody's", Duration::from_secs(20), || world.all(&refused))?;
+        world.all(&others)?;
+        let status = world.lab.admin(1, "/v1/status")?;
+        ensure!(status.pointer("/source/disputed").and_then(Value::as_u64) == Some(4), "{status}");
+        let flows = world.lab.admin(1, "/v1/flows?verdict=deny")?.to_string();
+        ensure!(flows.contains("disputed_address"), "{flows}");
+        world.put("")?;
+        wait_for("they are the servers' again", Duration::from_secs(20), || world.all(&open))
+    })
+}
