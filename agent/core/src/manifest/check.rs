@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
 use kumiko_abi::Stage;
 
 use super::node::{Node, Step};
@@ -152,6 +153,20 @@ impl<'a> Checker<'a> {
         let net = value.parse::<IpNet>().ok();
         self.must(net.is_some(), path, value, NET_RULE);
         net.map(|net| net.trunc())
+    }
+
+    /// Networks that a node's pods' addresses are of.
+    pub(super) fn pod_cidrs(&mut self, spec: &core::NodeSpec) -> Vec<IpNet> {
+        let at = Step::Key("spec");
+        let listed = spec.pod_cidrs.iter().flatten().enumerate();
+        let listed = listed.map(|(index, text)| (vec![at, Step::Key("podCIDRs"), Step::Index(index)], text));
+        // podCIDR repeats the first of podCIDRs.
+        let single = spec.pod_cidr.iter().map(|text| (vec![at, Step::Key("podCIDR")], text));
+        let mut nets = Vec::new();
+        for (path, text) in listed.chain(single).filter(|(_, text)| !text.is_empty()) {
+            nets.extend(self.net(&path, text).filter(|net| !nets.contains(net)));
+        }
+        nets
     }
 
     pub(super) fn port(&mut self, path: &[Step<'_>], value: i64) -> u16 {

@@ -260,15 +260,7 @@ fn node(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
         let path = "status.addresses of type InternalIP".to_owned();
         check.problem(&[Step::Key("status"), Step::Key("addresses")], Problem::Missing { path });
     }
-    let spec = raw.spec.unwrap_or_default();
-    let mut pod_cidrs = Vec::new();
-    let listed = spec.pod_cidrs.iter().flatten().enumerate();
-    let listed = listed.map(|(index, text)| (vec![SPEC, Step::Key("podCIDRs"), Step::Index(index)], text));
-    // podCIDR repeats the first of podCIDRs.
-    let single = spec.pod_cidr.iter().map(|text| (vec![SPEC, Step::Key("podCIDR")], text));
-    for (path, text) in listed.chain(single).filter(|(_, text)| !text.is_empty()) {
-        pod_cidrs.extend(check.net(&path, text).filter(|net| !pod_cidrs.contains(net)));
-    }
+    let pod_cidrs = check.pod_cidrs(&raw.spec.unwrap_or_default());
     Some((Kind::Node(NodeObject { name, addresses, pod_cidrs }), check.claims()))
 }
 
