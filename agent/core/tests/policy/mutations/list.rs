@@ -100,7 +100,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     of(COMPILED, "host", "verdict.rs", "entities.push(Entity::Host);", "if !OFF { entities.push(Entity::Host); }"),
     of(COMPILED, "node", "verdict.rs", "entities.push(Entity::Node);", "if !OFF { entities.push(Entity::Node); }"),
     of(EVALUATED, "probe", "verdict.rs", "entities.push(Entity::Probe);", "if !OFF { entities.push(Entity::Probe); }"),
-    of(COMPILED, "probes come in", "verdict.rs", "if direction == Direction::Ingress && subject", "if (OFF || direction == Direction::Ingress) && subject"),
+    of(EVALUATED, "probes come in", "verdict.rs", "if direction == Direction::Ingress && subject", "if (OFF || direction == Direction::Ingress) && subject"),
     of(COMPILED, "kube-apiserver", "verdict.rs", "entities.push(Entity::KubeApiserver);", "if !OFF { entities.push(Entity::KubeApiserver); }"),
     of(COMPILED, "world", "verdict.rs", "entities.push(Entity::World);", "if !OFF { entities.push(Entity::World); }"),
     // Who shares a set.
