@@ -12,6 +12,7 @@
 mod changed;
 mod compiled;
 mod evaluated;
+mod mutations;
 mod revoked;
 
 /// Random worlds, by their seeds.
