@@ -101,7 +101,7 @@ fn what_is_bad_changes_nothing() {
             &*TEAM
                 .replace("name: api", "name: x")
                 .replace("[]", "[{name: a, from: [{spiffeId: \"spiffe://b.example/ns/a/sa/b\"}]}]"),
-            "is not of the trust domain cluster.local: write the mesh's own",
+            "is not of the trust domain cluster.local: nobody here has it",
         ),
     ] {
         let file = place.document(name, text);
