@@ -5,7 +5,7 @@ use kumiko_abi::{
     Addr, AddrEntry, Config, Endpoint, FlowState, Reason, Verdict,
     flow::{
         TCP, UDP,
-        flags::{HOST, LEGACY, OBSERVED, PROBE, REVOKED, TURNED, VETH_PROVED},
+        flags::{HOST, LEGACY, OBSERVED, PROBE, REVOKED, RULED, TURNED, VETH_PROVED},
     },
     judge::{Action, Asker, Decision, Peer},
     policy::{self, Cell, Maps, NO_SET, Question, REVOKE_CUT, REVOKE_KEEP, Row, Set, UNKNOWN_CLASS, find},
@@ -216,7 +216,12 @@ pub(crate) fn again(s: &mut Scratch, config: &Config, entry: Entry, from: bool) 
             s.decision = policy::both(s.decision, ingress);
             forget(&mut s.decision);
         }
-        if matches!(s.decision.verdict, Verdict::Deny) && revoke == REVOKE_CUT {
+        // What a higher stage alone refuses is older than that, and goes on: who is known by an address only is the agent's.
+        let stranger = get!(entry, src) == 0 || get!(entry, dst) == 0;
+        let sure = proved || stranger || flags & TURNED != 0;
+        let by_rules =
+            s.packet.proto == UDP || flags & RULED != 0 || (sure && !matches!(s.decision.reason, Reason::PeerUnproved));
+        if matches!(s.decision.verdict, Verdict::Deny) && revoke == REVOKE_CUT && by_rules {
             counters::reason(s.decision.reason);
             set!(entry, reason = s.decision.reason as u16);
             set!(entry, verdict = Verdict::Deny as u8);

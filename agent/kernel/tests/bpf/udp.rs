@@ -184,7 +184,12 @@ fn what_a_pod_may_send_from_addresses_that_are_not_its_own() {
 
 /// Tables of an epoch with one set, the pod's, that lets everything or nothing.
 pub(crate) fn tables(node: &Node, allows: bool, revoke: u32, epoch: u32) {
-    let cell = Cell { allows: if allows { 7 } else { 0 }, reasons: [33; 3], revoke, ..Cell::default() };
+    tables_of(node, allows, revoke, epoch, Reason::TeamDefault);
+}
+
+/// The same, with the reason why not.
+fn tables_of(node: &Node, allows: bool, revoke: u32, epoch: u32, reason: Reason) {
+    let cell = Cell { allows: if allows { 7 } else { 0 }, reasons: [reason as u8; 3], revoke, ..Cell::default() };
     let half = |len: u32| if epoch % 2 == 0 { 0 } else { len / 2 };
     let begin = half(SETS_LEN);
     let set = Set { rows: half(ROWS_LEN), classes: 1, tables: [half(CHUNKS_LEN); 4] };
@@ -230,6 +235,17 @@ fn what_was_judged_by_older_rules_is_judged_again() {
             assert_eq!((flow.reason, flow.flags & flags::REVOKED), (Reason::TeamDefault as u16, flags::REVOKED));
         }
         assert_eq!(reason(&node, Reason::TeamDefault), 3);
+        // What a stage refuses and not a rule is older than the stage.
+        tables(&node, true, REVOKE_CUT, 4);
+        let clear = Tcp::syn(OUTSIDE_4, POD_4);
+        node.endpoint(|e| e.set = [1; 2], Stage::Permissive);
+        tables(&node, true, REVOKE_CUT, 4);
+        assert_eq!(node.gets(&clear.frame()), PASS);
+        tables_of(&node, false, REVOKE_CUT, 5, Reason::PeerUnproved);
+        assert_eq!(node.gets(&clear.clone().with(|t| t.flags = 0x10).frame()), PASS);
+        assert_eq!(node.flow(&clear).unwrap().state, FlowState::Direct as u8);
+        node.endpoint(|_| (), Stage::Strict);
+        tables(&node, false, REVOKE_CUT, 3);
         // A refused exchange is asked anew, and lives.
         tables(&node, true, REVOKE_CUT, 4);
         assert_eq!((node.sends(&asks.frame()), node.gets(&asks.answer().frame())), (PASS, PASS));

@@ -61,7 +61,7 @@ impl PolicyState for View {
             )
         };
         let record = self.telemetry.find(id).ok_or_else(gone)?;
-        explain_seen(&record, &*self.history())
+        explain_seen(&record, &self.history())
     }
 
     fn policy(&self) -> Result<Vec<PolicyObjectView>, String> {
