@@ -57,7 +57,7 @@ fn long_ago(node: &Node, of: &Udp<'_>, replied: bool, ago_ns: u64) -> FlowId {
     let mut old = flow(node, of).unwrap();
     let commands = node.datapath.commands();
     assert_eq!(commands.reap(&of.key(), &old.id).unwrap(), CommandResult::Done);
-    old.last_ns = old.last_ns.checked_sub(ago_ns).expect("the machine runs longer than that");
+    old.last_ns = old.last_ns.checked_sub(ago_ns).unwrap();
     old.dir[1].packets = u64::from(replied);
     assert_eq!(commands.create(&of.key(), &old).unwrap(), CommandResult::Done);
     old.id
@@ -190,7 +190,7 @@ pub(crate) fn tables(node: &Node, allows: bool, revoke: u32, epoch: u32) {
 /// The same, with the reason why not.
 fn tables_of(node: &Node, allows: bool, revoke: u32, epoch: u32, reason: Reason) {
     let cell = Cell { allows: if allows { 7 } else { 0 }, reasons: [reason as u8; 3], revoke, ..Cell::default() };
-    let half = |len: u32| if epoch % 2 == 0 { 0 } else { len / 2 };
+    let half = |len: u32| if epoch.is_multiple_of(2) { 0 } else { len / 2 };
     let begin = half(SETS_LEN);
     let set = Set { rows: half(ROWS_LEN), classes: 1, tables: [half(CHUNKS_LEN); 4] };
     let row = Row { ingress: half(CELLS_LEN), egress: half(CELLS_LEN) };
