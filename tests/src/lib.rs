@@ -7,6 +7,7 @@ pub mod cases;
 pub mod echo;
 pub mod forge;
 pub mod harness;
+pub mod in_force;
 pub mod load;
 pub mod programs;
 pub mod twins;

@@ -5,17 +5,15 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kumiko_lab::command::wait_for;
 use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage};
 use kumiko_tests::echo::{Datagrams, Echo};
+use kumiko_tests::in_force;
 use serde_json::Value;
 
 /// Ports that the servers listen on, and their Services.
 const PORTS: [u16; 2] = [20_000, 20_001];
 /// The port that pods declare for probes.
 pub(super) const PROBED: u16 = 8080;
-/// For a policy to be in force on both nodes.
-const FORCE_WITHIN: Duration = Duration::from_secs(30);
 /// For one connect, which takes milliseconds.
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 
@@ -75,15 +73,6 @@ impl World {
         Ok(Self { lab, _echoes: echoes, _datagrams: datagrams })
     }
 
-    /// The source's epoch of a node, and that of the policy that it judges by.
-    fn epochs(&self, node: u8) -> Result<[u64; 2]> {
-        let status = self.lab.admin(node, "/v1/status")?;
-        let told = status.pointer("/source/diagnostics").and_then(Value::as_array).context("no diagnostics")?;
-        ensure!(told.is_empty(), "{told:?}");
-        let number = |at: &str| status.pointer(at).and_then(Value::as_u64).context("no such number");
-        Ok([number("/source/epoch")?, number("/policy/sourceEpoch")?])
-    }
-
     /// Epochs of the verdicts that open flows were looked at by, of both nodes.
     pub(super) fn judged(&self) -> Result<[u64; 2]> {
         let epoch = |node| {
@@ -100,15 +89,7 @@ impl World {
 
     /// Writes other documents than before and waits until they are what both nodes judge by.
     pub(super) fn apply(&self, text: &str) -> Result<()> {
-        let before = [self.epochs(1)?, self.epochs(2)?];
-        self.put(text)?;
-        wait_for("the policy is in force", FORCE_WITHIN, || {
-            for (node, [before, _]) in (1..).zip(before) {
-                let [source, judged] = self.epochs(node)?;
-                ensure!(source > before && judged == source, "n{node}: {before} before, {source}, {judged}");
-            }
-            Ok(())
-        })
+        in_force::after(&self.lab, || self.put(text))
     }
 
     /// What `connect()` says, over both families, by the pod's address and by its Service's.
