@@ -56,11 +56,14 @@ pub(crate) fn choose(s: &mut Scratch) -> Choice {
     pick(s, service)
 }
 
-/// Whether the exchange in hand has an entry that lives.
+/// Whether the exchange in hand has an entry that lives, and is the Service's: from the same port the client may have asked
+/// the endpoint itself since.
 #[inline(always)]
 fn lives(s: &Scratch) -> bool {
     let Some(entry) = table::find(&s.key) else { return false };
-    !entry.is_over() && !exchange::idle(entry.target_spoke(), get!(entry, last_ns), coarse_now())
+    entry.flags() & TURNED != 0
+        && !entry.is_over()
+        && !exchange::idle(entry.target_spoke(), get!(entry, last_ns), coarse_now())
 }
 
 /// Turns the packet in hand, of a flow whose key is not in the table, to the endpoint that was chosen for it. False: none was.

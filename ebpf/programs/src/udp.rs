@@ -163,6 +163,10 @@ fn known(hook: &Hook<'_>, s: &mut Scratch, entry: Entry, sent: bool) -> Fate {
         counters::reason(Reason::UdpIdle);
         return if enforces(stage(hook.endpoint)) { Fate::Drop } else { Fate::Pass };
     }
+    if sent && from && (entry.flags() & TURNED != 0) != (s.service != 0) {
+        // Once to a Service and once to its endpoint itself, from one port: what answers has another name from now on.
+        return Fate::Fresh;
+    }
     let mut refused = matches!(entry.state(), FlowState::Cut);
     if refused && (!from || get!(entry, epoch) != s.epoch) {
         // What the other end may send was never asked; what this one may, by other rules.

@@ -196,3 +196,20 @@ fn a_connection_in_the_clear_to_a_service_goes_to_an_endpoint_that_rules_are_ask
         }
     });
 }
+
+#[test]
+fn one_port_to_a_service_and_to_its_endpoint_is_answered_by_whom_it_asked_last() {
+    alone("one_port_to_a_service_and_to_its_endpoint", |dir| {
+        let node = node(dir, Stage::Strict);
+        for (pod, vip, backend) in [(POD_4, "10.96.0.10", REMOTE_4), (POD_6, "fd00:96::10", REMOTE_6)] {
+            service(&node, vip, &[(backend, 53)], 0);
+            let (asks, direct) = (Udp::new(pod, vip), Udp::new(pod, backend));
+            for _ in 0..2 {
+                assert_eq!(node.sends_and_shows(&asks.frame()), (PASS, direct.frame()));
+                assert_eq!(node.gets_and_shows(&direct.answer().frame()), (PASS, asks.answer().frame()));
+                assert_eq!(node.sends_and_shows(&direct.frame()), (PASS, direct.frame()));
+                assert_eq!(node.gets_and_shows(&direct.answer().frame()), (PASS, direct.answer().frame()));
+            }
+        }
+    });
+}
