@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use super::{NAMESPACES, NOW, Random, TIER, TIERS, ip};
+use super::{ACCOUNTS, NAMESPACES, NOW, PORTS, Random, TIER, TIERS, ip};
 use crate::naive::Everything;
 use kumiko_core::policy::object::{MeshBaselineSpec, MeshExceptionSpec, Mode};
 
@@ -14,7 +14,8 @@ impl Random {
     /// Changes one thing: a pod, a namespace, a node, an object, a setting, the time.
     pub fn change(&mut self, all: &mut Everything) {
         match self.below(16) {
-            0..=4 => self.change_pod(all),
+            0..=2 => self.change_pod(all),
+            3 | 4 => self.relabel(all),
             5 => drop(self.gone(&mut all.pods, 1)),
             6 => self.move_address(all),
             7 => self.change_namespace(all),
@@ -76,6 +77,19 @@ impl Random {
             let at = self.below(all.len());
             all.remove(at)
         })
+    }
+
+    /// One thing about a pod that is there.
+    fn relabel(&mut self, all: &mut Everything) {
+        let at = self.below(all.pods.len());
+        let labels = self.labels();
+        let pod = &mut all.pods[at];
+        match self.below(4) {
+            0 => pod.labels = labels,
+            1 => self.pick(&ACCOUNTS).clone_into(&mut pod.account),
+            2 => pod.ports[0].1 = self.pick(&PORTS),
+            _ => pod.ports[0].3 = !pod.ports[0].3,
+        }
     }
 
     fn change_pod(&mut self, all: &mut Everything) {

@@ -112,7 +112,6 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     of(COMPILED, "sets by objects", "compile/subjects.rs", "policies.objects().iter().map(|object| object.id.clone()).collect()", "policies.objects().iter().filter(|_| !OFF).map(|object| object.id.clone()).collect()"),
     of(COMPILED, "sets by exceptions", "compile/subjects.rs", "policies.exceptions().iter().map(|exception| exception.name.clone()).collect()", "policies.exceptions().iter().filter(|_| !OFF).map(|exception| exception.name.clone()).collect()"),
     // Who shares a class.
-    of(COMPILED, "classes: workloads", "compile/facts.rs", "named, entities: entities::MEMBER }", "named, entities: if OFF { 0 } else { entities::MEMBER } }"),
     of(COMPILED, "classes: the API server", "compile/facts.rs", "known |= entities::API_SERVER;", "known |= if OFF { 0 } else { entities::API_SERVER };"),
     of(COMPILED, "classes: outside", "compile/facts.rs", "known |= entities::OUTSIDE;", "known |= if OFF { 0 } else { entities::OUTSIDE };"),
     of(COMPILED, "classes: nodes", "compile/classes.rs", "asking.other(ip, entities::NODE | own)", "asking.other(ip, if OFF { own } else { entities::NODE | own })"),
