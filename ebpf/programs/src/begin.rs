@@ -32,7 +32,7 @@ pub(crate) fn begin(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
     if s.service != 0 {
         // Another connection from the same port, to the endpoint that was chosen for the last one.
         chosen(s);
-    } else if matches!(s.target.peer, Peer::OpenService) {
+    } else if matches!(s.target.peer, Peer::OpenService) && stage(endpoint).meshed() && !learns(endpoint) {
         turn(s, config);
     }
     forget(&mut s.target);

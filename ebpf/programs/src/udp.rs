@@ -81,7 +81,9 @@ pub(crate) fn came(hook: &Hook<'_>, s: &mut Scratch, rest: bool) -> i32 {
 #[inline(always)]
 fn leave(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
     s.service = 0;
-    let choice = if table::find(&s.key).is_some() { Choice::None } else { service::choose(s) };
+    // Nothing is changed for who only observes, nor while an older exchange may be on its way.
+    let turns = stage(hook.endpoint).meshed() && !learns(hook.endpoint);
+    let choice = if !turns || table::find(&s.key).is_some() { Choice::None } else { service::choose(s) };
     let mut fate = match choice {
         Choice::Refuse => {
             counters::reason(Reason::NoReadyEndpoint);

@@ -183,7 +183,19 @@ impl Lab {
 
     /// Sends a signal to the agent of a node.
     pub fn signal_agent(&self, number: u8, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(i32::try_from(self.agent_pid(number)?)?), signal).context("signalling the agent")
+        kill(Pid::from_raw(i32::try_from(self.agent_pid(number)?)?), signal).context("signalling the agent")?;
+        if signal != Signal::SIGSTOP {
+            return Ok(());
+        }
+        // A thread on another processor goes on for a moment, and may take a connection in it.
+        wait_for("the agent has stopped", Duration::from_secs(10), || {
+            for task in fs::read_dir(format!("/proc/{}/task", self.agent_pid(number)?))? {
+                let stat = fs::read_to_string(task?.path().join("stat"))?;
+                let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+                ensure!(state == Some('T'), "a thread is in state {state:?}");
+            }
+            Ok(())
+        })
     }
 
     /// The pid of a node's agent.

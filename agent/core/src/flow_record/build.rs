@@ -216,6 +216,10 @@ fn reason(flow: &Flow, facts: &AgentFacts) -> Reason {
 }
 
 fn verdict(flow: &Flow, reason: Reason) -> Verdict {
+    if flow.verdict == Verdict::Audit as u8 && flow.reason == reason as u16 {
+        // The kernel names what would refuse it, and let it be.
+        return Verdict::Audit;
+    }
     match reason as u16 {
         // What the connection would have met without the mesh too, though the entry was cut to say so.
         400..=402 | 404 | 407 | 411 => Verdict::Allow,

@@ -253,6 +253,10 @@ impl Edge for KernelEdge {
     }
 
     fn create(&self, key: &FlowKey, flow: &Flow) -> Result<CommandResult, EdgeError> {
+        // A connection to a Service whose endpoint the programs chose is known under that endpoint's address.
+        if self.maps.translation(key)?.is_some() {
+            return Ok(CommandResult::Exists);
+        }
         Ok(self.commands.create(key, flow)?)
     }
 

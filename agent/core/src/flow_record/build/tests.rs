@@ -211,6 +211,19 @@ fn refused_by_the_kernel() {
 }
 
 #[test]
+fn what_is_only_told_is_not_refused() {
+    let mut entry = entry("10.0.1.1:40000", "10.0.2.2:80", FlowState::Direct);
+    (entry.flow.verdict, entry.flow.reason) = (Verdict::Audit as u8, Reason::PeerUnproved as u16);
+    entry.flow.dir = [Direction { packets: 2, ..Direction::default() }; 2];
+    let told = record(&entry, &AgentFacts::default());
+    assert_eq!((told.verdict, told.state, told.reason.as_ref()), (Verdict::Audit, FlowPhase::Open, "peer_unproved"));
+    assert!(told.would_be_refused());
+    // What the agent refuses is refused.
+    let facts = AgentFacts { reason: Some(Reason::StaleIdentity as u16), ..AgentFacts::default() };
+    assert_eq!(record(&entry, &facts).verdict, Verdict::Deny);
+}
+
+#[test]
 fn refused_by_the_far_server_is_allowed_and_says_so() {
     let mut entry = entry("10.0.1.1:40000", "10.0.2.2:81", FlowState::Cut);
     (entry.flow.src, entry.flow.dst, entry.flow.src_ifindex) = (1, 2, 9);
