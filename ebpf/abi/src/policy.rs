@@ -217,12 +217,7 @@ pub fn rule(decision: Decision, stage: Stage, cell: &Cell, now: u32) -> Decision
         return ruled;
     }
     let [enforced, ..] = cell.reasons;
-    let reason = refusal(enforced);
-    if matches!(stage, Stage::Permissive) && matches!(reason, Reason::PeerUnproved) {
-        // Permissive asks for no proof: the tables are of the stage that it is about to have, or had.
-        return ruled;
-    }
-    ruled.reason = reason;
+    ruled.reason = refusal(enforced);
     if stage.meshed() {
         ruled.action = Action::Refuse;
         ruled.verdict = Verdict::Deny;

@@ -2,13 +2,13 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated as helpers};
 use kumiko_abi::{
-    Addr, AddrEntry, Config, Endpoint, FlowState, Reason, Verdict,
+    Addr, AddrEntry, Config, Endpoint, FlowState, Reason, Stage, Verdict,
     flow::{
         TCP, UDP,
         flags::{HOST, LEGACY, OBSERVED, PROBE, REVOKED, RULED, TURNED, VETH_PROVED},
     },
     judge::{Action, Asker, Decision, Peer},
-    policy::{self, Cell, Maps, NO_SET, Question, REVOKE_CUT, REVOKE_KEEP, Row, Set, UNKNOWN_CLASS, find},
+    policy::{self, Cell, Maps, NO_SET, Question, REVOKE_CUT, REVOKE_KEEP, Row, Set, UNKNOWN_CLASS, View, find},
 };
 
 use crate::{
@@ -83,9 +83,13 @@ fn since_boot() -> u32 {
 /// Looks the answer to `s.question` up, whose class is that of `s.peer`, or of this node's processes, into `s.cell`. No cell
 /// denies.
 #[inline(never)]
-fn ask(s: &mut Scratch, config: &Config, host: bool) {
+fn ask(s: &mut Scratch, config: &Config, host: bool, permissive: bool) {
     s.question.class = if host { by_epoch(config.host_class, s.epoch) } else { class(s.peer, s.epoch) };
     s.cell = find(&Tables, s.question).unwrap_or_default();
+    if permissive && s.cell.reasons[0] == Reason::PeerUnproved as u8 {
+        // Permissive asks for no proof: such tables are of the stage that the endpoint is about to have, or had.
+        s.cell.allows |= 1 << View::Enforced as u8;
+    }
 }
 
 /// What is asked of one end's rules.
@@ -110,7 +114,7 @@ fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, of: Asked) -> bo
     let udp = s.packet.proto == UDP;
     s.question = Question { set, class: UNKNOWN_CLASS, ingress, udp, proved, port };
     forget(&mut s.question);
-    ask(s, config, host);
+    ask(s, config, host, matches!(stage(endpoint), Stage::Permissive));
     true
 }
 
