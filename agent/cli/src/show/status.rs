@@ -214,7 +214,6 @@ fn source(line: &mut Line<'_>, status: &Status) {
 
 fn policy(line: &mut Line<'_>, status: &Status) {
     let policy = &status.policy;
-    line.warn("preview: TCP only");
     line.plain(&some(policy.objects.into(), "object", "objects"));
     line.plain(&format!("epoch {}", count(policy.epoch.into())));
     if !policy.problem.is_empty() {
