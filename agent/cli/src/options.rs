@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kumiko_core::flow_record::PartyMatch;
+use kumiko_core::manifest::Protocol;
 
 /// Trust domain of a folder, if none is said.
 pub const TRUST_DOMAIN: &str = "cluster.local";
@@ -164,10 +165,10 @@ pub struct ExplainArgs {
     /// Whom it goes to: NAMESPACE/WORKLOAD or an IP address.
     #[arg(long, value_name = "WHOM", required_unless_present = "flow")]
     pub to: Option<PartyMatch>,
-    /// The destination's port: a pod's, not its Service's.
-    #[arg(long, value_name = "PORT", required_unless_present = "flow", value_parser = clap::value_parser!(u16).range(1..))]
+    /// The destination's port: a pod's, not its Service's. ICMP and others have none.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
-    /// Transport protocol.
+    /// Protocol; `icmp` is ICMPv6, too, and `other` what has none of these names.
     #[arg(long, value_enum, default_value_t = ProtocolName::Tcp)]
     pub protocol: ProtocolName,
 }
@@ -192,20 +193,25 @@ pub struct ApplyArgs {
     pub folder: Option<PathBuf>,
 }
 
-/// A transport protocol by its name.
+/// A protocol by its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 #[allow(missing_docs, reason = "each variant is named after what it is")]
 pub enum ProtocolName {
     Tcp,
     Udp,
+    Sctp,
+    Icmp,
+    Other,
 }
 
-impl ProtocolName {
-    /// As the admin API writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
+impl From<ProtocolName> for Protocol {
+    fn from(name: ProtocolName) -> Self {
+        match name {
+            ProtocolName::Tcp => Self::Tcp,
+            ProtocolName::Udp => Self::Udp,
+            ProtocolName::Sctp => Self::Sctp,
+            ProtocolName::Icmp => Self::Icmp,
+            ProtocolName::Other => Self::Other,
         }
     }
 }

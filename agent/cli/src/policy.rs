@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::client::{self, ClientError, Whole};
 use crate::fetch::print;
-use crate::options::{ExplainArgs, FolderArgs, PolicyCommand, ProtocolName, TRUST_DOMAIN};
+use crate::options::{ExplainArgs, FolderArgs, PolicyCommand, TRUST_DOMAIN};
 use crate::terminal::Terminal;
 use crate::{Answer, Error, show};
 
@@ -41,13 +41,19 @@ pub(crate) async fn run(command: &PolicyCommand, socket: &Path, json: bool) -> R
 }
 
 async fn explain(args: &ExplainArgs, socket: &Path, json: bool) -> Result<Answer, Error> {
-    let asked = args.from.as_ref().zip(args.to.as_ref()).zip(args.port);
-    let answer: Explanation = if let (Some(dir), Some(((from, to), port))) = (&args.folder, asked) {
+    let protocol = Protocol::from(args.protocol);
+    let port = match args.port {
+        None if args.flow.is_none() && protocol.has_ports() => {
+            return Err(Error::CannotSay(format!("which port of {protocol}? Say --port PORT, or --protocol icmp")));
+        }
+        Some(port) if !protocol.has_ports() => {
+            return Err(Error::CannotSay(format!("--port {port}: {protocol} have none; leave it away")));
+        }
+        port => port.unwrap_or_default(),
+    };
+    let asked = args.from.as_ref().zip(args.to.as_ref());
+    let answer: Explanation = if let (Some(dir), Some((from, to))) = (&args.folder, asked) {
         let trust_domain = args.trust_domain.clone().unwrap_or_else(|| TRUST_DOMAIN.to_owned());
-        let protocol = match args.protocol {
-            ProtocolName::Tcp => Protocol::Tcp,
-            ProtocolName::Udp => Protocol::Udp,
-        };
         let asking = Asking { from: from.clone(), to: to.clone(), asked: Asked { protocol, port } };
         let answer = folder::explained(&FolderArgs { folder: dir.clone(), trust_domain }, &asking)?;
         if json {
@@ -61,7 +67,7 @@ async fn explain(args: &ExplainArgs, socket: &Path, json: bool) -> Result<Answer
             ("from", args.from.as_ref().map(ToString::to_string)),
             ("to", args.to.as_ref().map(ToString::to_string)),
             ("port", args.port.map(|port| port.to_string())),
-            ("protocol", args.port.map(|_| args.protocol.name().to_owned())),
+            ("protocol", asked.map(|_| protocol.name().to_owned())),
         ];
         for (name, value) in parts {
             value.iter().for_each(|value| query::push(&mut text, name, value));

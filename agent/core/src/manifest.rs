@@ -89,23 +89,62 @@ impl fmt::Display for Claim {
     }
 }
 
-/// Transport protocol of a port.
+/// Protocol of a packet, as far as rules tell them apart. Ports are of the first three.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[allow(missing_docs, reason = "each variant is named after what it carries")]
 pub enum Protocol {
     Tcp,
     Udp,
     Sctp,
+    /// ICMP and ICMPv6.
+    Icmp,
+    /// All the rest.
+    Other,
 }
 
 impl Protocol {
-    /// IP protocol number.
+    /// IP protocol number; one of several. Of the rest: 255, which is reserved (RFC 5237).
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => flow::TCP,
             Self::Udp => flow::UDP,
-            Self::Sctp => 132,
+            Self::Sctp => flow::SCTP,
+            Self::Icmp => flow::ICMP,
+            Self::Other => u8::MAX,
         }
+    }
+
+    /// Of an IP protocol number.
+    pub const fn of_number(number: u8) -> Self {
+        match number {
+            flow::TCP => Self::Tcp,
+            flow::UDP => Self::Udp,
+            flow::SCTP => Self::Sctp,
+            flow::ICMP | flow::ICMPV6 => Self::Icmp,
+            _ => Self::Other,
+        }
+    }
+
+    /// By its name, as in records of flows; whatever is none is one of the rest.
+    pub fn of_name(name: &str) -> Self {
+        let all = [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp];
+        all.into_iter().find(|protocol| protocol.name() == name).unwrap_or(Self::Other)
+    }
+
+    /// Its name, as in records of flows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+            Self::Icmp => "icmp",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether its packets have ports.
+    pub const fn has_ports(self) -> bool {
+        flow::has_ports(self.number())
     }
 }
 
@@ -115,6 +154,8 @@ impl fmt::Display for Protocol {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
             Self::Sctp => "SCTP",
+            Self::Icmp => "ICMP",
+            Self::Other => "other protocols",
         })
     }
 }

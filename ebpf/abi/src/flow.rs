@@ -15,6 +15,18 @@ pub struct FlowId(pub [u8; 16]);
 pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
+/// IP protocol number of SCTP.
+pub const SCTP: u8 = 132;
+/// IP protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// IP protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;
+
+/// Whether packets of a protocol have the ports of their ends in their first four bytes.
+#[inline(always)]
+pub const fn has_ports(proto: u8) -> bool {
+    matches!(proto, TCP | UDP | SCTP)
+}
 
 /// Key of a flow, canonical: the end with the lower (address, port) comes first, so that both directions find one
 /// entry.

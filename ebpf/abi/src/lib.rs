@@ -33,7 +33,7 @@ pub use reason::{Reason, Verdict};
 pub use record::{Event, EventKind, SynRecord};
 
 /// Version of every layout in this crate; part of the pin directory's name.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 /// TCP port of the tunnel on a node's InternalIP.
 pub const TUNNEL_PORT: u16 = 15008;
 /// Highest number of shards an agent may run: one SYN ring and two listener slots each.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! set, class of the peer -> row, in each direction
-//! set, direction, protocol, port -> column
+//! set, direction, protocol, port -> column; without ports: set, direction, ICMP or not -> column
 //! row, column, proof -> cell
 //! ```
 //!
@@ -27,7 +27,7 @@ pub const DENY_SET: u32 = u32::MAX;
 pub const CHUNK_PORTS: u32 = 64;
 /// Chunks of one port table.
 pub const TABLE_CHUNKS: u32 = 65_536 / CHUNK_PORTS;
-/// Columns of a row, over both protocols.
+/// Columns of a row, over all protocols.
 pub const MAX_COLUMNS: u32 = 256;
 
 /// Which verdict is meant: bits of [`Cell::allows`], places of [`Cell::reasons`].
@@ -83,8 +83,10 @@ pub struct Set {
     pub rows: u32,
     /// How many classes have one.
     pub classes: u32,
-    /// First chunks of its port tables: TCP to it, UDP to it, TCP from it, UDP from it.
-    pub tables: [u32; 4],
+    /// First chunks of its port tables: to it TCP, UDP, SCTP, then from it.
+    pub tables: [u32; 6],
+    /// Columns of what has no ports: to it ICMP and all the rest, then from it.
+    pub portless: [u8; 4],
 }
 
 /// Value of `ROWS`: first cells of a peer's class, by direction.
@@ -158,11 +160,11 @@ pub struct Question {
     pub class: u32,
     /// Whether the peer began the flow.
     pub ingress: bool,
-    /// UDP, not TCP.
-    pub udp: bool,
+    /// IP protocol number.
+    pub proto: u8,
     /// Whether the peer is proved.
     pub proved: bool,
-    /// The destination's port.
+    /// The destination's port; of a protocol without any it does not count.
     pub port: u16,
 }
 
@@ -188,17 +190,28 @@ pub fn find(maps: &impl Maps, q: Question) -> Option<Cell> {
         return None;
     }
     let row = maps.row(set.rows.wrapping_add(q.class))?;
-    let [tcp_in, udp_in, tcp_out, udp_out] = set.tables;
     // Each element by its name: what an index chooses, the verifier has to be shown the bounds of.
-    let table = match (q.ingress, q.udp) {
-        (true, false) => tcp_in,
-        (true, true) => udp_in,
-        (false, false) => tcp_out,
-        (false, true) => udp_out,
+    let [tcp_in, udp_in, sctp_in, tcp_out, udp_out, sctp_out] = set.tables;
+    let [icmp_in, rest_in, icmp_out, rest_out] = set.portless;
+    let (tcp, udp, sctp, icmp, rest) = if q.ingress {
+        (tcp_in, udp_in, sctp_in, icmp_in, rest_in)
+    } else {
+        (tcp_out, udp_out, sctp_out, icmp_out, rest_out)
     };
-    let port = q.port as u32;
-    let chunk = maps.chunk(table.wrapping_add(port / CHUNK_PORTS))?;
-    let column = maps.column(chunk, port % CHUNK_PORTS)? as u32;
+    let column = if flow::has_ports(q.proto) {
+        let table = match q.proto {
+            flow::TCP => tcp,
+            flow::UDP => udp,
+            _ => sctp,
+        };
+        let port = q.port as u32;
+        let chunk = maps.chunk(table.wrapping_add(port / CHUNK_PORTS))?;
+        maps.column(chunk, port % CHUNK_PORTS)?
+    } else if matches!(q.proto, flow::ICMP | flow::ICMPV6) {
+        icmp
+    } else {
+        rest
+    } as u32;
     let first = if q.ingress { row.ingress } else { row.egress };
     maps.cell(first.wrapping_add(column * 2 + q.proved as u32))
 }
@@ -284,7 +297,7 @@ const fn refusal(number: u8) -> Reason {
 const _: () = assert!(Reason::BaselineDenied as u16 == 30 && Reason::PeerUnproved as u16 == 34);
 const _: () = assert!(Reason::PolicyInvalid as u16 == 36);
 const _: () = assert!(size_of::<NetKey>() == 20);
-const _: () = assert!(size_of::<Set>() == 24);
+const _: () = assert!(size_of::<Set>() == 36);
 const _: () = assert!(size_of::<Row>() == 8);
 const _: () = assert!(size_of::<Chunk>() == 64);
 const _: () = assert!(size_of::<Cell>() == 16);

@@ -5,10 +5,7 @@ use core::mem::offset_of;
 
 use kumiko_abi::{
     Command, CommandOp, CommandResult, Config, FlowState,
-    flow::{
-        TCP, UDP,
-        flags::{CLAIMED, COUNTED_PENDING, INITIATOR_IS_LO, OVER},
-    },
+    flow::flags::{CLAIMED, COUNTED_PENDING, INITIATOR_IS_LO, OVER},
 };
 
 use crate::{
@@ -32,7 +29,7 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> CommandResult {
             && skb.load::<16>(offset_of!(Command, id) as u32, (&raw mut s.id).cast())
             && skb.load::<160>(offset_of!(Command, flow) as u32, (&raw mut s.flow).cast())
     };
-    if !read || !matches!(s.key.proto, TCP | UDP) {
+    if !read {
         return CommandResult::Malformed;
     }
     let [op, _] = op;

@@ -78,6 +78,17 @@ pub(crate) enum Entered {
     Again,
 }
 
+/// What an ICMP error is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum About {
+    /// No flow that is known: it is judged as any other packet.
+    Nothing,
+    /// One that passes.
+    Flow,
+    /// It was dealt with.
+    Done(i32),
+}
+
 /// Enters a `Direct` or `Fast` flow, or a refused one as `Cut`, counts it, tells the agent.
 #[inline(never)]
 pub(crate) fn enter(s: &mut Scratch, hook: &Hook<'_>, old: *mut Flow) -> Entered {

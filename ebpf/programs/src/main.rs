@@ -37,6 +37,7 @@ mod begin;
 mod capture;
 mod command;
 mod counters;
+mod datagram;
 mod ends;
 mod judge;
 mod maps;
@@ -49,7 +50,6 @@ mod service;
 mod skb;
 mod table;
 mod track;
-mod udp;
 
 use aya_ebpf::{
     macros::{classifier, sk_lookup},

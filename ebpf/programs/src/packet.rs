@@ -1,11 +1,11 @@
-//! From bytes to a [`Packet`]: Ethernet, IPv4 with options, IPv6 with extension headers, TCP, UDP, and ICMP errors.
+//! From bytes to a [`Packet`]: Ethernet, IPv4 with options, IPv6 with extension headers, ports, ICMP.
 //!
 //! Everything is copied with `bpf_skb_load_bytes`, which reads paged data too and spares the verifier the bounds of
 //! every pointer.
 
 use kumiko_abi::{
     FlowKey,
-    flow::{TCP, UDP},
+    flow::{ICMP, ICMPV6, SCTP, TCP, UDP},
 };
 
 use crate::{maps::Scratch, skb::Skb};
@@ -15,8 +15,7 @@ const TYPE_IPV4: u16 = 0x0800;
 const TYPE_IPV6: u16 = 0x86dd;
 const TYPE_VLAN: u16 = 0x8100;
 const TYPE_QINQ: u16 = 0x88a8;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
+const IGMP: u8 = 2;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -24,6 +23,16 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
 /// Extension headers that are followed; a packet with more counts as unparsable.
 const MAX_EXTENSIONS: u32 = 8;
+const ECHO_REPLY: u8 = 0;
+const ECHO: u8 = 8;
+/// ICMPv6's errors have lower numbers.
+const ECHO_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;
+/// Multicast listeners (RFC 2710), and from 133 neighbour discovery (RFC 4861).
+const LISTENER_QUERY: u8 = 130;
+const REDIRECT: u8 = 137;
+/// RFC 3810.
+const LISTENER_REPORT: u8 = 143;
 
 /// `::ffff:0:0/96`, where IPv4 addresses live, second half's upper part as it stands in memory.
 const V4_PREFIX: u32 = 0x0000_ffff_u32.to_be();
@@ -48,16 +57,17 @@ pub(crate) enum Kind {
     Tagged = 1,
     /// A TCP fragment, or headers that cannot be read.
     Bad = 2,
-    /// IP, but neither TCP nor UDP.
-    Other = 3,
-    /// An ICMP error about a TCP or UDP packet; the scratch key names that packet's flow.
+    /// Of the link itself: neighbour discovery, membership of groups. Nobody forwards it.
+    Link = 3,
+    /// An ICMP error about a packet; the scratch key names that packet's flow.
     Error = 4,
     /// TCP; the scratch key names its flow.
     Tcp = 5,
-    /// UDP, or the first fragment of a datagram; the scratch key names its flow.
-    Udp = 6,
-    /// A later fragment of a datagram, which has no ports.
-    UdpRest = 7,
+    /// Anything else, or its first fragment; the scratch key names its exchange. An echo's identifier stands for the port
+    /// of who asks; what has no ports has 0.
+    Datagram = 6,
+    /// A later fragment of what has ports.
+    Rest = 7,
 }
 
 /// A parsed packet. Addresses as two halves in memory order; ports and numbers in host order.
@@ -148,27 +158,62 @@ pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
     }
     let end = if p.end != 0 && p.end < skb.len() { p.end } else { skb.len() };
     p.payload = end.saturating_sub(p.l4);
-    if p.fragment && p.proto != UDP {
-        return if p.proto == TCP { Kind::Bad } else { Kind::Other };
-    }
     match p.proto {
+        TCP if p.fragment => return Kind::Bad,
         TCP => {
             if !tcp(skb, p) {
                 return Kind::Bad;
             }
             set_key(&mut s.key, p);
-            Kind::Tcp
+            return Kind::Tcp;
         }
-        UDP if p.rest => Kind::UdpRest,
-        UDP => {
-            if !udp(skb, p) {
-                return Kind::Bad;
+        UDP | SCTP | ICMP | ICMPV6 if p.rest => return Kind::Rest,
+        IGMP => return Kind::Link,
+        _ => {}
+    }
+    // What of an entry is TCP's alone stays zero.
+    (p.seq, p.ack, p.flags, p.header) = (0, 0, 0, 0);
+    if matches!(p.proto, UDP | SCTP | ICMP | ICMPV6) {
+        // SAFETY: 8 bytes of scratch.
+        if !unsafe { skb.load::<8>(p.l4, (&raw mut p.tcp).cast()) } {
+            return Kind::Bad;
+        }
+        p.header = 8;
+        p.payload = p.payload.saturating_sub(8);
+        if matches!(p.proto, ICMP | ICMPV6) {
+            p.icmp = u32::from_be(p.tcp[0]).to_be_bytes()[0];
+            if p.v6 && matches!(p.icmp, LISTENER_QUERY..=REDIRECT | LISTENER_REPORT) {
+                return Kind::Link;
             }
-            set_key(&mut s.key, p);
-            Kind::Udp
+            let error = if p.v6 { p.icmp < ECHO_V6 } else { matches!(p.icmp, 3 | 4 | 5 | 11 | 12) };
+            if error && inner(skb, s) {
+                return Kind::Error;
+            }
         }
-        ICMP | ICMPV6 => icmp(skb, s),
-        _ => Kind::Other,
+    }
+    itself(s);
+    Kind::Datagram
+}
+
+/// Fills ports and key of the packet in hand, neither TCP's nor a later fragment.
+#[inline(never)]
+pub(crate) fn itself(s: &mut Scratch) {
+    let p = &mut s.packet;
+    (p.sport, p.dport) = (0, 0);
+    ports(p);
+    set_key(&mut s.key, p);
+}
+
+/// Ports from the transport header's beginning in `p.tcp`.
+#[inline(always)]
+fn ports(p: &mut Packet) {
+    let first = u32::from_be(p.tcp[0]);
+    let id = (u32::from_be(p.tcp[1]) >> 16) as u16;
+    match (p.proto, (first >> 24) as u8) {
+        (TCP | UDP | SCTP, _) => (p.sport, p.dport) = ((first >> 16) as u16, first as u16),
+        (ICMP, ECHO) | (ICMPV6, ECHO_V6) => (p.sport, p.dport) = (id, 0),
+        (ICMP, ECHO_REPLY) | (ICMPV6, ECHO_REPLY_V6) => (p.sport, p.dport) = (0, id),
+        _ => {}
     }
 }
 
@@ -194,8 +239,9 @@ fn ipv4(p: &mut Packet) -> bool {
     // More-fragments bit and offset.
     p.fragment = second & 0x3fff != 0;
     p.rest = second & 0x1fff != 0;
-    p.fragment_id = second >> 16;
     p.proto = (u32::from_be(p.head.ip[2]) >> 16) as u8;
+    // Its numbers are each protocol's own (RFC 6864).
+    p.fragment_id = second >> 16 | u32::from(p.proto) << 16;
     p.src = [0, v4(p.head.ip[3])];
     p.dst = [0, v4(p.head.ip[4])];
     p.v6 = false;
@@ -286,34 +332,7 @@ fn tcp(skb: Skb, p: &mut Packet) -> bool {
     true
 }
 
-#[inline(always)]
-fn udp(skb: Skb, p: &mut Packet) -> bool {
-    // SAFETY: 8 bytes of scratch.
-    if !unsafe { skb.load::<8>(p.l4, (&raw mut p.tcp).cast()) } {
-        return false;
-    }
-    let ports = u32::from_be(p.tcp[0]);
-    p.sport = (ports >> 16) as u16;
-    p.dport = ports as u16;
-    // What of an entry is TCP's alone stays zero.
-    (p.seq, p.ack, p.flags, p.header) = (0, 0, 0, 8);
-    p.payload = p.payload.saturating_sub(8);
-    true
-}
-
-#[inline(always)]
-fn icmp(skb: Skb, s: &mut Scratch) -> Kind {
-    let p = &mut s.packet;
-    // SAFETY: 8 bytes of scratch.
-    if !unsafe { skb.load::<8>(p.l4, (&raw mut p.tcp).cast()) } {
-        return Kind::Other;
-    }
-    p.icmp = u32::from_be(p.tcp[0]).to_be_bytes()[0];
-    let error = if p.v6 { p.icmp < 128 } else { matches!(p.icmp, 3 | 4 | 5 | 11 | 12) };
-    if error && inner(skb, s) { Kind::Error } else { Kind::Other }
-}
-
-/// Key of the packet that an ICMP error carries, if it is TCP or UDP. Leaves the outer addresses as they are.
+/// Key of the packet that an ICMP error carries, unless it is a later fragment. Leaves the outer addresses as they are.
 #[inline(never)]
 fn inner(skb: Skb, s: &mut Scratch) -> bool {
     let p = &mut s.packet;
@@ -328,14 +347,12 @@ fn inner(skb: Skb, s: &mut Scratch) -> bool {
         unsafe { skb.load::<20>(at, (&raw mut p.head.ip).cast()) && ipv4(p) }
     };
     let mut found = false;
-    if parsed && !p.rest && matches!(p.proto, TCP | UDP) {
+    if parsed && !p.rest {
         let l4 = if p.v6 { p.l4 } else { p.l4 - ETH + at };
         p.inner = l4;
         // SAFETY: 8 bytes of scratch.
         if unsafe { skb.load::<8>(l4, (&raw mut p.tcp).cast()) } {
-            let ports = u32::from_be(p.tcp[0]);
-            p.sport = (ports >> 16) as u16;
-            p.dport = ports as u16;
+            ports(p);
             set_key(&mut s.key, p);
             found = true;
         }

@@ -11,10 +11,11 @@ use kumiko_abi::{
 
 use crate::{
     counters::{self, Pair, count},
+    datagram,
     ends::{self, Ends, Hook, learns, stage},
-    judge::{Entered, by_another, deny, enter, forged, unjudged},
+    judge::{About, Entered, by_another, deny, enter, forged, unjudged},
     maps::{Scratch, forget},
-    packet::{Kind, parse},
+    packet::{Kind, itself, parse},
     pod_ingress::LEARNED_FLOW,
     policy,
     redirect::{is_pod_mac, out_to_agent},
@@ -22,7 +23,6 @@ use crate::{
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get},
     track::track,
-    udp,
 };
 
 pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
@@ -36,14 +36,18 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
         return if matches!(stage(endpoint), Stage::Strict) { DROP } else { PASS };
     }
     match kind {
-        Kind::NotIp => PASS,
-        kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, endpoint),
-        Kind::Other => other(&hook, s),
-        Kind::Error => error(&hook, s),
-        Kind::Tcp => tcp(hook, s),
-        Kind::Udp => udp::came(&hook, s, false),
-        Kind::UdpRest => udp::came(&hook, s, true),
+        Kind::NotIp => return PASS,
+        Kind::Tagged | Kind::Bad => return unjudged(kind, endpoint),
+        Kind::Tcp => return tcp(hook, s),
+        Kind::Link => return unasked(&hook, s),
+        Kind::Error => match error(&hook, s) {
+            About::Nothing => itself(s),
+            About::Flow => return unasked(&hook, s),
+            About::Done(action) => return action,
+        },
+        _ => {}
     }
+    datagram::came(&hook, s, matches!(kind, Kind::Rest))
 }
 
 /// Whether the frame is meant for another port of the pod's bridge: a bridge that does not know a MAC floods all of them.
@@ -57,37 +61,36 @@ fn elsewhere(hook: &Hook<'_>, s: &Scratch) -> bool {
 /// An ICMP error about a flow. About one that the agent carries, only the agent's own count; about one between two
 /// pods of this node, those of the other pod and of the host between them.
 #[inline(always)]
-fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
-    if let Some(entry) = table::find(&s.key) {
-        let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
-        match entry.state() {
-            FlowState::Pending | FlowState::Captured => {
-                count(Stat::EgressCaptured);
-                return DROP;
-            }
-            FlowState::Direct | FlowState::Fast if src != 0 && dst != 0 => {
-                let other = if src == hook.ifindex { dst } else { src };
-                if by_another(hook.skb, other) {
-                    return forged(hook);
-                }
-            }
-            _ => {}
+fn error(hook: &Hook<'_>, s: &mut Scratch) -> About {
+    let Some(entry) = table::find(&s.key) else { return About::Nothing };
+    let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
+    match entry.state() {
+        FlowState::Pending | FlowState::Captured => {
+            count(Stat::EgressCaptured);
+            return About::Done(DROP);
         }
-        if entry.flags() & TURNED != 0
-            && src == hook.ifindex
-            && entry.by_initiator(s.packet.src_is_lo)
-            && service::asked(s)
-            && !service::write_error(hook.skb, s)
-        {
-            return DROP;
+        FlowState::Direct | FlowState::Fast if src != 0 && dst != 0 => {
+            let other = if src == hook.ifindex { dst } else { src };
+            if by_another(hook.skb, other) {
+                return About::Done(forged(hook));
+            }
         }
+        _ => {}
     }
-    other(hook, s)
+    if entry.flags() & TURNED != 0
+        && src == hook.ifindex
+        && entry.by_initiator(s.packet.src_is_lo)
+        && service::asked(s)
+        && !service::write_error(hook.skb, s)
+    {
+        return About::Done(DROP);
+    }
+    About::Flow
 }
 
-/// Neither TCP nor UDP: counted, unless the sender's own hook did.
+/// Of the link itself, or an error about a flow that passes: no rule is asked; counted, unless the sender's own hook did.
 #[inline(never)]
-fn other(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
+fn unasked(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     if matches!(stage(hook.endpoint), Stage::Off) || ends::attached(s.packet.src) != 0 {
         return PASS;
     }

@@ -13,17 +13,17 @@ use kumiko_abi::{
 use crate::{
     begin, capture,
     counters::{self, Pair, coarse_now, count},
+    datagram,
     ends::{self, Ends, Hook, learns, stage},
-    judge::{Entered, deny, enter, forged, unjudged},
+    judge::{About, Entered, deny, enter, forged, unjudged},
     maps::{Scratch, WORKLOADS, forget},
-    packet::{Kind, parse},
+    packet::{Kind, itself, parse},
     policy,
     redirect::{into_agent, into_pod, learn_macs},
     service,
     skb::{DROP, PASS, Skb},
     table::{self, Entry, get, set},
     track::track,
-    udp,
 };
 
 pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
@@ -37,48 +37,43 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     let Some(endpoint) = ends::here(ifindex) else { return DROP };
     let hook = Hook { skb, config, endpoint, ifindex };
     s.epoch = policy::epoch(config);
-    match parse(skb, s) {
-        Kind::NotIp => PASS,
-        kind @ (Kind::Tagged | Kind::Bad) => unjudged(kind, endpoint),
-        Kind::Other => {
-            learn_macs(s, ifindex);
-            other(&hook, s)
-        }
-        Kind::Error => {
-            learn_macs(s, ifindex);
-            error(&hook, s)
-        }
-        Kind::Tcp => {
-            learn_macs(s, ifindex);
-            tcp(hook, s)
-        }
-        kind @ (Kind::Udp | Kind::UdpRest) => {
-            learn_macs(s, ifindex);
-            udp::sent(&hook, s, matches!(kind, Kind::UdpRest))
-        }
+    let kind = parse(skb, s);
+    match kind {
+        Kind::NotIp => return PASS,
+        Kind::Tagged | Kind::Bad => return unjudged(kind, endpoint),
+        _ => learn_macs(s, ifindex),
     }
+    match kind {
+        Kind::Tcp => return tcp(hook, s),
+        Kind::Link => return unasked(&hook, s),
+        Kind::Error => match error(&hook, s) {
+            About::Nothing => itself(s),
+            About::Flow => return unasked(&hook, s),
+            About::Done(action) => return action,
+        },
+        _ => {}
+    }
+    datagram::sent(&hook, s, matches!(kind, Kind::Rest))
 }
 
 /// An ICMP error about a flow: about one of this pod that the agent carries, it is for the agent; about one between two
 /// others it is forged, since nothing of theirs comes by this pod.
 #[inline(always)]
-fn error(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
-    if let Some(entry) = table::find(&s.key) {
-        let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
-        if src != hook.ifindex && dst != hook.ifindex {
-            if src != 0 && dst != 0 {
-                return forged(hook);
-            }
-        } else if matches!(entry.state(), FlowState::Pending | FlowState::Captured | FlowState::Cut) {
-            return into_agent(hook.skb, hook.config);
-        }
+fn error(hook: &Hook<'_>, s: &mut Scratch) -> About {
+    let Some(entry) = table::find(&s.key) else { return About::Nothing };
+    let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
+    if src != hook.ifindex && dst != hook.ifindex {
+        return if src != 0 && dst != 0 { About::Done(forged(hook)) } else { About::Flow };
     }
-    other(hook, s)
+    if matches!(entry.state(), FlowState::Pending | FlowState::Captured | FlowState::Cut) {
+        return About::Done(into_agent(hook.skb, hook.config));
+    }
+    About::Flow
 }
 
-/// Neither TCP nor UDP: passes and is counted.
+/// Of the link itself, or an error about a flow that passes: no rule is asked; counted.
 #[inline(never)]
-fn other(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
+fn unasked(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     let stage = stage(hook.endpoint);
     if matches!(stage, Stage::Off) {
         return PASS;

@@ -111,8 +111,8 @@ fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, of: Asked) -> bo
         return false;
     }
     let Asked { ingress, proved, host, port } = of;
-    let udp = s.packet.proto == UDP;
-    s.question = Question { set, class: UNKNOWN_CLASS, ingress, udp, proved, port };
+    let proto = s.packet.proto;
+    s.question = Question { set, class: UNKNOWN_CLASS, ingress, proto, proved, port };
     forget(&mut s.question);
     ask(s, config, host, matches!(stage(endpoint), Stage::Permissive));
     true
@@ -128,7 +128,8 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
         return;
     }
     let port = s.packet.dport;
-    if target.service == 0 {
+    // Of a Service that is not translated here, its own address is asked about.
+    if target.service == 0 || !matches!(s.packet.proto, TCP | UDP) {
         // Over TCP, TLS proves a meshed peer before a byte leaves; the veth proves one of this node.
         let tunnel = s.packet.proto == TCP
             && stage(hook.endpoint).meshed()
@@ -224,7 +225,7 @@ pub(crate) fn again(s: &mut Scratch, config: &Config, entry: Entry, from: bool) 
         let stranger = get!(entry, src) == 0 || get!(entry, dst) == 0;
         let sure = proved || stranger || flags & TURNED != 0;
         let by_rules =
-            s.packet.proto == UDP || flags & RULED != 0 || (sure && !matches!(s.decision.reason, Reason::PeerUnproved));
+            s.packet.proto != TCP || flags & RULED != 0 || (sure && !matches!(s.decision.reason, Reason::PeerUnproved));
         if matches!(s.decision.verdict, Verdict::Deny) && revoke == REVOKE_CUT && by_rules {
             counters::reason(s.decision.reason);
             set!(entry, reason = s.decision.reason as u16);

@@ -3,6 +3,7 @@
 mod asked;
 mod datagrams;
 mod documents;
+mod echoes;
 mod unfit;
 mod world;
 
@@ -38,6 +39,7 @@ const NAMES: &[&str] = &[
     "the_nodes_own_processes_are_told_by_their_sockets",
     "datagrams_keep_to_the_rules",
     "exchanges_that_are_open_lose_their_right",
+    "echoes_keep_to_the_rules",
     "what_is_explained_is_what_connect_says",
     "what_is_applied_is_in_force_when_the_command_returns",
     "flows_are_explained_by_what_judged_them",
@@ -51,7 +53,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 14] = [
+    let tests: [fn() -> Result<()>; 15] = [
         rules,
         exceptions,
         open,
@@ -63,6 +65,7 @@ fn run(args: &Arguments) -> Result<bool> {
         probed,
         datagrams::rules,
         datagrams::open,
+        echoes::rules,
         asked::agreed,
         asked::applied,
         asked::explained,

@@ -49,8 +49,17 @@ pub struct Asked {
     pub from: IpAddr,
     pub to: IpAddr,
     pub port: u16,
-    pub udp: bool,
+    /// IP protocol number.
+    pub proto: u8,
 }
+
+/// IP protocol numbers: of what has ports.
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
+/// And of what has none.
+pub const ICMP: u8 = 1;
+pub const GRE: u8 = 47;
 
 /// What refuses on one side: a letter of the formula, and the first object of it by name.
 pub type Refusal = Option<(char, String)>;
@@ -76,7 +85,7 @@ impl Everything {
 pub fn proved(all: &Everything, asked: Asked) -> bool {
     match (all.pod(asked.from), all.pod(asked.to)) {
         (Some(a), Some(b)) if a.node == b.node && a.stage > 0 && b.stage > 0 => true,
-        (Some(a), Some(b)) => !asked.udp && a.stage > 1 && b.stage > 1,
+        (Some(a), Some(b)) => asked.proto == TCP && a.stage > 1 && b.stage > 1,
         _ => false,
     }
 }
@@ -98,6 +107,7 @@ impl Sided<'_> {
         let mut denies = Vec::new();
         let mut ceilings = Vec::new();
         let (mut c_lenient, mut g, mut g_lenient) = (false, false, false);
+        let mut capped = false;
         for (name, spec) in &self.all.baselines {
             let counts = if self.audit { true } else { spec.mode == Mode::Enforce };
             if !counts || !self.subject(&spec.subject, self.own) {
@@ -130,6 +140,7 @@ impl Sided<'_> {
             g |= guaranteed;
             g_lenient |= guaranteed_lenient;
             if let Some(allow) = &allow {
+                capped = true;
                 let (allowed, allowed_lenient) = hits(allow);
                 if !allowed && !guaranteed && !self.suspended(name, "allow") {
                     ceilings.push(name.clone());
@@ -169,11 +180,14 @@ impl Sided<'_> {
                 t_lenient |= self.lenient(rule);
             }
         }
-        if !selecting.is_empty() && !t && !g {
+        let selecting_none = selecting.is_empty();
+        if !selecting_none && !t && !g {
             return selecting.into_iter().min().map(|name| ('T', name));
         }
         let probe = self.ingress && self.entity(Entity::Probe);
-        let fine = !self.ingress || self.believed() || probe || c_lenient || t_lenient || g_lenient;
+        // Unlisted protocols are denied where T or C is active; elsewhere nothing is said of them.
+        let silent = self.bare() && !capped && selecting_none;
+        let fine = silent || !self.ingress || self.believed() || probe || c_lenient || t_lenient || g_lenient;
         (!fine).then(|| ('P', String::new()))
     }
 
@@ -237,24 +251,41 @@ impl Sided<'_> {
     fn some_port(&self, ports: Option<&[Port]>) -> bool {
         ports.is_none_or(|ports| {
             ports.iter().any(|port| {
-                let udp = port.protocol == TransportProtocol::Udp;
-                udp == self.asked.udp
+                let proto = match port.protocol {
+                    TransportProtocol::Tcp => TCP,
+                    TransportProtocol::Udp => UDP,
+                    TransportProtocol::Sctp => SCTP,
+                    TransportProtocol::Icmp => ICMP,
+                };
+                proto == self.asked.proto
                     && match &port.port {
-                        PortRef::Number(first) => {
+                        None => true,
+                        Some(PortRef::Number(first)) => {
                             *first <= self.asked.port && self.asked.port <= port.end_port.unwrap_or(*first)
                         }
-                        PortRef::Name(name) => self.named(name, udp),
+                        Some(PortRef::Name(name)) => self.named(name),
                     }
             })
         })
     }
 
     /// Whether the destination's pod calls the asked port so.
-    fn named(&self, name: &str, udp: bool) -> bool {
+    fn named(&self, name: &str) -> bool {
         let destination = if self.ingress { Some(self.own) } else { self.peer_pod };
-        destination.is_some_and(|pod| {
-            pod.ports.iter().any(|(its, number, is_udp, _)| its == name && *is_udp == udp && *number == self.asked.port)
-        })
+        let is = |(its, number, udp, _): &(String, u16, bool, bool)| {
+            its == name && self.is_of(*udp) && *number == self.asked.port
+        };
+        destination.is_some_and(|pod| pod.ports.iter().any(is))
+    }
+
+    /// Whether a pod's port is of the asked protocol.
+    fn is_of(&self, udp: bool) -> bool {
+        self.asked.proto == if udp { UDP } else { TCP }
+    }
+
+    /// Without ports.
+    fn bare(&self) -> bool {
+        matches!(self.asked.proto, ICMP | GRE)
     }
 
     fn entity(&self, entity: Entity) -> bool {
@@ -264,7 +295,7 @@ impl Sided<'_> {
         let node = self.all.nodes.iter().find(|(_, ip)| *ip == self.peer);
         let host = node.is_some_and(|(name, _)| *name == self.own.node);
         let probed = |(_, number, udp, probe): &(String, u16, bool, bool)| {
-            *probe && *number == self.asked.port && *udp == self.asked.udp
+            *probe && *number == self.asked.port && self.is_of(*udp)
         };
         match entity {
             Entity::Host => host,
@@ -281,7 +312,8 @@ impl Sided<'_> {
 
     /// The first NetworkPolicy that selects and none of which allows.
     fn kubernetes(&self) -> Option<String> {
-        if self.entity(Entity::Host) {
+        // Other protocols are not Kubernetes' business.
+        if self.entity(Entity::Host) || self.bare() {
             return None;
         }
         let mut selecting = Vec::new();
@@ -334,14 +366,18 @@ impl Sided<'_> {
     }
 
     fn kubernetes_port(&self, port: &NetworkPolicyPort) -> bool {
-        let udp = port.protocol.as_deref() == Some("UDP");
-        udp == self.asked.udp
+        let proto = match port.protocol.as_deref() {
+            Some("UDP") => UDP,
+            Some("SCTP") => SCTP,
+            _ => TCP,
+        };
+        proto == self.asked.proto
             && match (&port.port, port.end_port) {
                 (None, _) => true,
                 (Some(IntOrString::Int(first)), end) => {
                     (*first..=end.unwrap_or(*first)).contains(&i32::from(self.asked.port))
                 }
-                (Some(IntOrString::String(name)), _) => self.named(name, udp),
+                (Some(IntOrString::String(name)), _) => self.named(name),
             }
     }
 }

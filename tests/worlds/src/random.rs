@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use crate::naive::{Asked, Everything, Pod};
+use crate::naive::{Asked, Everything, GRE, ICMP, Pod, SCTP, TCP, UDP};
 use kumiko_core::policy::object::{
     BaselineDirection, BaselineSubject, EgressRule, Entity, IngressRule, IpBlock, MeshBaselineSpec, MeshExceptionSpec,
     MeshPolicySpec, Mode, Peer, PolicySubject, Port, PortRef, Suspends, TransportProtocol,
@@ -167,13 +167,26 @@ impl Random {
     fn ports(&mut self, deny: bool) -> Option<Vec<Port>> {
         self.some(2, |r| {
             let one = |r: &mut Self| {
-                let protocol = if r.one_in(4) { TransportProtocol::Udp } else { TransportProtocol::Tcp };
+                let (tcp, udp) = (TransportProtocol::Tcp, TransportProtocol::Udp);
+                let protocol = match r.below(12) {
+                    0..8 => tcp,
+                    8..10 => udp,
+                    10 => TransportProtocol::Icmp,
+                    _ => TransportProtocol::Sctp,
+                };
+                if protocol == TransportProtocol::Icmp || r.one_in(12) {
+                    return Port { protocol, port: None, end_port: None };
+                }
                 if !deny && r.one_in(4) {
                     let name = PortRef::Name(r.pick(&["web", "dns", "none"]).to_owned());
-                    return Port { protocol, port: name, end_port: None };
+                    return Port { protocol, port: Some(name), end_port: None };
                 }
                 let first = r.pick(&PORTS);
-                Port { protocol, port: PortRef::Number(first), end_port: r.some(3, |r| first + r.pick(&[0, 1, 400])) }
+                Port {
+                    protocol,
+                    port: Some(PortRef::Number(first)),
+                    end_port: r.some(3, |r| first + r.pick(&[0, 1, 400])),
+                }
             };
             (0..=r.below(2)).map(|_| one(r)).collect()
         })
@@ -297,7 +310,8 @@ impl Random {
     }
 
     fn network_port(&mut self) -> NetworkPolicyPort {
-        let protocol = self.pick(&[None, Some("TCP"), Some("UDP")]).map(str::to_owned);
+        let protocol =
+            self.pick(&[None, Some("TCP"), Some("TCP"), Some("UDP"), Some("UDP"), Some("SCTP")]).map(str::to_owned);
         let (port, end_port) = match self.below(4) {
             0 => (None, None),
             1 => (Some(IntOrString::String(self.pick(&["web", "dns"]).to_owned())), None),
@@ -323,7 +337,8 @@ impl Random {
         let from_pod = self.one_in(2);
         let from = some_ip(self, from_pod);
         let to = some_ip(self, !from_pod);
-        Asked { from, to, port: self.pick(&PORTS), udp: self.one_in(4) }
+        let proto = self.pick(&[TCP, TCP, TCP, TCP, TCP, TCP, TCP, UDP, UDP, SCTP, ICMP, GRE]);
+        Asked { from, to, port: if matches!(proto, ICMP | GRE) { 0 } else { self.pick(&PORTS) }, proto }
     }
 }
 

@@ -18,7 +18,8 @@ pub(crate) fn explanation(answer: &Explanation, terminal: Terminal) -> String {
     if !answer.because.is_empty() {
         let _ = write!(text, " ({})", answer.because);
     }
-    let line = format!("  {} -> {}  {} {}", answer.from, answer.to, answer.protocol, answer.port);
+    let port = if answer.port == 0 { String::new() } else { format!(" {}", answer.port) };
+    let line = format!("  {} -> {}  {}{port}", answer.from, answer.to, answer.protocol);
     let _ = writeln!(text, "{}", clean(line));
     let longest = answer.lines.iter().map(|line| line.label.len()).max().unwrap_or(0).min(LABEL);
     let width = terminal.width.map_or(usize::MAX, |width| width.saturating_sub(longest + 4));

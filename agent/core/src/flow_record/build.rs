@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use kumiko_abi::flow::{TCP, UDP, dir_flags, flags};
+use kumiko_abi::flow::{ICMP, ICMPV6, SCTP, TCP, UDP, dir_flags, flags};
 use kumiko_abi::{Flow, FlowId, FlowState, Reason, Stage, Verdict};
 
 use super::{
@@ -198,6 +198,8 @@ fn protocol(number: u8) -> Cow<'static, str> {
     match number {
         TCP => Cow::Borrowed("tcp"),
         UDP => Cow::Borrowed("udp"),
+        SCTP => Cow::Borrowed("sctp"),
+        ICMP | ICMPV6 => Cow::Borrowed("icmp"),
         other => Cow::Owned(other.to_string()),
     }
 }

@@ -30,7 +30,7 @@ pub struct Explanation {
     pub from: String,
     /// Whom it goes to.
     pub to: String,
-    /// Transport protocol.
+    /// Protocol.
     pub protocol: String,
     /// The destination's port.
     pub port: u16,

@@ -7,6 +7,9 @@
 //!
 //! D: a baseline denies; C: every ceiling allows; K: NetworkPolicies allow; T: MeshPolicies allow; G: a baseline
 //! guarantees; P: the peer is proved where that is asked for.
+//!
+//! Of ICMP and of protocols without ports Kubernetes says nothing (K holds), and no certificate can speak for who sends them:
+//! P is asked where C or T is, which they are denied by unless a rule has them.
 
 mod share;
 mod term;
@@ -226,8 +229,10 @@ impl Policies {
         let deny = self.deny(question, baselines.clone());
         let ceiling = self.ceiling(question, baselines.clone());
         let network = network_policies(question, of(ObjectKind::NetworkPolicy));
+        let has_ceiling = |object: &Object| object.rules(question.direction).is_some_and(|of| of.ceiling);
+        let ruled = policies.clone().next().is_some() || baselines.clone().any(has_ceiling);
         let team = team(question, policies, baselines);
-        let proof = proof(question, &ceiling, &team);
+        let proof = proof(question, ruled, &ceiling, &team);
         Side { direction: question.direction, answers: vec![deny, ceiling, network, team, proof] }
     }
 
@@ -328,9 +333,9 @@ fn union<'a>(
     Answer { term, holds, by: if holds { allowed } else { selected }, suspended_by: Vec::new() }
 }
 
-/// Kubernetes' own verdict: a pod's own node always passes, and an address is enough.
+/// Kubernetes' own verdict, about what has ports: a pod's own node always passes, and an address is enough.
 fn network_policies<'a>(q: &Question<'_>, selecting: impl Iterator<Item = &'a Object> + Clone) -> Answer<'a> {
-    if q.peer.entities.contains(&super::object::Entity::Host) {
+    if q.peer.entities.contains(&super::object::Entity::Host) || !q.asked.protocol.has_ports() {
         return Answer { term: Term::NetworkPolicy, holds: true, by: Vec::new(), suspended_by: Vec::new() };
     }
     union(q, Term::NetworkPolicy, List::Kubernetes, selecting)
@@ -357,10 +362,12 @@ fn team<'a>(
     answer
 }
 
-fn proof<'a>(q: &Question<'_>, ceiling: &Answer<'a>, team: &Answer<'a>) -> Answer<'a> {
+/// `ruled`: the end has a ceiling or a team's rules in this direction.
+fn proof<'a>(q: &Question<'_>, ruled: bool, ceiling: &Answer<'a>, team: &Answer<'a>) -> Answer<'a> {
     let mut answer = Answer { term: Term::Proof, holds: true, by: Vec::new(), suspended_by: Vec::new() };
     let probe = q.peer.entities.contains(&super::object::Entity::Probe);
-    if q.direction == Direction::Egress || q.believes() || probe {
+    let unasked = !q.asked.protocol.has_ports() && !ruled;
+    if q.direction == Direction::Egress || q.believes() || probe || unasked {
         return answer;
     }
     let lenient =

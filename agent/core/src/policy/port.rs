@@ -1,5 +1,7 @@
 //! Ports of rules.
 
+use std::fmt;
+
 use super::object::{Port, PortRef, TransportProtocol};
 use crate::manifest::Protocol;
 use crate::model::Workload;
@@ -7,10 +9,17 @@ use crate::model::Workload;
 /// A port that is asked for: at the destination, behind a Service's choice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Asked {
-    /// Transport protocol.
+    /// Its protocol.
     pub protocol: Protocol,
-    /// Number.
+    /// Number; 0 of a protocol without ports.
     pub port: u16,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { protocol, port } = self;
+        if protocol.has_ports() { write!(f, "{protocol} {port}") } else { write!(f, "{protocol}") }
+    }
 }
 
 /// Ports of a rule; one of its `Some` list.
@@ -43,6 +52,8 @@ impl From<TransportProtocol> for Protocol {
         match protocol {
             TransportProtocol::Tcp => Self::Tcp,
             TransportProtocol::Udp => Self::Udp,
+            TransportProtocol::Sctp => Self::Sctp,
+            TransportProtocol::Icmp => Self::Icmp,
         }
     }
 }
@@ -51,8 +62,9 @@ impl From<&Port> for Ports {
     fn from(port: &Port) -> Self {
         let protocol = port.protocol.into();
         match &port.port {
-            PortRef::Number(first) => Self::Range(protocol, *first, port.end_port.unwrap_or(*first)),
-            PortRef::Name(name) => Self::Named(protocol, name.clone()),
+            None => Self::All(protocol),
+            Some(PortRef::Number(first)) => Self::Range(protocol, *first, port.end_port.unwrap_or(*first)),
+            Some(PortRef::Name(name)) => Self::Named(protocol, name.clone()),
         }
     }
 }

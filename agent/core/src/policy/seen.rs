@@ -19,11 +19,7 @@ use crate::model::World;
 /// # Errors
 /// It cannot be said: why not, and what can be asked instead.
 pub fn explain_seen(record: &FlowRecord, history: &History) -> Result<Explanation, String> {
-    let protocol = match &*record.protocol {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        other => return Err(format!("flow {} is of IP protocol {other}, about which no rule is asked", record.id)),
-    };
+    let protocol = Protocol::of_name(&record.protocol);
     let about = Asked { protocol, port: record.destination.port };
     if let Some(why) = unasked(record) {
         return Err(format!("no rule was asked about flow {}: {why}", record.id));
@@ -146,12 +142,15 @@ fn instead(record: &FlowRecord, about: Asked) -> String {
         _ => party.ip.to_string(),
     };
     let (from, to) = (who(&record.source), who(&record.destination));
-    let udp = if about.protocol == Protocol::Udp { " --protocol udp" } else { "" };
+    let port = if about.protocol.has_ports() { format!(" --port {}", about.port) } else { String::new() };
+    let protocol = match about.protocol {
+        Protocol::Tcp => String::new(),
+        other => format!(" --protocol {}", other.name()),
+    };
     format!(
-        "\n  Its record says: {}, {}. Ask what is in force now: kumiko policy explain --from {from} --to {to} --port {}{udp}",
+        "\n  Its record says: {}, {}. Ask what is in force now: kumiko policy explain --from {from} --to {to}{port}{protocol}",
         crate::flow_record::verdict_name(record.verdict),
         record.reason_text,
-        about.port
     )
 }
 

@@ -9,7 +9,7 @@ use kumiko_abi::policy::{Cell, Question, find};
 use kumiko_core::policy::compile::{Compiled, Compiler, Image, Layout, Set, Why, compile, runs};
 use kumiko_core::policy::object::{Action, OnRevoke};
 use kumiko_core::policy::verdict::Evaluator;
-use kumiko_worlds::{Everything, Random, documents, read, read_text};
+use kumiko_worlds::{Everything, Random, documents, naive, read, read_text};
 
 /// Worlds, with changes of each.
 const WORLDS: u64 = 20;
@@ -61,20 +61,22 @@ fn compare(one: (&Compiled, &Image), other: (&Compiled, &Image)) {
     let sets: BTreeSet<[u32; 2]> = one.1.ends.iter().map(|(uid, set)| [*set, other.1.ends[uid]]).collect();
     for set in sets {
         for (class, ip) in &classes {
-            for (ingress, udp, proved) in cases() {
+            for (ingress, proto, proved) in cases() {
                 for port in PORTS {
-                    let question = |at: usize| Question { set: set[at], class: class[at], ingress, udp, proved, port };
+                    let question =
+                        |at: usize| Question { set: set[at], class: class[at], ingress, proto, proved, port };
                     let [ours, theirs] = [answer(one.0, one.1, question(0)), answer(other.0, other.1, question(1))];
                     assert!(ours.is_some(), "{ip} has no cell");
-                    assert_eq!(ours, theirs, "{ip}, ingress {ingress}, udp {udp}, proved {proved}, port {port}");
+                    assert_eq!(ours, theirs, "{ip}, ingress {ingress}, protocol {proto}, proved {proved}, port {port}");
                 }
             }
         }
     }
 }
 
-fn cases() -> impl Iterator<Item = (bool, bool, bool)> {
-    (0..8_u8).map(|bits| (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0))
+fn cases() -> impl Iterator<Item = (bool, u8, bool)> {
+    let each = |proto| (0..4_u8).map(move |bits| (bits & 1 != 0, proto, bits & 2 != 0));
+    [naive::TCP, naive::UDP, naive::SCTP, naive::ICMP, naive::GRE].into_iter().flat_map(each)
 }
 
 /// One half of the maps' arrays, as it is written.

@@ -48,12 +48,13 @@ fn cell<'n>(all: &Everything, nodes: &'n Nodes, asked: Asked, ingress: bool) -> 
     let (compiled, image) = &nodes[&own.node];
     let set = *image.ends.get(&own.name)?;
     // From the node's own address, proved is what the kubelet sends to a port that is declared for it: a probe.
-    let probed =
-        |(_, number, udp, probe): &(String, u16, bool, bool)| *probe && *number == asked.port && *udp == asked.udp;
+    let probed = |(_, number, udp, probe): &(String, u16, bool, bool)| {
+        *probe && *number == asked.port && asked.proto == if *udp { naive::UDP } else { naive::TCP }
+    };
     let host = all.nodes.iter().any(|(name, ip)| *ip == peer && *name == own.node);
     let probe = host && ingress && own.ports.iter().any(probed);
     let proved = naive::proved(all, asked) || probe;
-    let question = Question { set, class: image.class(peer), ingress, udp: asked.udp, proved, port: asked.port };
+    let question = Question { set, class: image.class(peer), ingress, proto: asked.proto, proved, port: asked.port };
     Some((find(image, question).unwrap(), compiled))
 }
 

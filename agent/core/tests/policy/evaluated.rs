@@ -27,7 +27,7 @@ fn refusal(side: &Side<'_>) -> naive::Refusal {
 
 /// Asks both; the error says how they differ.
 fn compare(all: &Everything, world: &World, evaluator: &Evaluator<'_>, asked: Asked) -> [Option<naive::Refusal>; 4] {
-    let protocol = if asked.udp { Protocol::Udp } else { Protocol::Tcp };
+    let protocol = Protocol::of_number(asked.proto);
     let asked_port = port::Asked { protocol, port: asked.port };
     let flow = Flow { source: End::at(world, asked.from), destination: End::at(world, asked.to), asked: asked_port };
     let mut found = [const { None }; 4];

@@ -94,7 +94,7 @@ fn cell(all: &Everything) -> Cell {
     let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
     let image = Image::of(&compile(&evaluator, "n1", NOW).unwrap(), BOOTED, 0).unwrap();
     let class = image.class("10.0.0.2".parse().unwrap());
-    let question = Question { set: image.ends["server"], class, ingress: true, udp: false, proved: true, port: 80 };
+    let question = Question { set: image.ends["server"], class, ingress: true, proto: 6, proved: true, port: 80 };
     find(&image, question).unwrap()
 }
 

@@ -104,11 +104,11 @@ pub(crate) fn explaining(text: &str) -> Result<ExplainQuery, String> {
                 port = Some(number.ok_or_else(|| format!("port is a number from 1 to 65535, not {value:?}"))?);
             }
             "protocol" => {
-                protocol = match value.as_str() {
-                    "tcp" => Some(Protocol::Tcp),
-                    "udp" => Some(Protocol::Udp),
-                    _ => return Err(format!("protocol is tcp or udp, not {value:?}")),
-                };
+                let named = Protocol::of_name(&value);
+                if named.name() != value {
+                    return Err(format!("protocol is tcp, udp, sctp, icmp or other, not {value:?}"));
+                }
+                protocol = Some(named);
             }
             "flow" => {
                 let id = id_from_hex(&value);
@@ -120,9 +120,14 @@ pub(crate) fn explaining(text: &str) -> Result<ExplainQuery, String> {
     }
     match (from, to, port, flow) {
         (None, None, None, Some(id)) if protocol.is_none() => Ok(ExplainQuery::Seen(id)),
-        (Some(from), Some(to), Some(port), None) => {
+        (Some(from), Some(to), port, None) => {
             let protocol = protocol.unwrap_or(Protocol::Tcp);
-            Ok(ExplainQuery::Asked(Asking { from, to, asked: Asked { protocol, port } }))
+            let asked = Asked { protocol, port: port.unwrap_or_default() };
+            match (protocol.has_ports(), port) {
+                (true, None) => Err(format!("say the port of {protocol}")),
+                (false, Some(_)) => Err(format!("{protocol}: without ports, so leave port away")),
+                _ => Ok(ExplainQuery::Asked(Asking { from, to, asked })),
+            }
         }
         (.., Some(_)) => Err("flow says all: leave from, to, port and protocol away".to_owned()),
         _ => Err("say from, to and port, or flow".to_owned()),

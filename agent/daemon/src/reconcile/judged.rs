@@ -20,8 +20,8 @@ pub struct Between {
     pub client: IpAddr,
     /// The destination's address and port.
     pub to: SocketAddr,
-    /// UDP, not TCP.
-    pub udp: bool,
+    /// IP protocol number.
+    pub proto: u8,
     /// The source is a process of this node, whatever its address.
     pub host: bool,
     /// Each end is more to the other than its address.
@@ -72,6 +72,7 @@ impl NodeState {
         let set = verdicts.ends.get(uid).copied().unwrap_or(DENY_SET);
         let class = if ingress && between.host { verdicts.host } else { verdicts.class(peer) };
         let (port, proved) = (between.to.port(), between.proved);
-        find(verdicts.as_ref(), Question { set, class, ingress, udp: between.udp, proved, port }).unwrap_or_default()
+        find(verdicts.as_ref(), Question { set, class, ingress, proto: between.proto, proved, port })
+            .unwrap_or_default()
     }
 }

@@ -81,7 +81,7 @@ impl Shard {
         let source = if hairpin { hairpin_source(delivery.client) } else { delivery.client };
         let handles = [state.handle(&delivery.source_uid), state.handle(&delivery.target_uid)];
         let between = Between {
-            udp: false,
+            proto: TCP,
             source_uid: delivery.source_uid.clone(),
             target_uid: delivery.target_uid.clone(),
             client: delivery.client.ip(),

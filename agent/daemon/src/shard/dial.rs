@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kumiko_abi::flow::flags;
+use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::{FlowState, Reason, SynRecord, Verdict};
 use kumiko_core::addr;
 use kumiko_core::connect::{self, Answer};
@@ -59,7 +59,7 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
         Err(reason) => return refuse(&shard, &syn, None, Failure::new(reason)).await,
     };
     let between = Between {
-        udp: false,
+        proto: TCP,
         source_uid: plan.source.uid.clone(),
         target_uid: plan.target.uid.clone(),
         client: client.ip(),
@@ -279,7 +279,7 @@ fn open_to_all(shard: &Rc<Shard>, syn: &SynRecord, plan: Option<&Plan>) -> bool 
     let state = shard.common.state.load();
     let Some((_, port)) = state.world.service_at(asked.ip(), asked.port(), Protocol::Tcp) else { return true };
     let between = |to| Between {
-        udp: false,
+        proto: TCP,
         source_uid: plan.map_or(String::new(), |plan| plan.source.uid.clone()),
         target_uid: String::new(),
         client: client.ip(),

@@ -304,7 +304,7 @@ mod tests {
         let registry = Registry::default();
         let count = u16::try_from(LOOKED_AT_ONCE * 2 + 1).unwrap();
         let between = |port: u16| Between {
-            udp: false,
+            proto: kumiko_abi::flow::TCP,
             source_uid: "a".to_owned(),
             target_uid: "b".to_owned(),
             client: [10, 0, 0, 2].into(),

@@ -141,6 +141,69 @@ impl<'a> Udp<'a> {
     }
 }
 
+/// What is neither TCP nor UDP, with eight bytes of its own header.
+#[derive(Clone, Copy)]
+pub(crate) struct Other<'a> {
+    pub(crate) src: &'a str,
+    pub(crate) dst: &'a str,
+    pub(crate) proto: u8,
+    pub(crate) head: [u8; 8],
+    /// Its ends' ports, or what stands for them.
+    pub(crate) ports: (u16, u16),
+}
+
+impl<'a> Other<'a> {
+    /// Asks for an echo.
+    pub(crate) fn ping(src: &'a str, dst: &'a str, id: u16) -> Self {
+        let v6 = src.contains(':');
+        let [high, low] = id.to_be_bytes();
+        let head = [if v6 { 128 } else { 8 }, 0, 0, 0, high, low, 0, 1];
+        Self { src, dst, proto: if v6 { 58 } else { 1 }, head, ports: (id, 0) }
+    }
+
+    pub(crate) fn sctp(src: &'a str, dst: &'a str, sport: u16, dport: u16) -> Self {
+        let head = [sport.to_be_bytes(), dport.to_be_bytes(), [0; 2], [0; 2]].concat().try_into().unwrap();
+        Self { src, dst, proto: 132, head, ports: (sport, dport) }
+    }
+
+    pub(crate) fn gre(src: &'a str, dst: &'a str) -> Self {
+        Self { src, dst, proto: 47, head: [0, 0, 8, 0, 0, 0, 0, 0], ports: (0, 0) }
+    }
+
+    /// What comes back.
+    pub(crate) fn answer(&self) -> Self {
+        let mut head = self.head;
+        match self.proto {
+            1 => head[0] = 0,
+            58 => head[0] = 129,
+            132 => head[..4].rotate_left(2),
+            _ => {}
+        }
+        let (sport, dport) = self.ports;
+        Self { src: self.dst, dst: self.src, head, ports: (dport, sport), ..*self }
+    }
+
+    pub(crate) fn key(&self) -> FlowKey {
+        FlowKey::of_packet(&addr(self.src), self.ports.0, &addr(self.dst), self.ports.1, self.proto).0
+    }
+
+    pub(crate) fn frame(&self) -> Vec<u8> {
+        self.frame_with(&Extra::default())
+    }
+
+    pub(crate) fn frame_with(&self, extra: &Extra) -> Vec<u8> {
+        ip_frame(self.src, self.dst, self.proto, &[&self.head[..], b"more"].concat(), extra)
+    }
+
+    /// "Time exceeded" about it, from `src`.
+    pub(crate) fn exceeded(&self, src: &str) -> Vec<u8> {
+        let (kind, quoted) = ip_packet(self.src, self.dst, self.proto, &self.head, &Extra::default());
+        let v4 = kind == 0x0800;
+        let head = [if v4 { 11 } else { 3 }, 0, 0, 0, 0, 0, 0, 0];
+        ip_frame(src, self.src, if v4 { 1 } else { 58 }, &[&head[..], &quoted].concat(), &Extra::default())
+    }
+}
+
 /// Pseudo header of a checksum.
 fn pseudo(src: &str, dst: &str, proto: u8, length: u16) -> Vec<u8> {
     let bytes = |ip: &str| match ip.parse().unwrap() {

@@ -20,6 +20,7 @@ mod others;
 mod outbound;
 mod path;
 mod policy;
+mod protocols;
 mod services;
 mod udp;
 mod world;

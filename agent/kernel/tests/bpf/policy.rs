@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use kumiko_abi::{
-    Config, EventKind, FlowKey, Reason, Stage, Verdict,
+    CommandResult, Config, EventKind, FlowKey, Reason, Stage, Verdict,
     policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN},
 };
 use kumiko_core::{
@@ -21,11 +21,11 @@ use kumiko_worlds::{Asked, Everything, Pod, Random, Refusal, documents, naive, r
 
 use crate::{
     fixture::{alone, config},
-    frames::{Tcp, Udp},
+    frames::{Other, Tcp, Udp},
     node::{AGENT, HERE, Node, key, node},
 };
 
-const WORLDS: u64 = 2_000;
+const WORLDS: u64 = 3_000;
 const QUESTIONS: usize = 10;
 const NODE: &str = "n1";
 
@@ -175,27 +175,28 @@ fn the_programs_say_what_the_formula_says() {
             written = here.written;
         }
         println!("{decided:?}");
-        // Few ends only observe: of these, either protocol will do.
-        let times = |udp: bool, outbound: bool, verdict: Verdict, reason| {
-            decided.get(&(udp, outbound, verdict as u8, Some(reason))).copied().unwrap_or(0)
+        // Few ends only observe: of these, any protocol will do.
+        let times = |proto: u8, outbound: bool, verdict: Verdict, reason| {
+            decided.get(&(proto, outbound, verdict as u8, Some(reason))).copied().unwrap_or(0)
         };
         for outbound in [true, false] {
             for reason in
                 [Reason::BaselineDenied, Reason::AboveCeiling, Reason::NetworkPolicyDefault, Reason::TeamDefault]
             {
-                let denied = [false, true].map(|udp| times(udp, outbound, Verdict::Deny, reason));
-                let told = [false, true].map(|udp| times(udp, outbound, Verdict::Audit, reason)).iter().sum::<u64>();
-                let [tcp, udp] = denied;
-                assert!(
-                    tcp.min(udp).min(told) >= 20,
-                    "{reason:?}, outbound {outbound}: {denied:?} denied, {told} told"
-                );
+                let all = [naive::TCP, naive::UDP, naive::SCTP, naive::ICMP, naive::GRE];
+                let denied = all.map(|proto| times(proto, outbound, Verdict::Deny, reason));
+                let told = all.map(|proto| times(proto, outbound, Verdict::Audit, reason)).iter().sum::<u64>();
+                let [tcp, udp, sctp, icmp, gre] = denied;
+                // Kubernetes says nothing of what has no ports.
+                let portless = icmp + gre >= 20 || reason == Reason::NetworkPolicyDefault;
+                let enough = tcp >= 20 && udp + sctp >= 20 && portless && told >= 20;
+                assert!(enough, "{reason:?}, outbound {outbound}: {denied:?} denied, {told} told");
             }
         }
     });
 }
 
-type Decided = BTreeMap<(bool, bool, u8, Option<Reason>), u64>;
+type Decided = BTreeMap<(u8, bool, u8, Option<Reason>), u64>;
 
 fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: u16, decided: &mut Decided, seed: u64) {
     let maps = node.maps.clone();
@@ -203,8 +204,22 @@ fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: 
     let (src, dst) = (asked.from.to_string(), asked.to.to_string());
     let syn = Tcp::syn(&src, &dst).with(|syn| (syn.sport, syn.dport) = (sport, asked.port));
     let datagram = Udp { src: &src, dst: &dst, sport, dport: asked.port, payload: b"x" };
-    let frame = if asked.udp { datagram.frame() } else { syn.frame() };
-    let key = if asked.udp { datagram.key() } else { key(&syn) };
+    let (frame, key) = match asked.proto {
+        naive::TCP => (syn.frame(), key(&syn)),
+        naive::UDP => (datagram.frame(), datagram.key()),
+        other => {
+            let packet = match other {
+                naive::SCTP => Other::sctp(&src, &dst, sport, asked.port),
+                naive::ICMP => Other::ping(&src, &dst, sport),
+                _ => Other::gre(&src, &dst),
+            };
+            (packet.frame(), packet.key())
+        }
+    };
+    // Without ports there is one exchange between two addresses, in all worlds.
+    if let Some(flow) = node.datapath.flows().get(&key) {
+        assert_eq!(node.datapath.commands().reap(&key, &flow.id).unwrap(), CommandResult::Done);
+    }
     let local = |pod: Option<&Pod>| pod.is_some_and(|pod| pod.node == NODE && pod.stage > 0);
     let enforced = |pod: Option<&Pod>| pod.is_some_and(|pod| pod.stage > 1);
     if local(from) {
@@ -220,7 +235,7 @@ fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: 
         node.sends(&frame);
         let found = verdict(node, &key);
         tell(expected, found, asked, all, seed);
-        *decided.entry((asked.udp, true, expected.0 as u8, expected.1)).or_default() += 1;
+        *decided.entry((asked.proto, true, expected.0 as u8, expected.1)).or_default() += 1;
     } else if local(to) && !naive::proved(all, asked) {
         here.set(&maps, &to.unwrap().name);
         // A process of the node that is not the kubelet: no probe.
@@ -229,14 +244,14 @@ fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: 
         let host = all.nodes.iter().any(|(name, ip)| *ip == asked.from && name == NODE);
         let [_, ingress] = naive::verdict(&bare, asked, false);
         // A SYN in the clear is refused by stage, unless a rule takes an address for enough.
-        let clear = enforced(to) && !asked.udp;
+        let clear = enforced(to) && asked.proto == naive::TCP;
         let says = ingress.map(|refusal| (reason(&refusal, host, clear), enforced(to)));
         let expected = expected([None, says]);
         // What no interface brought and no pod sends is a process's of this node: a test's packets have its control group.
         node.gets_by(if host { 0 } else { 99 }, &frame);
         let found = verdict(node, &key);
         tell(expected, found, asked, all, seed);
-        *decided.entry((asked.udp, false, expected.0 as u8, expected.1)).or_default() += 1;
+        *decided.entry((asked.proto, false, expected.0 as u8, expected.1)).or_default() += 1;
     }
 }
 

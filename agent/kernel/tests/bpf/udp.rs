@@ -192,7 +192,7 @@ fn tables_of(node: &Node, allows: bool, revoke: u32, epoch: u32, reason: Reason)
     let cell = Cell { allows: if allows { 7 } else { 0 }, reasons: [reason as u8; 3], revoke, ..Cell::default() };
     let half = |len: u32| if epoch.is_multiple_of(2) { 0 } else { len / 2 };
     let begin = half(SETS_LEN);
-    let set = Set { rows: half(ROWS_LEN), classes: 1, tables: [half(CHUNKS_LEN); 4] };
+    let set = Set { rows: half(ROWS_LEN), classes: 1, tables: [half(CHUNKS_LEN); 6], portless: [0; 4] };
     let row = Row { ingress: half(CELLS_LEN), egress: half(CELLS_LEN) };
     let columns = half(COLUMNS_LEN);
     let (sets, rows, cells) = ([Set::default(), set], [row], [cell; 2]);

@@ -6,7 +6,7 @@ use super::super::check::Checker;
 use super::super::node::Step;
 use super::super::{Problem, check};
 use super::{MOST, MOST_OTHERS, requirements};
-use crate::policy::object::{IpBlock, Peer, Port, PortRef};
+use crate::policy::object::{IpBlock, Peer, Port, PortRef, TransportProtocol};
 use crate::policy::port::Ports;
 use crate::policy::rule::List;
 use crate::policy::selector::{Block, Selector, Who};
@@ -129,13 +129,21 @@ pub(super) fn ports(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Port
     for (index, raw) in check.at_most(&path, raw, MOST).iter().enumerate() {
         let at = |field| [&path[..], &[Step::Index(index), Step::Key(field)]].concat();
         match &raw.port {
-            PortRef::Number(number) => {
+            Some(_) if raw.protocol == TransportProtocol::Icmp => {
+                check.broken(&at("port"), "ICMP", "has no ports: leave the field out");
+            }
+            None => {
+                if let Some(end) = raw.end_port {
+                    check.broken(&at("endPort"), &end.to_string(), "needs a number as port");
+                }
+            }
+            Some(PortRef::Number(number)) => {
                 check.port(&at("port"), i64::from(*number));
                 if let Some(end) = raw.end_port.filter(|end| end < number) {
                     check.broken(&at("endPort"), &end.to_string(), "must not be lower than port");
                 }
             }
-            PortRef::Name(name) => {
+            Some(PortRef::Name(name)) => {
                 check.port_name(&at("port"), name);
                 if of.list == List::Deny {
                     let rule = "cannot be denied by: a pod's author names its ports; deny numbers";

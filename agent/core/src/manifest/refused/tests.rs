@@ -78,7 +78,7 @@ fn refusal(state: &FolderState, from: &str, to: &str) -> Option<Reason> {
     let ip = |name: &str| world.workload_named("demo", name).unwrap().ips[0];
     let asked = |own: &str, peer: &str, ingress| {
         let (set, class) = (image.ends[&format!("u-{own}")], image.class(ip(peer)));
-        let question = Question { set, class, ingress, udp: false, proved: true, port: 80 };
+        let question = Question { set, class, ingress, proto: 6, proved: true, port: 80 };
         find(&image, question).unwrap().refusal(View::Enforced, 1)
     };
     asked(from, to, false).or(asked(to, from, true))

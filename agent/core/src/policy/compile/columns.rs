@@ -1,4 +1,4 @@
-//! Groups of ports that no rule tells apart.
+//! Groups of ports, and of protocols without any, that no rule tells apart.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,13 +9,23 @@ use super::super::port::{Asked, Ports};
 use super::super::rule::{Direction, Rule};
 use crate::manifest::Protocol;
 
-const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+/// Protocols with ports.
+pub(super) const PORTED: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+const PORTLESS: [Protocol; 2] = [Protocol::Icmp, Protocol::Other];
 
-/// Columns of one direction: of TCP's ports, then of UDP's.
+const _: () = assert!(MAX_COLUMNS == 1 << u8::BITS);
+
+/// What rules make of a port: whether its protocol has ports at all, which rules mean it, and the port itself if it is one for
+/// itself.
+type Meaning<'a> = (bool, Vec<&'a Ports>, Option<(Protocol, u16)>);
+
+/// Columns of one direction.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Columns {
     /// By protocol: first ports of ranges, ascending from 0, with their columns.
-    ranges: [Vec<(u16, u8)>; 2],
+    ranges: [Vec<(u16, u8)>; 3],
+    /// Columns of ICMP and of all the rest.
+    pub(super) portless: [u8; 2],
     /// By column: a port of it.
     pub(super) ports: Vec<Asked>,
 }
@@ -29,8 +39,20 @@ impl Columns {
         own: &BTreeSet<(Protocol, u16)>,
     ) -> Result<Self, usize> {
         let rules: BTreeSet<&Ports> = ports(policies, direction).collect();
-        let (mut ranges, mut ports) = ([Vec::new(), Vec::new()], Vec::new());
-        for (ranges, protocol) in ranges.iter_mut().zip(PROTOCOLS) {
+        let (mut ranges, mut portless) = ([Vec::new(), Vec::new(), Vec::new()], [0; 2]);
+        // What the same rules mean shares a column; not so with protocols that only some terms are asked about.
+        let mut known: BTreeMap<Meaning<'_>, usize> = BTreeMap::new();
+        let mut ports = Vec::new();
+        let mut column = |asked: Asked| {
+            let meaning = rules.iter().filter(|rule| rule.mean(asked, None)).copied().collect();
+            let alone = Some((asked.protocol, asked.port)).filter(|port| own.contains(port));
+            let column = *known.entry((asked.protocol.has_ports(), meaning, alone)).or_insert_with(|| {
+                ports.push(asked);
+                ports.len() - 1
+            });
+            u8::try_from(column).map_err(|_| column + 1)
+        };
+        for (ranges, protocol) in ranges.iter_mut().zip(PORTED) {
             let mut edges = BTreeSet::from([0]);
             let mut edge = |first: u16, last: u16| {
                 edges.insert(first);
@@ -43,29 +65,20 @@ impl Columns {
                 }
             }
             own.iter().filter(|(of, _)| *of == protocol).for_each(|(_, port)| edge(*port, *port));
-            // Ranges that the same rules mean share a column.
-            let mut known: BTreeMap<(Vec<&Ports>, Option<u16>), usize> = BTreeMap::new();
             for port in edges {
-                let asked = Asked { protocol, port };
-                let meaning = rules.iter().filter(|rule| rule.mean(asked, None)).copied().collect();
-                let column =
-                    *known.entry((meaning, own.contains(&(protocol, port)).then_some(port))).or_insert_with(|| {
-                        ports.push(asked);
-                        ports.len() - 1
-                    });
-                if column >= MAX_COLUMNS as usize {
-                    return Err(ports.len());
-                }
-                ranges.push((port, u8::try_from(column).unwrap_or(u8::MAX)));
+                ranges.push((port, column(Asked { protocol, port })?));
             }
         }
-        Ok(Self { ranges, ports })
+        for (place, protocol) in portless.iter_mut().zip(PORTLESS) {
+            *place = column(Asked { protocol, port: 0 })?;
+        }
+        Ok(Self { ranges, portless, ports })
     }
 
     /// Columns of all ports of a protocol, ascending: where a range begins, and its column.
     pub(super) fn ranges(&self, protocol: Protocol) -> &[(u16, u8)] {
-        let [tcp, udp] = &self.ranges;
-        if protocol == Protocol::Udp { udp } else { tcp }
+        let place = PORTED.iter().position(|of| *of == protocol);
+        place.and_then(|at| self.ranges.get(at)).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -10,9 +10,9 @@ use kumiko_abi::policy::{
     TABLE_CHUNKS,
 };
 
+use super::columns::PORTED;
 use super::image::{Image, begin, line_cells, table};
 use super::{Compiled, Set, TooComplex, room};
-use crate::manifest::Protocol;
 use places::Places;
 
 /// Places of an image's parts. They are counted from the beginning of an epoch's half, and so the same in both.
@@ -46,7 +46,7 @@ struct Placed {
     timed: bool,
     own: usize,
     rows: usize,
-    tables: [usize; 4],
+    tables: [usize; 6],
     lines: [Vec<usize>; 2],
 }
 
@@ -165,8 +165,8 @@ impl Layout {
         let spare = if self.spare { (classes + classes / 8 + 1).next_multiple_of(64) } else { classes };
         let rows = self.rows.take(set.number, classes, spare, round);
         let [ingress, egress] = &set.columns;
-        let tables =
-            [(ingress, Protocol::Tcp), (ingress, Protocol::Udp), (egress, Protocol::Tcp), (egress, Protocol::Udp)];
+        let [tcp, udp, sctp] = PORTED;
+        let tables = [(ingress, tcp), (ingress, udp), (ingress, sctp), (egress, tcp), (egress, udp), (egress, sctp)];
         let tables = tables.map(|(columns, protocol)| {
             let ranges = columns.ranges(protocol).to_vec();
             let chunks = || table(&ranges);
@@ -214,12 +214,15 @@ impl Layout {
             let of = |lines: &[usize], kind: u32| {
                 lines.get(kind as usize).map(|line| self.lines.begin(*line)).unwrap_or_default()
             };
+            let [[icmp_in, rest_in], [icmp_out, rest_out]] =
+                placed.set.columns.each_ref().map(|columns| columns.portless);
             let row = |kind: &u32| Row { ingress: of(ingress, *kind), egress: of(egress, *kind) };
             let rows: Vec<Row> = placed.set.kinds.iter().map(row).collect();
             let set = KernelSet {
                 rows: self.rows.begin(placed.rows),
                 classes: number(rows.len()),
                 tables: placed.tables.map(|table| self.tables.begin(table)),
+                portless: [icmp_in, rest_in, icmp_out, rest_out],
             };
             put(&mut contents.rows, set.rows, &rows, Row::default());
             put(&mut contents.sets, self.sets.begin(placed.own), &[set], KernelSet::default());

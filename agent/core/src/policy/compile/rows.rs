@@ -11,7 +11,7 @@ use super::super::rule::Direction;
 use super::super::verdict::{End, Evaluator};
 use super::cells::{About, Judge};
 use super::classes::Classes;
-use super::columns::Columns;
+use super::columns::{Columns, PORTED};
 use super::facts::{Asked, Signature};
 use super::subjects::{Group, Key};
 use super::{Line, Set, TooComplex};
@@ -177,8 +177,8 @@ impl SetState {
         if begun && called == self.called {
             return Ok(());
         }
-        let both = |port: &u16| [Protocol::Tcp, Protocol::Udp].map(|protocol| (protocol, *port));
-        let towards = called.iter().flat_map(both).collect();
+        let each = |port: &u16| PORTED.map(|protocol| (protocol, *port));
+        let towards = called.iter().flat_map(each).collect();
         let of = |direction, own| {
             Columns::of(&self.group.policies, direction, own).map(Arc::new).map_err(|columns| TooComplex::Columns {
                 of: format!("{}/{}", self.group.subject.namespace, self.group.subject.name),

@@ -32,9 +32,15 @@ impl Image {
         let ids: BTreeSet<u32> = self.ends.values().copied().collect();
         let size = |id: u32| {
             let set = self.set(id)?;
-            let [tcp_in, udp_in, tcp_out, udp_out] = set.tables;
-            let mut both = |tcp, udp| columns(tcp).max(columns(udp));
-            let columns = [both(tcp_in, udp_in), both(tcp_out, udp_out)];
+            let [tables_in @ .., _, _, _] = set.tables;
+            let [_, _, _, tables_out @ ..] = set.tables;
+            let [icmp_in, rest_in, icmp_out, rest_out] = set.portless;
+            let mut most = |tables: [u32; 3], portless: [u8; 2]| {
+                let of_ports = tables.map(&mut columns);
+                let without = portless.map(|column| u32::from(column) + 1);
+                of_ports.into_iter().chain(without).max().unwrap_or_default()
+            };
+            let columns = [most(tables_in, [icmp_in, rest_in]), most(tables_out, [icmp_out, rest_out])];
             Some((id, self.size(&set, columns)))
         };
         ids.into_iter().filter_map(size).collect()

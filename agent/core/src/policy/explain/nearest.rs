@@ -34,7 +34,7 @@ fn wants(rule: &Rule, peer: &Peer<'_>, asked: Asked, destination: Option<&Worklo
     };
     if rule.ports.as_ref().is_some_and(|ports| !ports.iter().any(|port| port.mean(asked, destination))) {
         let ports: Vec<String> = rule.ports.iter().flatten().map(ToString::to_string).collect();
-        why.push(format!("port is {} {}, wants {}", asked.protocol, asked.port, ports.join(" or ")));
+        why.push(format!("port is {asked}, wants {}", ports.join(" or ")));
     }
     if why.is_empty() && !proof.proves() {
         why.push("only an address speaks for the peer, wants proof or unauthenticated: true".to_owned());
@@ -87,6 +87,7 @@ fn selector_wants(
 impl std::fmt::Display for Ports {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::All(protocol) if !protocol.has_ports() => write!(f, "{protocol}"),
             Self::All(protocol) => write!(f, "any {protocol} port"),
             Self::Range(protocol, first, last) if first == last => write!(f, "{protocol} {first}"),
             Self::Range(protocol, first, last) => write!(f, "{protocol} {first}-{last}"),

@@ -119,7 +119,7 @@ pub struct Peer {
     pub entity: Option<Entity>,
 }
 
-/// Transport protocol.
+/// Protocol of a rule's ports. `ICMP` is ICMPv6, too, and has no ports.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum TransportProtocol {
@@ -128,6 +128,10 @@ pub enum TransportProtocol {
     Tcp,
     #[allow(missing_docs, reason = "the same")]
     Udp,
+    #[allow(missing_docs, reason = "the same")]
+    Sctp,
+    #[allow(missing_docs, reason = "the same")]
+    Icmp,
 }
 
 /// A port's number, or the name that the destination's pod gives one.
@@ -187,13 +191,15 @@ impl JsonSchema for PortRef {
 /// Ports of the destination's pod: those behind a Service, not the Service's own.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!has(self.endPort) || (type(self.port) == int && self.endPort >= self.port)", "endPort needs a number as port, and not a higher one"))]
+#[x_kube(validation = ("!has(self.endPort) || (has(self.port) && type(self.port) == int && self.endPort >= self.port)", "endPort needs a number as port, and not a higher one"))]
+#[x_kube(validation = ("self.protocol != 'ICMP' || !has(self.port)", "ICMP has no ports"))]
 pub struct Port {
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP`, `SCTP` or `ICMP`, which is ICMPv6, too.
     #[serde(default)]
     pub protocol: TransportProtocol,
-    /// Its number or name.
-    pub port: PortRef,
+    /// Its number or name; without it all of the protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortRef>,
     /// The last one of a range that `port` begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65_535))]

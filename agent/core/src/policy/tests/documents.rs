@@ -85,7 +85,15 @@ const POLICIES: &[(&str, &str)] = &[
         "  egress: [{name: a, ports: [{port: 1, endPort: 65536}]}]",
         "f:5:49: spec.egress[0].ports[0].endPort: found the number 65536, expected a whole number from 0 to 65535",
     ),
-    ("  egress: [{name: a, ports: [{port: 8, protocol: SCTP}]}]", "f:5:50: spec.egress[0].ports[0].protocol: "),
+    ("  egress: [{name: a, ports: [{port: 8, protocol: DCCP}]}]", "f:5:50: spec.egress[0].ports[0].protocol: "),
+    (
+        "  egress: [{name: a, ports: [{port: 8, protocol: ICMP}]}]",
+        "f:5:37: spec.egress[0].ports[0].port: \"ICMP\" has no ports: leave the field out",
+    ),
+    (
+        "  egress: [{name: a, ports: [{endPort: 9}]}]",
+        "f:5:40: spec.egress[0].ports[0].endPort: \"9\" needs a number as port",
+    ),
     ("  replaces: [x]", "f:5:13: spec.replaces: \"x\" is for a policy in mode audit"),
     ("  mode: audit\n  replaces: [x, p]", "f:6:17: spec.replaces[1]: \"p\" is this policy itself"),
     ("  onRevoke: {action: grace}", "f:5:13: spec.onRevoke.seconds is missing"),

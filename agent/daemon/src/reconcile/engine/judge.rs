@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kumiko_abi::flow::{UDP, flags};
+use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
 use kumiko_core::addr;
 use kumiko_core::api::PolicyStatus;
@@ -155,7 +155,7 @@ impl<E: Edge> Engine<E> {
         carried.end_those(epoch, &mut |id, between| graces.fate(id, state.refusal(between), now));
         let mut denied = Vec::new();
         let scanned = self.edge.scan(&mut |key, flow| {
-            if flow.flags & flags::REVOKED != 0 && key.proto != UDP {
+            if flow.flags & flags::REVOKED != 0 && key.proto == TCP {
                 // Its last sender knows; the other end may be silent.
                 denied.push((*key, *flow, Reason::from_u16(flow.reason).unwrap_or(Reason::PolicyMissing)));
             } else if let Some(between) = between(&state, key, flow)
@@ -169,7 +169,7 @@ impl<E: Edge> Engine<E> {
         for (key, flow, reason) in &denied {
             let (client, server) = addr::ends(key, flow.flags);
             let netns = |ifindex| {
-                if key.proto == UDP {
+                if key.proto != TCP {
                     return None;
                 }
                 let local = self.locals.values().find(|local| local.ifindex() == Some(ifindex))?;
@@ -216,7 +216,7 @@ fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
         target_uid: uid(server.ip(), flow.dst_ifindex),
         client: client.ip(),
         to: server,
-        udp: key.proto == UDP,
+        proto: key.proto,
         host: flow.flags & (flags::HOST | flags::PROBE) != 0,
         proved,
     })

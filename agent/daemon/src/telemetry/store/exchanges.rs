@@ -1,6 +1,6 @@
-//! Exchanges of datagrams, which end by silence.
+//! Exchanges of datagrams, and of other packets than TCP's, which end by silence.
 
-use kumiko_abi::flow::UDP;
+use kumiko_abi::flow::TCP;
 use kumiko_abi::{Flow, FlowId, FlowState, exchange};
 use kumiko_core::flow_record::FlowClose;
 
@@ -16,7 +16,7 @@ impl Store {
         let Some(live) = self.live.get_mut(&id) else { return false };
         let Flow { dir: [sent, received], last_ns, .. } = live.entry.flow;
         let passes = live.state() == Some(FlowState::Direct) && live.seen == self.readings && live.in_table;
-        if live.entry.key.proto != UDP || !passes {
+        if live.entry.key.proto == TCP || !passes {
             return false;
         }
         let replied = received.packets > 0;

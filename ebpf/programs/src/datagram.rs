@@ -1,13 +1,17 @@
-//! UDP: the first datagram of an exchange is judged, whatever follows either way belongs to it ([`kumiko_abi::exchange`]).
+//! All but TCP: the first datagram of an exchange is judged, whatever follows either way belongs to it
+//! ([`kumiko_abi::exchange`]).
 //!
-//! A refused exchange has an entry too, so that a flood of datagrams is judged and told once; each of them goes into the
-//! agent's namespace, where nobody listens and whose kernel answers port unreachable, at its own pace.
+//! A refused exchange has an entry too, so that a flood of datagrams is judged and told once. Those of UDP go into the agent's
+//! namespace, where nobody listens and whose kernel answers port unreachable, at its own pace; others are dropped.
 
 use core::ptr;
 
 use kumiko_abi::{
     Flow, FlowState, Reason, Stage, Stat, exchange,
-    flow::flags::{JUDGED_BOTH, TURNED},
+    flow::{
+        UDP,
+        flags::{JUDGED_BOTH, TURNED},
+    },
     judge::{Action, enforces},
 };
 
@@ -58,7 +62,7 @@ pub(crate) fn sent(hook: &Hook<'_>, s: &mut Scratch, rest: bool) -> i32 {
             count(Stat::Clear);
             PASS
         }
-        Fate::Refuse => into_agent(hook.skb, hook.config),
+        Fate::Refuse if s.packet.proto == UDP => into_agent(hook.skb, hook.config),
         _ => DROP,
     }
 }
@@ -72,17 +76,18 @@ pub(crate) fn came(hook: &Hook<'_>, s: &mut Scratch, rest: bool) -> i32 {
     let fate = if rest { later(hook, s) } else { arrive(hook, s) };
     match fate {
         Fate::Pass => PASS,
-        Fate::Refuse => out_to_agent(hook.skb, hook.config),
+        Fate::Refuse if s.packet.proto == UDP => out_to_agent(hook.skb, hook.config),
         _ => DROP,
     }
 }
 
-/// A datagram with ports that the pod sends.
+/// A datagram that the pod sends, not a later fragment.
 #[inline(always)]
 fn leave(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
     s.service = 0;
-    // Nothing is changed for who only observes, nor while an older exchange may be on its way.
-    let turns = stage(hook.endpoint).meshed() && !learns(hook.endpoint);
+    // Nothing is changed for who only observes, nor while an older exchange may be on its way. Only the checksum of UDP can be
+    // mended.
+    let turns = s.packet.proto == UDP && stage(hook.endpoint).meshed() && !learns(hook.endpoint);
     let choice = if !turns || table::find(&s.key).is_some() { Choice::None } else { service::choose(s) };
     let mut fate = match choice {
         Choice::Refuse => {
@@ -111,7 +116,7 @@ fn leave(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
     fate
 }
 
-/// A datagram with ports that reaches the pod.
+/// A datagram that reaches the pod, not a later fragment.
 #[inline(always)]
 fn arrive(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
     s.service = 0;
@@ -126,7 +131,7 @@ fn arrive(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
     fate
 }
 
-/// A datagram with ports.
+/// A datagram, not a later fragment.
 #[inline(always)]
 fn first(hook: &Hook<'_>, s: &mut Scratch, sent: bool) -> Fate {
     let mut old: *mut Flow = ptr::null_mut();
@@ -159,7 +164,8 @@ fn known(hook: &Hook<'_>, s: &mut Scratch, entry: Entry, sent: bool) -> Fate {
         return if forged(hook) == DROP { Fate::Drop } else { Fate::Pass };
     }
     if entry.is_over() || exchange::idle(entry.target_spoke(), get!(entry, last_ns), coarse_now()) {
-        if from {
+        // Without ports an answer looks like a beginning.
+        if from || (s.packet.sport == 0 && s.packet.dport == 0) {
             return Fate::Fresh;
         }
         counters::reason(Reason::UdpIdle);
