@@ -47,7 +47,7 @@ async fn explain(args: &ExplainArgs, socket: &Path, json: bool) -> Result<Answer
             return Err(Error::CannotSay(format!("which port of {protocol}? Say --port PORT, or --protocol icmp")));
         }
         Some(port) if !protocol.has_ports() => {
-            return Err(Error::CannotSay(format!("--port {port}: {protocol} have none; leave it away")));
+            return Err(Error::CannotSay(format!("--port {port}: {protocol} knows no ports; leave it away")));
         }
         port => port.unwrap_or_default(),
     };

@@ -224,10 +224,10 @@ SET  WORKLOADS            OBJECTS            CLASSES  COLUMNS  CELLS   BYTES
 
 Epoch 12 takes 18 KiB
   TABLE                   USED       OF  SHARE    BYTES
-  sets                       2    2,048  0.1 %     48 B
+  sets                       2    2,048  0.1 %     72 B
   rows                       7  524,288  0.1 %     56 B
   chunks of port tables  4,096  524,288  0.8 %   16 KiB
-  distinct chunks            9    8,192  0.2 %    576 B
+  distinct chunks            7    8,192  0.1 %    448 B
   cells                     68  262,144  0.1 %  1.1 KiB
   networks                   3   16,384  0.1 %     84 B
 ";
