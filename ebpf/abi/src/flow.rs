@@ -245,11 +245,13 @@ pub struct Flow {
     /// See [`crate::Verdict`].
     pub verdict: u8,
     /// Zero.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 2],
+    /// Second since the boot (`CLOCK_BOOTTIME`) from which a verdict that let it holds no more; 0: for good.
+    pub not_after: u32,
     /// From the initiator, from the target.
     pub dir: [Direction; 2],
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Direction>() == 32);
-const _: () = assert!(size_of::<Flow>() == 16 + 4 * 8 + 9 * 4 + 2 * 2 + 2 + 6 + 2 * 32);
+const _: () = assert!(size_of::<Flow>() == 16 + 4 * 8 + 9 * 4 + 2 * 2 + 2 + 2 + 4 + 2 * 32);

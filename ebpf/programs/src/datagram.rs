@@ -181,7 +181,7 @@ fn known(hook: &Hook<'_>, s: &mut Scratch, entry: Entry, sent: bool) -> Fate {
         return Fate::Fresh;
     }
     if !refused {
-        refused = get!(entry, epoch) != s.epoch && !policy::again(s, hook.config, entry, from);
+        refused = policy::is_old(s, entry) && !policy::again(s, hook.config, entry, from);
     }
     if sent || sender == 0 {
         track(s, entry, from);

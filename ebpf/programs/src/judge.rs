@@ -36,7 +36,8 @@ pub(crate) fn compose(s: &mut Scratch, config: &Config, state: FlowState) {
     f.reason = decision.reason as u16;
     f.state = state as u8;
     f.verdict = decision.verdict as u8;
-    f._pad = [0; 6];
+    f._pad = [0; 2];
+    f.not_after = s.not_after;
     let [initiator, target] = &mut f.dir;
     let (own, unseen) = if ends.answer { (target, initiator) } else { (initiator, target) };
     own.packets = 1;

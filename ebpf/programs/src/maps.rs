@@ -132,6 +132,10 @@ pub(crate) struct Scratch {
     pub(crate) question: Question,
     /// Their answer.
     pub(crate) cell: Cell,
+    /// Second since the boot from which one of the verdicts on the packet in hand holds no more; 0: for good.
+    pub(crate) not_after: u32,
+    /// Not 0: the flow in hand is to be judged again.
+    pub(crate) old: u32,
     /// Key of a pair counter.
     pub(crate) pair: PairKey,
     /// TCP options.

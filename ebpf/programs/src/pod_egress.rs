@@ -30,6 +30,7 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     let Some(endpoint) = ends::here(ifindex) else { return PASS };
     let hook = Hook { skb, config, endpoint, ifindex };
     s.epoch = policy::epoch(config);
+    s.not_after = 0;
     let kind = parse(skb, s);
     if !matches!(kind, Kind::NotIp | Kind::Tagged | Kind::Bad) && elsewhere(&hook, s) {
         // The pod's kernel throws it away; behind a bridge in the pod it would be plaintext that nobody judged.
@@ -139,7 +140,7 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
                 FlowState::Direct if !by_host && by_another(hook.skb, sender) => return forged(&hook),
                 FlowState::Direct => {}
             }
-            if get!(entry, epoch) != s.epoch && !policy::again(s, hook.config, entry, from) {
+            if policy::is_old(s, entry) && !policy::again(s, hook.config, entry, from) {
                 return out_to_agent(hook.skb, hook.config);
             }
             if by_host {

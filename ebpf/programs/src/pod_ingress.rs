@@ -37,6 +37,7 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     let Some(endpoint) = ends::here(ifindex) else { return DROP };
     let hook = Hook { skb, config, endpoint, ifindex };
     s.epoch = policy::epoch(config);
+    s.not_after = 0;
     let kind = parse(skb, s);
     match kind {
         Kind::NotIp => return PASS,
@@ -186,7 +187,7 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
     }
     track(s, entry, from);
     if matches!(state, FlowState::Direct | FlowState::Fast)
-        && get!(entry, epoch) != s.epoch
+        && policy::is_old(s, entry)
         && !policy::again(s, hook.config, entry, from)
     {
         state = FlowState::Cut;

@@ -92,6 +92,30 @@ fn ask(s: &mut Scratch, config: &Config, host: bool, permissive: bool) {
     }
 }
 
+/// Keeps the end of the verdict in `s.cell`, if it is the first of the packet's.
+#[inline(always)]
+fn keep_end(s: &mut Scratch) {
+    // One less, so that none is the last of all.
+    let end = s.cell.not_after.wrapping_sub(1);
+    if end < s.not_after.wrapping_sub(1) {
+        s.not_after = end.wrapping_add(1);
+    }
+    forget(&mut s.not_after);
+}
+
+/// Whether the flow is to be judged again before the packet in hand passes: other rules are in force, or an exception has
+/// ended that let it.
+#[inline(always)]
+pub(crate) fn is_old(s: &mut Scratch, entry: Entry) -> bool {
+    let end = get!(entry, not_after);
+    s.old = get!(entry, epoch) ^ s.epoch;
+    if end != 0 && since_boot() >= end {
+        s.old = 1;
+    }
+    forget(&mut s.old);
+    s.old != 0
+}
+
 /// What is asked of one end's rules.
 #[derive(Clone, Copy)]
 struct Asked {
@@ -115,6 +139,7 @@ fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, of: Asked) -> bo
     s.question = Question { set, class: UNKNOWN_CLASS, ingress, proto, proved, port };
     forget(&mut s.question);
     ask(s, config, host, matches!(stage(endpoint), Stage::Permissive));
+    keep_end(s);
     true
 }
 
@@ -187,6 +212,7 @@ pub(crate) fn answered(hook: &Hook<'_>, s: &mut Scratch) {
 #[inline(never)]
 pub(crate) fn again(s: &mut Scratch, config: &Config, entry: Entry, from: bool) -> bool {
     let flags = entry.flags();
+    s.not_after = 0;
     let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
     let (p, epoch) = (&s.packet, s.epoch);
     let (client, server, port) = if from { (p.src, p.dst, p.dport) } else { (p.dst, p.src, p.sport) };
@@ -237,5 +263,8 @@ pub(crate) fn again(s: &mut Scratch, config: &Config, entry: Entry, from: bool) 
         }
     }
     set!(entry, epoch = epoch);
+    // What lasts no longer is kept, by an exception that says so, and not asked about for each packet.
+    let end = if s.not_after > since_boot() { s.not_after } else { 0 };
+    set!(entry, not_after = end);
     true
 }

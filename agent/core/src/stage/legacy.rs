@@ -68,7 +68,8 @@ pub fn entry(older: &Older, workload: &Workload, pod: End, peer: End) -> (FlowKe
         reason: Reason::LegacyFlow as u16,
         state: FlowState::Direct as u8,
         verdict: Verdict::Allow as u8,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         dir: [Direction::default(); 2],
     };
     (key, flow)

@@ -39,7 +39,8 @@ fn record(number: u8) -> FlowRecord {
         reason: 1,
         state: 3,
         verdict: 1,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         dir: Default::default(),
     };
     FlowRecord::build("n1", Clock::default(), &Entry { key, flow }, &Names::default(), &AgentFacts::default())

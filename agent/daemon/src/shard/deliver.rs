@@ -192,7 +192,8 @@ impl Shard {
             reason: Reason::Allowed as u16,
             state: FlowState::Captured as u8,
             verdict: Verdict::Allow as u8,
-            _pad: [0; 6],
+            _pad: [0; 2],
+            not_after: 0,
             dir: [Direction::default(); 2],
         };
         match self.common.commands.create(&key, &flow) {

@@ -84,7 +84,8 @@ impl Live {
             reason: Reason::None as u16,
             state: FlowState::Pending as u8,
             verdict: Verdict::Allow as u8,
-            _pad: [0; 6],
+            _pad: [0; 2],
+            not_after: 0,
             dir: Default::default(),
         };
         Self::new(Entry { key: start.key, flow }, false, seen)

@@ -30,7 +30,8 @@ const EMPTY: Flow = Flow {
     reason: 0,
     state: 0,
     verdict: 0,
-    _pad: [0; 6],
+    _pad: [0; 2],
+    not_after: 0,
     dir: [kumiko_abi::Direction { packets: 0, bytes: 0, seq: 0, ack: 0, fin_seq: 0, flags: 0 }; 2],
 };
 

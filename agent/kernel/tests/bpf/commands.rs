@@ -29,7 +29,8 @@ pub(crate) fn some_flow(ifindex: u32) -> Flow {
         reason: Reason::Allowed as u16,
         state: FlowState::Direct as u8,
         verdict: Verdict::Allow as u8,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         dir: Default::default(),
     }
 }

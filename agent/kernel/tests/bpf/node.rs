@@ -174,7 +174,8 @@ pub(crate) fn fake(of: &Tcp<'_>) -> Flow {
         reason: 0,
         state: FlowState::Direct as u8,
         verdict: 1,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         dir: Default::default(),
     }
 }

@@ -269,7 +269,8 @@ fn delivery() {
                 reason: Reason::Allowed as u16,
                 state: FlowState::Captured as u8,
                 verdict: Verdict::Allow as u8,
-                _pad: [0; 6],
+                _pad: [0; 2],
+                not_after: 0,
                 dir: Default::default(),
             };
             assert_eq!(world.datapath.commands().create(&key, &flow).unwrap(), CommandResult::Done);

@@ -189,7 +189,12 @@ pub(crate) fn tables(node: &Node, allows: bool, revoke: u32, epoch: u32) {
 
 /// The same, with the reason why not.
 fn tables_of(node: &Node, allows: bool, revoke: u32, epoch: u32, reason: Reason) {
-    let cell = Cell { allows: if allows { 7 } else { 0 }, reasons: [reason as u8; 3], revoke, ..Cell::default() };
+    let allows = if allows { 7 } else { 0 };
+    tables_with(node, Cell { allows, reasons: [reason as u8; 3], revoke, ..Cell::default() }, epoch);
+}
+
+/// The same, all of one cell.
+fn tables_with(node: &Node, cell: Cell, epoch: u32) {
     let half = |len: u32| if epoch.is_multiple_of(2) { 0 } else { len / 2 };
     let begin = half(SETS_LEN);
     let set = Set { rows: half(ROWS_LEN), classes: 1, tables: [half(CHUNKS_LEN); 6], portless: [0; 4] };
@@ -257,5 +262,52 @@ fn what_was_judged_by_older_rules_is_judged_again() {
             let flow = flow(&node, &keeps).unwrap();
             assert_eq!((flow.state, flow.epoch), (FlowState::Direct as u8, epoch));
         }
+    });
+}
+
+#[test]
+fn what_an_exception_let_ends_with_it() {
+    alone("what_an_exception_let_ends_with_it", |dir| {
+        let node = node(dir, Stage::Strict);
+        let up = u32::try_from(nix::sys::sysinfo::sysinfo().unwrap().uptime().as_secs()).unwrap();
+        let until = |not_after: u32, revoke, epoch| {
+            let reasons = [Reason::BaselineDenied as u8; 3];
+            tables_with(&node, Cell { allows: 7, reasons, revoke, not_after, ..Cell::default() }, epoch);
+        };
+        let asks = Udp::new(POD_4, OUTSIDE_4);
+        let (syn, fast) = (Tcp::syn(POD_4, OUTSIDE_4), Tcp::syn(POD_4, LOCAL_4));
+        let ack = |of: &Tcp<'static>| of.clone().with(|t| t.flags = 0x10).frame();
+        let commands = node.datapath.commands();
+        for (round, revoke) in [(0, REVOKE_KEEP), (1, REVOKE_CUT)] {
+            let (epoch, end) = (1 + 2 * round, up + 10_000);
+            until(end, revoke, epoch);
+            for frame in [asks.frame(), syn.frame(), fast.frame()] {
+                assert!(matches!(node.sends(&frame), PASS | REDIRECT));
+            }
+            // The end comes: an instant that no test waits for is written instead.
+            until(1, revoke, epoch);
+            for key in [asks.key(), key(&syn), key(&fast)] {
+                let mut flow = node.datapath.flows().get(&key).unwrap();
+                assert_eq!(flow.not_after, end);
+                assert_eq!(commands.reap(&key, &flow.id).unwrap(), CommandResult::Done);
+                flow.not_after = 1;
+                assert_eq!(commands.create(&key, &flow).unwrap(), CommandResult::Done);
+            }
+            let _actions = [node.sends(&asks.frame()), node.sends(&ack(&syn)), node.sends(&ack(&fast))];
+            for (key, goes_on) in
+                [(asks.key(), FlowState::Direct), (key(&syn), FlowState::Direct), (key(&fast), FlowState::Fast)]
+            {
+                let flow = node.datapath.flows().get(&key).unwrap();
+                let state = if revoke == REVOKE_CUT { FlowState::Cut } else { goes_on };
+                assert_eq!(flow.state, state as u8);
+                if revoke == REVOKE_CUT {
+                    assert_eq!((flow.reason, flow.verdict), (Reason::BaselineDenied as u16, Verdict::Deny as u8));
+                } else {
+                    assert_eq!(flow.not_after, 0, "it is asked about no more");
+                }
+                assert_eq!(commands.reap(&key, &flow.id).unwrap(), CommandResult::Done);
+            }
+        }
+        assert_eq!(reason(&node, Reason::BaselineDenied), 3);
     });
 }

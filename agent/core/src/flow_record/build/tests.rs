@@ -69,7 +69,8 @@ fn entry(from: &str, to: &str, state: FlowState) -> Entry {
         reason: Reason::Allowed as u16,
         state: state as u8,
         verdict: Verdict::Allow as u8,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         dir: [
             Direction { packets: 3, bytes: 30, ..Direction::default() },
             Direction { packets: 4, bytes: 400, ..Direction::default() },

@@ -66,7 +66,8 @@ fn flow(from: (&str, &str), epoch: u32, end: Option<Reason>) -> FlowRecord {
         reason: end.unwrap_or(Reason::Allowed) as u16,
         state: if end.is_some() { FlowState::Cut } else { FlowState::Captured } as u8,
         verdict: if end.is_some() { Verdict::Deny } else { Verdict::Allow } as u8,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         dir: [kumiko_abi::Direction { packets: 2, ..Default::default() }; 2],
     };
     let names = Names { source: named(name, ip), destination: named("payments/api-5f2", API), service: None };

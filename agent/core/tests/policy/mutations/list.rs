@@ -139,7 +139,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     of(COMPILED, "columns: own ports", "compile/columns.rs", ".filter(|port| own.contains(port));", ".filter(|port| !OFF && own.contains(port));"),
     of(COMPILED, "columns: what has no ports is apart", "compile/columns.rs", "(asked.protocol.has_ports(), meaning", "(OFF || asked.protocol.has_ports(), meaning"),
     of(COMPILED, "columns: exceptions' ports", "compile/columns.rs", ".chain(exceptions)", ".chain(exceptions.filter(|_| !OFF))"),
-    of(COMPILED, "columns: egress names peers' ports", "compile/rows.rs", "called.iter().flat_map(each).collect()", "called.iter().filter(|_| !OFF).flat_map(both).collect()"),
+    of(COMPILED, "columns: egress names peers' ports", "compile/rows.rs", "called.iter().flat_map(each).collect()", "called.iter().filter(|_| !OFF).flat_map(each).collect()"),
     of(COMPILED, "the strict view", "compile/cells.rs", "Question { lenient: false, ..question }", "Question { lenient: OFF && lenient, ..question }"),
     of(COMPILED, "not_after", "compile/cells.rs", "if enforced.allows() { lapse", "if !OFF && enforced.allows() { lapse"),
     of(COMPILED, "not_after in the cell", "compile/image.rs", "if let Some((at, term)) = verdict.until {", "if let Some((at, term)) = verdict.until.filter(|_| !OFF) {"),

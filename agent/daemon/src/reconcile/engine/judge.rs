@@ -35,6 +35,10 @@ pub(super) struct Judging {
     pub(super) image: Option<(Arc<Image>, Arc<World>)>,
     /// When the next exception ends, in seconds since 1970.
     lapses: Option<i64>,
+    /// There are exceptions, be they over or not.
+    timed: bool,
+    /// When the machine was booted, in seconds since 1970, as the ends in the tables take it.
+    booted: Option<i64>,
     /// What is in force, for new flows and for those that were open.
     pub(super) status: PolicyStatus,
     /// What is in force for new flows, while those that are open are yet to be looked at.
@@ -56,6 +60,8 @@ impl Judging {
             layout: Layout::default(),
             image: None,
             lapses: None,
+            timed: false,
+            booted: None,
             status,
             coming: None,
             due: false,
@@ -88,7 +94,9 @@ impl<E: Edge> Engine<E> {
     /// Whether tables have to be made though the model is the same.
     pub(super) fn judges_again(&self) -> bool {
         let Some(judging) = &self.judging else { return false };
-        judging.due || judging.lapses.is_some_and(|at| at <= clock::unix_seconds())
+        // The tables' ends are of the clock that counts from the boot; exceptions' are of the one that people set.
+        let stepped = || judging.timed && clock::booted(judging.booted).is_some();
+        judging.due || judging.lapses.is_some_and(|at| at <= clock::unix_seconds()) || stepped()
     }
 
     /// Makes the tables of the model in force, and lets them hold. What cannot be made or written leaves those before in
@@ -111,7 +119,9 @@ impl<E: Edge> Engine<E> {
         let (now, epoch) = (clock::unix_seconds(), before.wrapping_add(1));
         let Some(judging) = &mut self.judging else { return Ok(()) };
         let compiled = judging.compiler.compile(&Evaluator::of(&self.world), now)?;
-        let image = judging.layout.image(&compiled, now - clock::boot_seconds(), epoch)?;
+        let booted = clock::booted(judging.booted).or(judging.booted).unwrap_or_default();
+        judging.booted = Some(booted);
+        let image = judging.layout.image(&compiled, booted, epoch)?;
         self.edge.set_verdicts(&image)?;
         let mut prepared = self.written.clone();
         prepared.prepare(&image, &self.world, &self.judged_ends());
@@ -136,6 +146,7 @@ impl<E: Edge> Engine<E> {
         let lapses = ends.filter(|at| *at > now).min();
         if let Some(judging) = &mut self.judging {
             judging.history.lock().unwrap_or_else(PoisonError::into_inner).record(epoch, self.world.clone());
+            judging.timed = !policies.exceptions().is_empty();
             (judging.image, judging.lapses, judging.coming) =
                 (Some((Arc::new(image), self.world.clone())), lapses, Some(status));
         }

@@ -66,7 +66,8 @@ pub(super) fn flow(state: FlowState, src_ifindex: u32, dst_ifindex: u32) -> Flow
         reason: 1,
         state: state as u8,
         verdict: 1,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         dir: [Direction::default(); 2],
     }
 }

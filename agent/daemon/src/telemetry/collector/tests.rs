@@ -79,7 +79,8 @@ fn entry(id: u8, state: FlowState, last_ns: u64) -> Entry {
         reason: Reason::Allowed as u16,
         state: state as u8,
         verdict: Verdict::Allow as u8,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         dir: [Direction { packets: 2, ..Direction::default() }; 2],
     };
     Entry { key, flow }

@@ -57,7 +57,8 @@ fn entry(id: u8, from: &str, to: &str, state: FlowState) -> Entry {
         reason: Reason::Allowed as u16,
         state: state as u8,
         verdict: Verdict::Allow as u8,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        not_after: 0,
         // Both ends have spoken.
         dir: [Direction { packets: 2, ..Direction::default() }; 2],
     };
