@@ -13,6 +13,7 @@ pub mod fuzzing;
 pub mod halves;
 pub mod manifest;
 pub mod model;
+pub mod origin;
 pub mod policy;
 pub mod principal;
 pub mod route;

@@ -16,8 +16,8 @@ mod workload;
 pub use diagnostic::{Diagnostic, Place, Problem};
 pub use folder::{Digest, FileContent, FolderState, digest};
 pub use kinds::{
-    BackendPort, EndpointSliceObject, NamespaceObject, NodeObject, PortTarget, ServiceObject, ServicePortObject,
-    SliceEndpoint,
+    BackendPort, EndpointSliceObject, NamespaceObject, NodeObject, PortTarget, ServiceAccountObject, ServiceObject,
+    ServicePortObject, SliceEndpoint,
 };
 pub use policy::{ExceptionObject, PlatformLabel, PolicyObject};
 pub use workload::{Attachment, ClaimedAddresses, WorkloadObject, WorkloadPort};
@@ -57,6 +57,7 @@ pub struct Object {
 pub enum Kind {
     Namespace(NamespaceObject),
     Node(NodeObject),
+    ServiceAccount(ServiceAccountObject),
     Service(ServiceObject),
     EndpointSlice(EndpointSliceObject),
     Workload(WorkloadObject),
@@ -166,6 +167,7 @@ impl Kind {
         match self {
             Self::Namespace(_) => "Namespace",
             Self::Node(_) => "Node",
+            Self::ServiceAccount(_) => "ServiceAccount",
             Self::Service(_) => "Service",
             Self::EndpointSlice(_) => "EndpointSlice",
             Self::Workload(_) | Self::Claimed(_) => "Workload",

@@ -69,6 +69,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Networks that its pods' addresses are of; none: it is not said.
     pub pod_cidrs: Vec<IpNet>,
+    /// The API server's; empty: not known.
+    pub uid: String,
 }
 
 /// With what the ids of all flows begin that a node dials: six bytes of the SHA-256 of its name.

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::Principal;
 use crate::frame::AskedService;
 use crate::model::{Node, Protocol, ServiceRef, Workload, World};
+use crate::origin::Origin;
 
 /// A parked SYN, as far as its route depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,7 +140,33 @@ pub fn label_digest(world: &World, client: &Workload) -> Vec<u8> {
     world.policy().policies.used_labels().digest(world.member(client))
 }
 
-/// Checks an OPEN: the source address belongs to the principal of the client certificate and to the dialling node; the
+/// Who dials: what its certificate says, and where it dials from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dialler<'a> {
+    /// Principal of the certificate.
+    pub principal: &'a Principal,
+    /// What else the certificate says; `None`: nothing.
+    pub origin: Option<&'a Origin>,
+    /// Address of the tunnel's other end.
+    pub ip: IpAddr,
+}
+
+/// Whether a certificate was given to this node for this very namespace and account, and not for one of before that had its name.
+///
+/// # Errors
+/// `SourceMismatch`: to another node. `StaleIdentity`: other UIDs, or the model is late.
+fn check_origin(world: &World, dialler: &Dialler<'_>, node: &str) -> Result<(), Reason> {
+    let known = world.origin(dialler.principal, node);
+    let nothing = Origin::default();
+    let said = dialler.origin.unwrap_or(&nothing);
+    if !said.is_of(&known) {
+        return Err(Reason::StaleIdentity);
+    }
+    if said.node.is_empty() || said.node == node { Ok(()) } else { Err(Reason::SourceMismatch) }
+}
+
+/// Checks an OPEN: the source address belongs to the principal of the client certificate and to the dialling node, which that
+/// certificate was given to; the
 /// destination address belongs to the asked UID, here, and to the principal that this side's certificate showed.
 ///
 /// # Errors
@@ -149,25 +176,25 @@ pub fn check_open(
     world: &World,
     node: &str,
     open: &OpenView<'_>,
-    peer_principal: &Principal,
-    peer_node_ip: IpAddr,
+    dialler: Dialler<'_>,
     shown_principal: &Principal,
 ) -> Result<Accepted, Reason> {
     if [open.client, open.destination].iter().any(|end| world.is_disputed(end.ip())) {
         return Err(Reason::DisputedAddress);
     }
     let source = world.workload_at(open.client.ip()).ok_or(Reason::UnknownSource)?;
-    let dialler = world.node_at(peer_node_ip.to_canonical()).ok_or(Reason::UnknownSource)?;
-    if source.node != dialler.name {
+    let from = world.node_at(dialler.ip.to_canonical()).ok_or(Reason::UnknownSource)?;
+    if source.node != from.name {
         return Err(Reason::UnknownSource);
     }
     // The address has another pod now, of whatever account.
     if source.uid != open.source_uid {
         return Err(Reason::StaleIdentity);
     }
-    if source.principal != *peer_principal {
+    if source.principal != *dialler.principal {
         return Err(Reason::SourceMismatch);
     }
+    check_origin(world, &dialler, &from.name)?;
     // Rules would be asked about what it was.
     if !world.policy().policies.used_labels().agree(world.member(source), open.label_digest) {
         return Err(Reason::StaleIdentity);

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use kumiko_core::Principal;
 use kumiko_core::model::World;
+use kumiko_core::origin::Origin;
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -31,13 +32,14 @@ pub use wire::{BundleResponse, ErrorResponse, SERVER_NAME, SignRequest, SignResp
 
 /// What the issuer has to know about the mesh.
 pub trait NodeWorkloads: Send + Sync + 'static {
-    /// Whether a workload with this principal is on this node.
-    fn has(&self, node: &str, principal: &Principal) -> bool;
+    /// What a certificate says that this node gets for this principal; `None`: no workload of it is there.
+    fn origin(&self, node: &str, principal: &Principal) -> Option<Origin>;
 }
 
 impl NodeWorkloads for watch::Receiver<Arc<World>> {
-    fn has(&self, node: &str, principal: &Principal) -> bool {
-        self.borrow().node_has_principal(node, principal)
+    fn origin(&self, node: &str, principal: &Principal) -> Option<Origin> {
+        let world = self.borrow();
+        world.node_has_principal(node, principal).then(|| world.origin(principal, node))
     }
 }
 

@@ -3,6 +3,7 @@
 //! TLS 1.3 only, both sides show the SVID of the *workload*, no tickets, no resumption, no early data. Values here are
 //! immutable: a renewal makes a new [`Identities`], which the daemon swaps in.
 
+pub mod origin;
 mod svid;
 mod verify;
 

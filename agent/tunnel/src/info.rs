@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use kumiko_abi::FlowId;
 use kumiko_core::Principal;
+use kumiko_core::origin::Origin;
 use std::net::SocketAddr;
 
 /// What never changes about a tunnel.
@@ -18,6 +19,8 @@ pub struct Facts {
     pub local_serial: String,
     /// Principal that the peer proved.
     pub peer: Principal,
+    /// Where that certificate was given to; `None`: it does not say.
+    pub peer_origin: Option<Origin>,
     /// Serial of the peer's certificate, hex.
     pub peer_serial: String,
     /// Address of the peer's end.

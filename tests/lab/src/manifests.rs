@@ -1,5 +1,6 @@
 //! The watched folder of a lab: the desired state as YAML documents.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -18,6 +19,7 @@ pub fn write(dir: &Path, id: &str, spec: &LabSpec) -> Result<()> {
     for (name, stage) in &spec.namespaces {
         set_stage(dir, name, *stage)?;
     }
+    replace(&dir.join("accounts.yaml"), accounts(spec).as_bytes())?;
     for index in 0..spec.pods.len() {
         write_workload(dir, id, spec, index)?;
     }
@@ -30,18 +32,46 @@ pub fn write(dir: &Path, id: &str, spec: &LabSpec) -> Result<()> {
 /// Moves a namespace to a stage: one label, one rename.
 pub fn set_stage(dir: &Path, namespace: &str, stage: Stage) -> Result<()> {
     let text = format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  labels:\n    kumiko.dev/stage: \"{stage}\"\n"
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  uid: {}\n  labels:\n    \
+         kumiko.dev/stage: \"{stage}\"\n",
+        namespace_uid(namespace)
     );
     replace(&dir.join(format!("namespace-{namespace}.yaml")), text.as_bytes())
+}
+
+/// UID of a namespace.
+pub fn namespace_uid(namespace: &str) -> String {
+    format!("ns-{namespace}")
+}
+
+/// UID of a node.
+pub fn node_uid(node: u8) -> String {
+    format!("node-{node}")
+}
+
+/// UID of a service account.
+pub fn account_uid(namespace: &str, account: &str) -> String {
+    format!("sa-{namespace}-{account}")
+}
+
+fn accounts(spec: &LabSpec) -> String {
+    let all: BTreeSet<_> = spec.pods.iter().map(|pod| (&pod.namespace, &pod.service_account)).collect();
+    let one = |(namespace, account): (&String, &String)| {
+        let uid = account_uid(namespace, account);
+        format!(
+            "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {account}, namespace: {namespace}, uid: {uid}}}\n"
+        )
+    };
+    all.into_iter().map(one).collect()
 }
 
 fn nodes(spec: &LabSpec) -> String {
     let mut text = String::new();
     for node in 1..=spec.nodes {
-        let [v4, v6] = node_ips(node);
+        let ([v4, v6], uid) = (node_ips(node), node_uid(node));
         let _ = write!(
             text,
-            "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: n{node}\nstatus:\n  addresses:\n    \
+            "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: n{node}\n  uid: {uid}\nstatus:\n  addresses:\n    \
              - type: InternalIP\n      address: {v4}\n    - type: InternalIP\n      address: \"{v6}\"\n"
         );
     }

@@ -5,8 +5,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
+use kumiko_core::origin::Origin;
+use kumiko_lab::manifests;
 use kumiko_tests::twins::Side;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use kumiko_tunnel::identity::origin;
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -14,6 +19,16 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 
 /// A chain and its key.
 pub(super) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// What a right certificate of `client` on n1 says of where it was given to.
+pub(super) fn honest() -> Origin {
+    Origin {
+        node: "n1".to_owned(),
+        node_uid: manifests::node_uid(1),
+        namespace_uid: manifests::namespace_uid("demo"),
+        account_uid: manifests::account_uid("demo", "client"),
+    }
+}
 
 /// A root that signs what it is asked to.
 pub(super) struct Authority(Issuer<'static, KeyPair>);
@@ -33,12 +48,19 @@ impl Authority {
         Ok(Self(Issuer::new(params, KeyPair::generate()?)))
     }
 
+    /// As for `client` on n1.
     pub(super) fn sign(&self, uri: &str, from: SystemTime, to: SystemTime) -> Result<Shown> {
+        self.sign_for(uri, &honest(), from, to)
+    }
+
+    pub(super) fn sign_for(&self, uri: &str, origin: &Origin, from: SystemTime, to: SystemTime) -> Result<Shown> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
         (params.not_before, params.not_after) = (from.into(), to.into());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let content = origin::encode(origin).context("where it was given to")?;
+        params.custom_extensions = vec![CustomExtension::from_oid_content(&origin::OID, content)];
         let cert = params.signed_by(&key, &self.0)?;
         Ok((vec![cert.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into())))
     }

@@ -49,7 +49,7 @@ impl World {
             ensure!(arriving > CROWD as u64 * 3 / 4, "{arriving} of {CROWD}");
             Ok(())
         })?;
-        let made = self.on_tunnel(self.connect_to(v6)?, self.now + HOUR, async |_| Ok(()));
+        let made = self.on_tunnel(self.connect_to(v6)?, &super::authority::honest(), self.now + HOUR, async |_| Ok(()));
         made.with_context(|| format!("behind {CROWD} half-spoken handshakes of another address"))?;
         drop(crowd);
         Ok(())

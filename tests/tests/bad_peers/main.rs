@@ -65,6 +65,25 @@ const CHECKS: &[Check] = &[
     ("a_right_certificate_with_another_workloads_address", Reason::SourceMismatch, |w| w.open("server-1", "server-2")),
     ("a_right_certificate_with_an_address_of_another_node", Reason::UnknownSource, |w| w.open("client-2", "server-2")),
     ("an_address_that_belongs_to_another_workload", Reason::DestinationGone, |w| w.open("client-1", "client-2")),
+    ("a_certificate_that_was_given_to_another_node", Reason::SourceMismatch, |w| {
+        w.open_as_given_to(|origin| origin.node = "n2".to_owned())
+    }),
+    ("a_certificate_of_a_namespace_that_was_deleted", Reason::StaleIdentity, |w| {
+        w.open_as_given_to(|origin| origin.namespace_uid = "ns-before".to_owned())
+    }),
+    ("a_certificate_of_an_account_that_was_deleted", Reason::StaleIdentity, |w| {
+        w.open_as_given_to(|origin| origin.account_uid = "sa-before".to_owned())
+    }),
+    ("a_certificate_of_a_node_that_was_replaced", Reason::StaleIdentity, |w| {
+        w.open_as_given_to(|origin| origin.node_uid = "node-before".to_owned())
+    }),
+    ("the_uid_of_a_pod_that_had_the_address", Reason::StaleIdentity, |w| {
+        w.open_with(|open| open.source_uid = "before".to_owned())
+    }),
+    ("labels_that_the_pod_has_no_more", Reason::StaleIdentity, |w| {
+        let digest = w.choose_by_labels()?;
+        w.open_with(|open| open.label_digest = digest)
+    }),
     ("a_flow_id_of_another_node", Reason::ProtocolError, |w| w.open("client-1", "server-2")),
     ("bytes_that_belong_to_no_flow", Reason::ProtocolError, |w| {
         let shown = w.issuer.sign(&client(), w.now - HOUR, w.now + HOUR)?;

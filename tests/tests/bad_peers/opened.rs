@@ -1,23 +1,29 @@
 //! Flows that are opened on tunnels that are right in themselves.
 
+use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use kumiko_abi::FlowId;
 use kumiko_core::Principal;
 use kumiko_core::frame::Open;
-use kumiko_core::model::node_hash;
+use kumiko_core::manifest::{Scope, parse_in};
+use kumiko_core::model::{World as Model, node_hash};
+use kumiko_core::origin::Origin;
+use kumiko_core::route::label_digest;
 use kumiko_lab::Family;
 use kumiko_lab::agents::TRUST_DOMAIN;
 use kumiko_lab::command::wait_for;
 use kumiko_lab::peer::{Action, Step};
+use kumiko_tests::in_force;
 use kumiko_tunnel::identity::{Bundle, Identities, Svid};
 use kumiko_tunnel::{Tunnel, TunnelOptions, dial};
 use nix::sys::signal::Signal;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
+use super::authority::honest;
 use super::{HOUR, NODE, World, client};
 
 impl World {
@@ -33,7 +39,12 @@ impl World {
     }
 
     fn open_until(&self, source: &str, destination: &str, to: SystemTime, wait: Duration) -> Result<()> {
-        let open = Open {
+        self.ask(&self.flow(source, destination)?, &honest(), to, wait)
+    }
+
+    /// What is opened, as if from `source`.
+    fn flow(&self, source: &str, destination: &str) -> Result<Open> {
+        Ok(Open {
             flow_id: FlowId([9; 16]),
             client: SocketAddr::new(self.side.lab.pod(source)?.ip(Family::V4), 40_000),
             destination: SocketAddr::new(self.side.lab.pod(destination)?.ip(Family::V4), 8080),
@@ -41,13 +52,44 @@ impl World {
             source_uid: self.uid(source)?,
             label_digest: Vec::new(),
             service: None,
-        };
-        self.ask(&open, to, wait)
+        })
+    }
+
+    /// Opens a right flow of client-1 by a certificate that was given to somebody else of the same name.
+    pub(super) fn open_as_given_to(&self, change: impl FnOnce(&mut Origin)) -> Result<()> {
+        let mut origin = honest();
+        change(&mut origin);
+        self.ask(&self.flow("client-1", "server-2")?, &origin, self.now + HOUR, Duration::ZERO)
+    }
+
+    /// Puts a rule into the folder that chooses by labels; it is enforced by nobody. The digest is that of other labels than
+    /// client-1 has.
+    pub(super) fn choose_by_labels(&self) -> Result<Vec<u8>> {
+        let policy = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: labels, namespace: demo}\nspec:\n  \
+                      mode: audit\n  subject: {labels: {app: server}}\n  ingress: [{name: client, from: [{namespace: demo, \
+                      labels: {app: client}}]}]\n";
+        in_force::after(&self.side.lab, || {
+            fs::write(self.side.lab.manifests().join("policy.yaml"), policy).context("the policy's file")
+        })?;
+        let pod = "---\napiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {name: client-1, namespace: demo, uid: u, \
+                   labels: {app: before}}\nspec: {serviceAccount: client, node: n1, ips: [10.0.0.1]}\n";
+        let objects =
+            parse_in(Scope::Policy, "before", &format!("{policy}{pod}")).map_err(|errors| anyhow!("{errors:?}"))?;
+        let (world, _) = Model::build(TRUST_DOMAIN, 1, objects.iter().map(|object| ("before", object)))?;
+        let client = world.workload_named("demo", "client-1").context("client-1")?;
+        Ok(label_digest(&world, client))
+    }
+
+    /// Opens a flow by a right certificate that says of client-1 what is so no more.
+    pub(super) fn open_with(&self, change: impl FnOnce(&mut Open)) -> Result<()> {
+        let mut open = self.flow("client-1", "server-2")?;
+        change(&mut open);
+        self.ask(&open, &honest(), self.now + HOUR, Duration::ZERO)
     }
 
     /// Opens a flow on a tunnel of `client` to `server` that is right in itself; must be refused.
-    fn ask(&self, open: &Open, to: SystemTime, wait: Duration) -> Result<()> {
-        self.on_tunnel(self.connect()?, to, async |mut tunnel| {
+    fn ask(&self, open: &Open, origin: &Origin, to: SystemTime, wait: Duration) -> Result<()> {
+        self.on_tunnel(self.connect()?, origin, to, async |mut tunnel| {
             // The tunnel's certificate ends meanwhile: only time does that.
             tokio::time::sleep(wait).await;
             match tunnel.open(open).await {
@@ -61,10 +103,11 @@ impl World {
     pub(super) fn on_tunnel(
         &self,
         stream: TcpStream,
+        origin: &Origin,
         to: SystemTime,
         then: impl AsyncFnOnce(Tunnel) -> Result<()>,
     ) -> Result<()> {
-        let (chain, key) = self.issuer.sign(&client(), self.now - HOUR, to)?;
+        let (chain, key) = self.issuer.sign_for(&client(), origin, self.now - HOUR, to)?;
         let root = CertificateDer::from_pem_file(self.side.lab.dir().join("issuer/root.pem")).context("the root")?;
         let svid = Arc::new(Svid::new(chain, key)?);
         let identities = Identities::new([svid], &Bundle::new(TRUST_DOMAIN, vec![root]))?;
@@ -111,7 +154,7 @@ impl World {
             label_digest: Vec::new(),
             service: None,
         };
-        let asked = waits.and_then(|()| self.ask(&open, self.now + HOUR, Duration::ZERO));
+        let asked = waits.and_then(|()| self.ask(&open, &honest(), self.now + HOUR, Duration::ZERO));
         self.side.lab.signal_agent(1, Signal::SIGCONT)?;
         asked?;
         // Nobody listens there: told when its own agent goes on.

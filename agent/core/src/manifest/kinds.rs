@@ -23,6 +23,19 @@ pub struct NamespaceObject {
     pub stage: Stage,
     /// Labels, with the name that every API server adds.
     pub labels: BTreeMap<String, String>,
+    /// The API server's; empty: not said.
+    pub uid: String,
+}
+
+/// `v1` ServiceAccount: only which one it is.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServiceAccountObject {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// The API server's; empty: not said.
+    pub uid: String,
 }
 
 /// `v1` Node.
@@ -34,6 +47,8 @@ pub struct NodeObject {
     pub addresses: Vec<IpAddr>,
     /// Networks that its pods' addresses are of (`spec.podCIDRs`); none: it is not said.
     pub pod_cidrs: Vec<IpNet>,
+    /// The API server's; empty: not said.
+    pub uid: String,
 }
 
 /// `v1` Service.
@@ -151,6 +166,7 @@ pub(super) fn read(scope: Scope, root: &Node, objects: &mut Vec<Object>, problem
     let read = match (version, kind) {
         ("v1", "Namespace") => namespace(root, problems),
         ("v1", "Node") => node(root, problems),
+        ("v1", "ServiceAccount") => service_account(root, problems),
         ("v1", "Service") => service(root, problems),
         ("discovery.k8s.io/v1", "EndpointSlice") => endpoint_slice(root, problems),
         (API_VERSION, "Workload") => workload::read(root, problems).map(|(w, claims)| (Kind::Workload(w), claims)),
@@ -239,7 +255,21 @@ fn namespace(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
             "is not the namespace's own name, which every API server makes it: remove the label",
         );
     }
-    Some((Kind::Namespace(NamespaceObject { name, stage, labels }), check.claims()))
+    let uid = uid(&mut check, raw.metadata.uid.as_deref());
+    Some((Kind::Namespace(NamespaceObject { name, stage, labels, uid }), check.claims()))
+}
+
+/// A UID that may be left out.
+fn uid(check: &mut Checker<'_>, said: Option<&str>) -> String {
+    said.map_or(String::new(), |uid| check.uid(&[METADATA, Step::Key("uid")], Some(uid)))
+}
+
+fn service_account(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
+    let raw: core::ServiceAccount = typed(root, "ServiceAccount", problems)?;
+    let mut check = Checker::new(root, problems);
+    let (namespace, name) = named(&mut check, "ServiceAccount", &raw.metadata);
+    let uid = uid(&mut check, raw.metadata.uid.as_deref());
+    Some((Kind::ServiceAccount(ServiceAccountObject { namespace, name, uid }), check.claims()))
 }
 
 fn node(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
@@ -261,7 +291,8 @@ fn node(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
         check.problem(&[Step::Key("status"), Step::Key("addresses")], Problem::Missing { path });
     }
     let pod_cidrs = check.pod_cidrs(&raw.spec.unwrap_or_default());
-    Some((Kind::Node(NodeObject { name, addresses, pod_cidrs }), check.claims()))
+    let uid = uid(&mut check, raw.metadata.uid.as_deref());
+    Some((Kind::Node(NodeObject { name, addresses, pod_cidrs, uid }), check.claims()))
 }
 
 /// Namespace, name and the claim on them.

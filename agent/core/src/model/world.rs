@@ -14,6 +14,7 @@ use super::dispute::{self, Claimant, Settled};
 use super::service::Lookup;
 use super::{Node, Protocol, Service, ServicePort, Workload};
 use crate::manifest::{ClaimedAddresses, Diagnostic, Kind, Object, Place, Problem, WorkloadObject};
+use crate::origin::Origin;
 use crate::policy::load::{Loaded, load};
 use crate::policy::selector::Member;
 use crate::principal::{Principal, PrincipalError};
@@ -44,6 +45,7 @@ fn claims<'a>(
 struct Namespace {
     stage: Stage,
     labels: BTreeMap<String, String>,
+    uid: String,
 }
 
 /// Everything that is desired, at one moment. Addresses, UIDs and names are unique in it.
@@ -52,6 +54,8 @@ pub struct World {
     epoch: u64,
     trust_domain: String,
     namespaces: BTreeMap<String, Namespace>,
+    /// UIDs of service accounts, by namespace and name.
+    accounts: BTreeMap<(String, String), String>,
     workloads: BTreeMap<String, Arc<Workload>>,
     by_name: BTreeMap<(String, String), Arc<Workload>>,
     by_ip: HashMap<IpAddr, Arc<Workload>>,
@@ -100,18 +104,24 @@ impl World {
                 Kind::Namespace(namespace) => {
                     let (name, labels) = (namespace.name.clone(), namespace.labels.clone());
                     let stage = namespace.stage.max(world.least(&labels));
-                    world.namespaces.entry(name).or_insert(Namespace { stage, labels });
+                    let uid = namespace.uid.clone();
+                    world.namespaces.entry(name).or_insert(Namespace { stage, labels, uid });
                 }
                 Kind::Node(node) => {
                     let node = Node {
                         name: node.name.clone(),
                         addresses: node.addresses.clone(),
                         pod_cidrs: node.pod_cidrs.clone(),
+                        uid: node.uid.clone(),
                     };
                     for ip in &node.addresses {
                         world.node_by_ip.entry(*ip).or_insert_with(|| node.name.clone());
                     }
                     world.nodes.entry(node.name.clone()).or_insert(node);
+                }
+                Kind::ServiceAccount(account) => {
+                    let name = (account.namespace.clone(), account.name.clone());
+                    world.accounts.entry(name).or_insert_with(|| account.uid.clone());
                 }
                 Kind::Service(service) => services.push(service),
                 Kind::EndpointSlice(slice) => slices.push(slice),
@@ -129,6 +139,17 @@ impl World {
         }
         world.resolve(&services, &slices);
         Ok((world, diagnostics))
+    }
+
+    /// What a certificate for a principal says that is given to a node, as far as it is known.
+    pub fn origin(&self, principal: &Principal, node: &str) -> Origin {
+        let account = (principal.namespace.clone(), principal.service_account.clone());
+        Origin {
+            node: node.to_owned(),
+            node_uid: self.nodes.get(node).map_or(String::new(), |node| node.uid.clone()),
+            namespace_uid: self.namespaces.get(&principal.namespace).map_or(String::new(), |of| of.uid.clone()),
+            account_uid: self.accounts.get(&account).cloned().unwrap_or_default(),
+        }
     }
 
     fn lowers(&self, file: &str, object: &WorkloadObject) -> Option<Diagnostic> {

@@ -26,8 +26,10 @@ fn world() -> World {
         )
     };
     let strict = ", kumiko.dev/stage: strict";
-    let text = node("n1", "192.168.0.1", "fd00:1::1")
-        + &node("n2", "192.168.0.2", "fd00:1::2")
+    let text = node("n1", "192.168.0.1", "fd00:1::1").replace("name: n1", "name: n1, uid: node-1")
+        + "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo, uid: ns-1}\n---\n"
+        + "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: server, namespace: demo, uid: sa-1}\n---\n"
+        + &node("n2", "192.168.0.2", "fd00:1::2").replace("name: n2", "name: n2, uid: node-2")
         + &workload("client-1", "n1", "10.0.1.1, 'fd00:2:1::1'", strict)
         + &workload("server-1", "n1", "10.0.1.2, 'fd00:2:1::2'", strict)
         + &workload("server-2", "n2", "10.0.2.2, 'fd00:2:2::2'", strict)
@@ -127,6 +129,8 @@ struct Asked<'a> {
     shown: &'a str,
     source: &'a str,
     labels: &'a [u8],
+    /// Of the certificate: node, and UIDs of node, namespace and account.
+    origin: Option<[&'a str; 4]>,
 }
 
 const GOOD: Asked<'_> = Asked {
@@ -138,6 +142,7 @@ const GOOD: Asked<'_> = Asked {
     shown: "client",
     source: "u-server-2",
     labels: &[],
+    origin: Some(["n2", "node-2", "ns-1", "sa-1"]),
 };
 
 fn check(asked: Asked<'_>) -> Result<Accepted, Reason> {
@@ -149,8 +154,13 @@ fn check(asked: Asked<'_>) -> Result<Accepted, Reason> {
         source_uid: asked.source,
         label_digest: asked.labels,
     };
-    let node = asked.node.parse().unwrap();
-    check_open(&world(), "n1", &open, &principal(asked.peer), node, &principal(asked.shown))
+    let origin = asked.origin.map(|all| {
+        let [node, node_uid, namespace_uid, account_uid] = all.map(str::to_owned);
+        Origin { node, node_uid, namespace_uid, account_uid }
+    });
+    let principals = [asked.peer, asked.shown].map(principal);
+    let dialler = Dialler { principal: &principals[0], origin: origin.as_ref(), ip: asked.node.parse().unwrap() };
+    check_open(&world(), "n1", &open, dialler, &principals[1])
 }
 
 #[test]
@@ -176,6 +186,14 @@ fn an_open_that_lies() {
         (Asked { client: "10.0.2.3:1", ..GOOD }, Reason::StaleIdentity),
         (Asked { source: "u-before", peer: "client", ..GOOD }, Reason::StaleIdentity),
         (Asked { peer: "client", ..GOOD }, Reason::SourceMismatch),
+        // The names are the same, and others had them before; or nothing is said of what is known.
+        (Asked { origin: Some(["n2", "node-2", "ns-0", "sa-1"]), ..GOOD }, Reason::StaleIdentity),
+        (Asked { origin: Some(["n2", "node-2", "ns-1", "sa-0"]), ..GOOD }, Reason::StaleIdentity),
+        (Asked { origin: Some(["n2", "node-0", "ns-1", "sa-1"]), ..GOOD }, Reason::StaleIdentity),
+        (Asked { origin: Some(["n2", "node-2", "", "sa-1"]), ..GOOD }, Reason::StaleIdentity),
+        (Asked { origin: None, ..GOOD }, Reason::StaleIdentity),
+        // It was given to another node.
+        (Asked { origin: Some(["n1", "node-2", "ns-1", "sa-1"]), ..GOOD }, Reason::SourceMismatch),
         // The address has another pod now; or the pod is elsewhere.
         (Asked { uid: "u-before", ..GOOD }, Reason::DestinationGone),
         (Asked { to: "10.0.2.3:80", uid: "u-plain-1", ..GOOD }, Reason::DestinationGone),

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use kumiko_core::Principal;
 use kumiko_core::api::{CertState, CertView};
 use kumiko_core::model::World;
+use kumiko_core::origin::Origin;
 use kumiko_tunnel::identity::{Bundle, Identities as TlsIdentities, IdentityError, Svid};
 use rand::Rng as _;
 use rustls_pki_types::CertificateDer;
@@ -52,11 +53,23 @@ pub struct Manager {
 
 #[derive(Debug)]
 struct Slot {
+    /// What its certificate has to say, as far as this node's model knows.
+    origin: Origin,
     svid: Option<Arc<Svid>>,
     due: SystemTime,
     failures: u32,
+    /// Certificates in a row that are of names as they were before.
+    early: u32,
     last_error: String,
     in_flight: bool,
+}
+
+impl Slot {
+    /// Whether its certificate is one of the names as they are now.
+    fn serves(&self) -> bool {
+        let said = self.svid.as_ref().map(|svid| svid.origin().cloned().unwrap_or_default());
+        said.is_some_and(|said| said.is_of(&self.origin))
+    }
 }
 
 enum Done {
@@ -122,15 +135,20 @@ impl Manager {
         self.slots.retain(|principal, _| wanted.contains(principal));
         let dropped = before - self.slots.len();
         let now = SystemTime::now();
-        for slot in self.slots.values_mut().filter(|slot| slot.svid.is_none()) {
-            // The issuer may have refused because its model was older; it changes with ours.
-            slot.due = now;
+        for (principal, slot) in &mut self.slots {
+            slot.origin = world.origin(principal, &self.node);
+            if !slot.serves() {
+                // The issuer may have refused because its model was older; it changes with ours.
+                slot.due = now;
+            }
         }
         for principal in &wanted {
             self.slots.entry((*principal).clone()).or_insert_with(|| Slot {
+                origin: world.origin(principal, &self.node),
                 svid: None,
                 due: now,
                 failures: 0,
+                early: 0,
                 last_error: String::new(),
                 in_flight: false,
             });
@@ -192,6 +210,13 @@ impl Manager {
                 slot.last_error.clear();
                 info!(%principal, serial = granted.svid.serial(), "certificate");
                 slot.svid = Some(granted.svid);
+                if slot.serves() {
+                    slot.early = 0;
+                } else {
+                    slot.early = slot.early.saturating_add(1);
+                    slot.due = now + backoff(slot.early);
+                    warn!(%principal, "the issuer's model has another node, namespace or account of this name: asked again");
+                }
                 self.shared.issued.fetch_add(1, Ordering::Relaxed);
                 self.take_roots(granted.roots);
                 self.error("");

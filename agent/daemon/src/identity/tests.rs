@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use kumiko_core::manifest;
 use kumiko_core::model::World;
+use kumiko_core::origin::Origin;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -13,17 +14,28 @@ use crate::issuer::{Issuer, IssuerClient, NodeWorkloads, StateDir};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What the issuer knows; shared with the test, which changes it.
+/// What the issuer knows, and the UID that the namespace has there; shared with the test, which changes it.
 #[derive(Clone, Default)]
-struct Known(Arc<Mutex<Vec<Principal>>>);
+struct Known(Arc<Mutex<Vec<Principal>>>, Arc<Mutex<&'static str>>);
 
 impl NodeWorkloads for Known {
-    fn has(&self, node: &str, principal: &Principal) -> bool {
-        node == "n1" && self.0.lock().unwrap().contains(principal)
+    fn origin(&self, node: &str, principal: &Principal) -> Option<Origin> {
+        let known = node == "n1" && self.0.lock().unwrap().contains(principal);
+        let namespace_uid = (*self.1.lock().unwrap()).to_owned();
+        known.then(|| Origin { node: node.to_owned(), namespace_uid, ..Origin::default() })
     }
 }
 
 fn world(epoch: u64, accounts: &[&str]) -> Arc<World> {
+    world_of(epoch, accounts, "")
+}
+
+/// The same with a UID of the namespace; empty: not known.
+fn world_of(epoch: u64, accounts: &[&str], uid: &str) -> Arc<World> {
+    let namespace = match uid {
+        "" => String::new(),
+        uid => format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: demo, uid: {uid}}}\n"),
+    };
     let text: String = accounts
         .iter()
         .enumerate()
@@ -35,6 +47,7 @@ fn world(epoch: u64, accounts: &[&str]) -> Arc<World> {
             )
         })
         .collect();
+    let text = namespace + &text;
     let objects = manifest::parse("test.yaml", &text).unwrap();
     let (world, problems) = World::build("cluster.local", epoch, objects.iter().map(|o| ("test.yaml", o))).unwrap();
     assert!(problems.is_empty(), "{problems:?}");
@@ -158,6 +171,36 @@ async fn renewal_goes_on_and_an_issuer_that_is_down_costs_nothing_until_expiry()
     let issuer = Issuing::start(&state, known, ttl, address).await;
     assert!(identities.client_for(&principal("web"), SOON).await.is_some());
     assert_eq!(identities.status().last_error, "");
+    running.abort();
+    issuer.stop().await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_comes_back_gets_another_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::open(directory.path()).unwrap();
+    let known = Known::default();
+    known.0.lock().unwrap().push(principal("web"));
+    *known.1.lock().unwrap() = "first";
+    let any = "127.0.0.1:0".parse().unwrap();
+    let issuer = Issuing::start(&state, known.clone(), Duration::from_secs(3600), any).await;
+    let manager = manager(&state, issuer.address);
+    let identities = manager.identities();
+    let (send, receive) = watch::channel(world_of(1, &["web"], "first"));
+    let running = tokio::spawn(manager.run(receive, std::future::pending()));
+    let said = |identities: &Identities| {
+        let now = identities.current();
+        let origin = now.client_for(&principal("web")).and_then(|web| web.svid.origin().cloned());
+        origin.map(|origin| (origin.node, origin.namespace_uid))
+    };
+    let is = |uid: &str| Some(("n1".to_owned(), uid.to_owned()));
+    until(&identities, "the first", |now| said(now) == is("first")).await;
+    // The issuer hears of it later than this node: asked again until it has.
+    send.send(world_of(2, &["web"], "second")).unwrap();
+    let asked_again = |now: &Identities| now.issued.load(Ordering::Relaxed) >= 3;
+    until(&identities, "asked again", asked_again).await;
+    *known.1.lock().unwrap() = "second";
+    until(&identities, "the second", |now| said(now) == is("second")).await;
     running.abort();
     issuer.stop().await;
 }

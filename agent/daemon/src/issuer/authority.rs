@@ -3,8 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use kumiko_core::Principal;
+use kumiko_core::origin::Origin;
+use kumiko_tunnel::identity::origin;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
     SerialNumber,
 };
@@ -71,6 +73,9 @@ pub enum SignError {
     /// Signing failed.
     #[error("signing failed: {0}")]
     Sign(rcgen::Error),
+    /// A name or UID of the model is longer than any.
+    #[error("the name or a UID of the node, namespace or account is too long")]
+    Origin,
     /// No random numbers.
     #[error("the system gives no random numbers")]
     Random,
@@ -147,10 +152,18 @@ impl Authority {
     }
 
     /// Signs an SVID. Nothing of the request but its key and the principal goes in.
-    pub fn sign(&self, request: &Request, now: SystemTime, ttl: Duration) -> Result<Signed, SignError> {
+    pub fn sign(
+        &self,
+        request: &Request,
+        origin: &Origin,
+        now: SystemTime,
+        ttl: Duration,
+    ) -> Result<Signed, SignError> {
         let uri = request.principal.to_string().try_into().map_err(SignError::Sign)?;
         let mut params = leaf(now, ttl)?;
         params.subject_alt_names = vec![SanType::URI(uri)];
+        let content = origin::encode(origin).ok_or(SignError::Origin)?;
+        params.custom_extensions = vec![CustomExtension::from_oid_content(&origin::OID, content)];
         let certificate = params.signed_by(&request.key, &self.issuer).map_err(SignError::Sign)?;
         let serial = params.serial_number.as_ref().map(|serial| hex(&serial.to_bytes())).unwrap_or_default();
         Ok(Signed {

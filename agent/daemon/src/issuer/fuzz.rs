@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use kumiko_core::Principal;
+use kumiko_core::origin::Origin;
 use rcgen::PublicKeyData as _;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -24,8 +25,9 @@ struct Only {
 }
 
 impl NodeWorkloads for Only {
-    fn has(&self, node: &str, principal: &Principal) -> bool {
-        node == self.node && *principal == self.principal
+    fn origin(&self, node: &str, principal: &Principal) -> Option<Origin> {
+        let known = node == self.node && *principal == self.principal;
+        known.then(|| Origin { node: node.to_owned(), ..Origin::default() })
     }
 }
 

@@ -25,7 +25,7 @@ impl From<TokenError> for Refusal {
 impl From<SignError> for Refusal {
     fn from(error: SignError) -> Self {
         let status = match error {
-            SignError::Sign(_) | SignError::Random => StatusCode::INTERNAL_SERVER_ERROR,
+            SignError::Sign(_) | SignError::Origin | SignError::Random => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_REQUEST,
         };
         Self(status, error.to_string())
@@ -49,14 +49,14 @@ impl Signer {
         // Nothing of the request is parsed before the caller is known to be a node.
         self.tokens.check(&request.token, &request.node, now)?;
         let asked = self.authority.check(&request.csr)?;
-        if !self.workloads.has(&request.node, &asked.principal) {
+        let Some(origin) = self.workloads.origin(&request.node, &asked.principal) else {
             let error = format!(
                 "no workload of {} is on node {}: this issuer's source must hold the Workload",
                 asked.principal, request.node
             );
             return Err(Refusal(StatusCode::FORBIDDEN, error));
-        }
-        let signed = self.authority.sign(&asked, now, self.svid_ttl)?;
+        };
+        let signed = self.authority.sign(&asked, &origin, now, self.svid_ttl)?;
         Ok((request, asked, signed))
     }
 }

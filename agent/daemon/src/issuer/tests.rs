@@ -13,15 +13,22 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 
 use super::*;
+use kumiko_core::origin::Origin;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 struct Only(&'static str, Principal);
 
 impl NodeWorkloads for Only {
-    fn has(&self, node: &str, principal: &Principal) -> bool {
-        node == self.0 && *principal == self.1
+    fn origin(&self, node: &str, principal: &Principal) -> Option<Origin> {
+        (node == self.0 && *principal == self.1).then(given)
     }
+}
+
+/// What certificates say of where they were given to.
+fn given() -> Origin {
+    let [node_uid, namespace_uid, account_uid] = ["a", "b", "c"].map(str::to_owned);
+    Origin { node: "n1".to_owned(), node_uid, namespace_uid, account_uid }
 }
 
 fn web() -> Principal {
@@ -110,6 +117,9 @@ async fn signs_what_a_node_may_ask_for() {
     assert!(key_usage.digital_signature() && !key_usage.key_cert_sign());
     assert_eq!(parsed.public_key().subject_public_key.data.as_ref(), key.public_key_raw());
     assert_eq!(parsed.raw_serial().len(), 16);
+    let oid = kumiko_tunnel::identity::origin::OID.map(|arc| arc.to_string()).join(".");
+    let said = parsed.extensions().iter().find(|extension| extension.oid.to_id_string() == oid).unwrap();
+    assert!(!said.critical && Some(said.value) == kumiko_tunnel::identity::origin::encode(&given()).as_deref());
     assert_eq!(authority::hex(parsed.raw_serial()), answer.serial);
     let validity = parsed.validity();
     assert_eq!(validity.not_after.timestamp() - validity.not_before.timestamp(), 4 * 3600 + 60);

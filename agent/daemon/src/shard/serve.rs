@@ -211,7 +211,9 @@ fn check_now(shard: &Shard, tunnel: &Tunnel, open: &Open, node: IpAddr) -> Resul
         source_uid: &open.source_uid,
         label_digest: &open.label_digest,
     };
-    let accepted = route::check_open(&state.world, &shard.common.node, &view, tunnel.peer(), node, tunnel.local())?;
+    let dialler =
+        route::Dialler { principal: tunnel.peer(), origin: tunnel.info().facts.peer_origin.as_ref(), ip: node };
+    let accepted = route::check_open(&state.world, &shard.common.node, &view, dialler, tunnel.local())?;
     let uid = &accepted.target.uid;
     if !state.accepts(uid, Instant::now()) || state.is_coming(uid) {
         // Not in the mesh here, or not yet: nobody judges what comes back.

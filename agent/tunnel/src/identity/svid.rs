@@ -3,13 +3,14 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kumiko_core::Principal;
+use kumiko_core::origin::Origin;
 use kumiko_core::principal::PrincipalError;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::provider;
+use super::{origin, provider};
 
 /// Why an identity cannot be used.
 #[derive(Debug, Error)]
@@ -41,6 +42,7 @@ pub enum IdentityError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
     pub(super) principal: Principal,
+    pub(super) origin: Option<Origin>,
     pub(super) serial: String,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
@@ -63,11 +65,12 @@ pub(super) fn facts(certificate: &[u8]) -> Result<Facts, IdentityError> {
         (first, others) => return Err(IdentityError::Uris(usize::from(first.is_some()) + others)),
     };
     let principal = uri.parse()?;
+    let origin = origin::of(&parsed).map_err(IdentityError::Malformed)?;
     let serial = parsed.raw_serial().iter().map(|b| format!("{b:02x}")).collect();
     let time =
         |t: x509_parser::time::ASN1Time| UNIX_EPOCH + Duration::from_secs(u64::try_from(t.timestamp()).unwrap_or(0));
     let validity = parsed.validity();
-    Ok(Facts { principal, serial, not_before: time(validity.not_before), not_after: time(validity.not_after) })
+    Ok(Facts { principal, origin, serial, not_before: time(validity.not_before), not_after: time(validity.not_after) })
 }
 
 /// A workload's certificate chain and key. The key stays in memory.
@@ -87,6 +90,11 @@ impl Svid {
     /// Whose it is.
     pub fn principal(&self) -> &Principal {
         &self.facts.principal
+    }
+
+    /// Where it was given to; `None`: it does not say.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.facts.origin.as_ref()
     }
 
     /// Serial number, hex.

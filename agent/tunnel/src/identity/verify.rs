@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use kumiko_abi::Reason;
 use kumiko_core::Principal;
+use kumiko_core::origin::Origin;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
@@ -61,6 +62,7 @@ impl PeerError {
 #[derive(Clone, Debug)]
 pub(crate) struct PeerCertificate {
     pub(crate) principal: Principal,
+    pub(crate) origin: Option<Origin>,
     pub(crate) serial: String,
     pub(crate) not_after: SystemTime,
 }
@@ -69,7 +71,8 @@ pub(crate) struct PeerCertificate {
 pub(crate) fn read_peer(certificates: Option<&[CertificateDer<'_>]>) -> Result<PeerCertificate, PeerError> {
     let leaf = certificates.and_then(<[_]>::first).ok_or(PeerError::Missing)?;
     let facts = svid::facts(leaf).map_err(|e| PeerError::NotSpiffe(e.to_string()))?;
-    Ok(PeerCertificate { principal: facts.principal, serial: facts.serial, not_after: facts.not_after })
+    let svid::Facts { principal, origin, serial, not_after, .. } = facts;
+    Ok(PeerCertificate { principal, origin, serial, not_after })
 }
 
 /// Verifier of both directions.

@@ -17,7 +17,7 @@ fn only(text: &str) -> Kind {
 
 #[test]
 fn a_namespace() {
-    let Kind::Namespace(NamespaceObject { name, stage, labels }) = only(NAMESPACE) else { panic!() };
+    let Kind::Namespace(NamespaceObject { name, stage, labels, .. }) = only(NAMESPACE) else { panic!() };
     assert_eq!((name.as_str(), stage), ("demo", Stage::Strict));
     assert_eq!(labels["kubernetes.io/metadata.name"], "demo");
 }
@@ -36,7 +36,8 @@ fn a_namespace_has_no_other_namespaces_name() {
 fn a_node() {
     let addresses = vec!["192.168.49.2".parse().unwrap(), "fd00:49::2".parse().unwrap()];
     let pod_cidrs = ["10.244.0.0/24", "fd00:244::/64"].map(|net| net.parse().unwrap()).to_vec();
-    assert_eq!(only(NODE), Kind::Node(NodeObject { name: "minikube".into(), addresses, pod_cidrs }));
+    let uid = "5f1c4d0d-7d2a-43ab-97b5-64e1d0f9f9ab".to_owned();
+    assert_eq!(only(NODE), Kind::Node(NodeObject { name: "minikube".into(), addresses, pod_cidrs, uid }));
 }
 
 #[test]
@@ -94,7 +95,7 @@ fn a_list_is_its_items() {
 fn json_is_yaml() {
     let text =
         r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"demo","labels":{"kumiko.dev/stage":"observe"}}}"#;
-    let Kind::Namespace(NamespaceObject { name, stage, labels }) = only(text) else { panic!() };
+    let Kind::Namespace(NamespaceObject { name, stage, labels, .. }) = only(text) else { panic!() };
     assert_eq!((name.as_str(), stage), ("demo", Stage::Observe));
     assert_eq!(labels["kubernetes.io/metadata.name"], "demo", "as every API server adds it");
 }
