@@ -9,5 +9,6 @@ pub mod forge;
 pub mod harness;
 pub mod in_force;
 pub mod load;
+pub mod probe;
 pub mod programs;
 pub mod twins;

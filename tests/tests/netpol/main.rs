@@ -8,7 +8,6 @@
 mod egress;
 mod ingress;
 mod peers;
-mod probe;
 mod recipes;
 mod table;
 mod udp;

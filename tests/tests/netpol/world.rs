@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage};
 use kumiko_tests::echo::{Datagrams, Echo};
 use kumiko_tests::in_force;
+use kumiko_tests::probe::{self, Probe, Protocol, Refusal};
 
-use super::probe::{self, Probe, Protocol};
 use super::table::{Case, Pairs, Step, expected};
 
 /// Ports that every pod has, and its Service.
@@ -137,7 +137,7 @@ impl World {
             Step::Namespace(namespace, label) => self.label(&namespace_file(namespace), label),
             Step::Pod(pod, label) => self.label(&workload_file(pod), label),
             Step::Tcp(port, pairs) => self.look(Protocol::Tcp, port, pairs),
-            Step::Udp(port, pairs) => self.look(Protocol::Udp, port, pairs),
+            Step::Udp(port, pairs) => self.look(Protocol::Udp(Refusal::MayBeSilent), port, pairs),
         }
     }
 

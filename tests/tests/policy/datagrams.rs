@@ -15,13 +15,13 @@ const AGAIN: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One end of an exchange.
-struct Exchange {
+pub(super) struct Exchange {
     what: String,
     socket: UdpSocket,
 }
 
 impl Exchange {
-    fn new(world: &World, (from, to, port): Try, ip: IpAddr) -> Result<Self> {
+    pub(super) fn new(world: &World, (from, to, port): Try, ip: IpAddr) -> Result<Self> {
         let address = SocketAddr::new(ip, port);
         let socket = world.lab.pod(from)?.netns.within(|| {
             let any: IpAddr = if ip.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
@@ -52,7 +52,7 @@ impl Exchange {
         bail!("{}: neither an answer nor a refusal", self.what)
     }
 
-    fn check(&self, allowed: bool) -> Result<()> {
+    pub(super) fn check(&self, allowed: bool) -> Result<()> {
         for size in [1, 1_000, 9_000] {
             let answered = self.ask(&vec![7; size])?;
             ensure!(answered == allowed, "{}, {size} bytes: answered: {answered}; allowed: {allowed}", self.what);
@@ -61,7 +61,7 @@ impl Exchange {
     }
 }
 
-fn check(world: &World, one: Try, allowed: bool) -> Result<()> {
+pub(super) fn check(world: &World, one: Try, allowed: bool) -> Result<()> {
     let (_, to, _) = one;
     for family in [Family::V4, Family::V6] {
         Exchange::new(world, one, world.lab.pod(to)?.ip(family))?.check(allowed)?;

@@ -1,6 +1,7 @@
 //! Who may talk to whom, on real sockets: what a rule refuses is refused at `connect()`, and nothing else is.
 
 mod asked;
+mod changes;
 mod datagrams;
 mod documents;
 mod echoes;
@@ -43,6 +44,13 @@ const NAMES: &[&str] = &[
     "what_is_explained_is_what_connect_says",
     "what_is_applied_is_in_force_when_the_command_returns",
     "flows_are_explained_by_what_judged_them",
+    "a_pod_has_the_rights_of_its_labels",
+    "a_namespace_that_comes_back_inherits_nothing",
+    "who_gets_an_address_inherits_nothing",
+    "an_address_of_somebody_else_gains_nothing",
+    "what_becomes_of_open_connections_may_change",
+    "an_agent_that_comes_back_knows_the_rules_first",
+    "exceptions_end_without_an_agent",
 ];
 fn main() -> ExitCode {
     harness::main(NAMES, run)
@@ -53,7 +61,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 15] = [
+    let tests: [fn() -> Result<()>; 22] = [
         rules,
         exceptions,
         open,
@@ -69,6 +77,13 @@ fn run(args: &Arguments) -> Result<bool> {
         asked::agreed,
         asked::applied,
         asked::explained,
+        changes::relabelled,
+        changes::recreated,
+        changes::inherited,
+        changes::forged,
+        changes::revoked_otherwise,
+        changes::meanwhile,
+        ended,
     ];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
@@ -141,13 +156,34 @@ fn rules() -> Result<()> {
     })
 }
 
+/// A baseline, and an exception from it that ends so soon.
+fn until(seconds: u64, on_expiry: &str) -> String {
+    let at = Timestamp::now() + Duration::from_secs(seconds);
+    let exception = EXCEPTION.replace("{expires}", &at.to_string()).replace("{on_expiry}", on_expiry);
+    format!("{BASELINE}{exception}")
+}
+
+/// The kernel knows when an exception ends.
+fn ended() -> Result<()> {
+    within("ended", Net::Routed, |world| {
+        world.apply(&until(3_600, "cut"))?;
+        world.all(&[(("other-1", "server-1", OPEN), true)])?;
+        world.apply(&until(10, "cut")).context("an exception that ends")?;
+        let open = world.open(("other-1", "server-1", OPEN), false)?;
+        world.lab.kill_agent(1)?;
+        wait_for("the exception has ended", Duration::from_secs(20), || {
+            world.check_by_pod(("other-1", "server-1", OPEN), false)
+        })?;
+        // Others go on.
+        world.check_by_pod(("client-1", "server-1", OPEN), true)?;
+        drop(open);
+        world.lab.start_agent(1)?;
+        world.all(&[(("other-1", "server-1", OPEN), false), (("client-1", "server-1", OPEN), true)])
+    })
+}
+
 fn exceptions() -> Result<()> {
     within("ends", Net::Routed, |world| {
-        let until = |seconds: u64, on_expiry: &str| {
-            let at = Timestamp::now() + Duration::from_secs(seconds);
-            let exception = EXCEPTION.replace("{expires}", &at.to_string()).replace("{on_expiry}", on_expiry);
-            format!("{BASELINE}{exception}")
-        };
         let suspended = [
             (("other-1", "server-1", OPEN), true),
             (("other-1", "server-2", OPEN), true),

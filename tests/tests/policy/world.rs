@@ -60,6 +60,11 @@ impl World {
             lab.set_stage(namespace, stage)?;
             lab.wait_stage(namespace, stage)?;
         }
+        for node in 1..=2 {
+            // Whose kernel tells of refused datagrams: of each one here, not of one a second.
+            lab.agent_netns(node)?.sysctl("net.ipv4.icmp_ratelimit", "0")?;
+            lab.agent_netns(node)?.sysctl("net.ipv6.icmp.ratelimit", "0")?;
+        }
         let (mut echoes, mut datagrams) = (Vec::new(), Vec::new());
         for server in ["server-1", "server-2", "other-2", "clear-1"] {
             let pod = lab.pod(server)?;

@@ -14,26 +14,42 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// So long an answer is waited for that should not come: the others have come within milliseconds.
 const SILENCE: Duration = Duration::from_millis(200);
 
+/// How it is tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Protocol {
+pub enum Protocol {
+    /// By connecting.
     Tcp,
-    Udp,
+    /// By datagrams.
+    Udp(Refusal),
+}
+
+/// How it shows that a datagram is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// It is told or not: refusals are told at the kernel's own pace.
+    MayBeSilent,
+    /// It is told, of every one.
+    Told,
 }
 
 /// One try.
-pub(super) struct Probe {
-    pub(super) what: String,
-    pub(super) to: SocketAddr,
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// Who calls whom, and how.
+    pub what: String,
+    /// Where to.
+    pub to: SocketAddr,
     /// A datagram's source port: one that no exchange had before, or it would be part of that one.
-    pub(super) from_port: u16,
-    pub(super) reaches: bool,
+    pub from_port: u16,
+    /// What is to come of it.
+    pub reaches: bool,
 }
 
 /// Tries all, those of each namespace after each other; what came out otherwise.
-pub(super) fn wrong(protocol: Protocol, all: &[(&Netns, Vec<Probe>)]) -> Result<Vec<String>> {
-    let one = match protocol {
-        Protocol::Tcp => connects,
-        Protocol::Udp => exchanges,
+pub fn wrong(protocol: Protocol, all: &[(&Netns, Vec<Probe>)]) -> Result<Vec<String>> {
+    let one = |own: &[Probe]| match protocol {
+        Protocol::Tcp => connects(own),
+        Protocol::Udp(refusal) => exchanges(own, refusal),
     };
     let ends: Vec<Result<Vec<String>>> = std::thread::scope(|scope| {
         let started: Vec<_> = all.iter().map(|(ns, own)| scope.spawn(move || ns.within(|| one(own)))).collect();
@@ -72,8 +88,8 @@ fn told(probe: &Probe, end: &str) -> String {
     format!("{} ({}): {end}; should reach: {}", probe.what, probe.to, probe.reaches)
 }
 
-/// What is let is answered; what is not is refused, or silent, for refusals are told at the kernel's own pace.
-fn exchanges(own: &[Probe]) -> Result<Vec<String>> {
+/// What is let is answered; what is not is refused, or silent if that may be.
+fn exchanges(own: &[Probe], refusal: Refusal) -> Result<Vec<String>> {
     let mut open = Vec::new();
     for probe in own {
         let any: IpAddr = if probe.to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
@@ -91,7 +107,16 @@ fn exchanges(own: &[Probe]) -> Result<Vec<String>> {
             Err(error) => wrong.push(told(probe, &error.to_string())),
         }
     }
-    for (probe, socket, _) in open.iter().filter(|(probe, ..)| !probe.reaches) {
+    for (probe, socket, refused) in open.iter().filter(|(probe, ..)| !probe.reaches) {
+        if refusal == Refusal::Told {
+            match answered(socket, sent) {
+                _ if *refused => {}
+                Ok(()) => wrong.push(told(probe, "answered")),
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                Err(error) => wrong.push(told(probe, &error.to_string())),
+            }
+            continue;
+        }
         let left = SILENCE.saturating_sub(sent.elapsed()).max(Duration::from_micros(1));
         socket.set_read_timeout(Some(left))?;
         match socket.recv(&mut [0; 2]) {
