@@ -1,6 +1,7 @@
 //! What can still be read of policy in a file that is refused. A policy of which no version ever was in force must not
 //! count as none: whom it selects is refused what no other policy allows.
 
+use super::broken::Meanwhile;
 use super::kinds;
 use super::node::{self, Key, Node, Value};
 use super::{API_VERSION, Kind, Object, Place, PolicyObject, Problem, Scope, check, policy};
@@ -33,18 +34,11 @@ impl Refused {
             shown.push("(without a name)");
         }
         let means = match (&self.closed, self.kind) {
-            (Some(_), _) => {
-                "what it selects is refused whatever no other policy of its kind allows (policy_invalid), until it is mended"
-            }
-            (None, "MeshBaseline") => {
-                "it denies, caps and guarantees nothing, and teams decide alone, until it is mended"
-            }
-            (None, "MeshException") => "it suspends nothing until it is mended",
-            (None, "MeshSettings") => {
-                "no label is the platform's, no stage is too low and no address is outside of the cluster, until it is \
-                 mended"
-            }
-            (None, _) => "it is in audit, or does not say of which namespace it is: nothing is refused for it",
+            (Some(_), _) => Meanwhile::Closed,
+            (None, "MeshBaseline") => Meanwhile::Baseline,
+            (None, "MeshException") => Meanwhile::Exception,
+            (None, "MeshSettings") => Meanwhile::Settings,
+            (None, _) => Meanwhile::Nobody,
         };
         let object = self.closed.clone().map(|mut object| {
             if name.is_empty() || taken {
