@@ -56,6 +56,8 @@ words! {
         AddressType = "must be IPv4, IPv6 or FQDN",
         NoValue = "is no value: write one ([] for an empty list), or remove the field",
         ClusterWide = "has no place here: objects of this kind are the whole cluster's; remove the field",
+        NoDirection = "says nothing of ingress and nothing of egress, so it would enforce nothing: add one of them ([] lets \
+            nothing pass), or remove the object",
         RuleName = "is the name of another rule of this list already: verdicts are told by it; rename one",
         ReplacesEnforced = "is for a policy in mode audit: one that is enforced takes nobody's place; remove the other one \
             instead",
@@ -71,6 +73,11 @@ words! {
         LabelsDenied = "cannot be denied by: a pod's author drops a label and escapes; deny by namespace, account or SPIFFE \
             ID",
         NameDenied = "cannot be denied by: a pod's author names its ports; deny numbers",
+        LabelsAllowed = "cannot be allowed by here: a pod's author adds a label and has what the platform caps; allow by \
+            namespace, account or SPIFFE ID",
+        NameAllowed = "cannot be allowed by here: a pod's author names its ports, and so would choose what is allowed; allow \
+            numbers",
+        NotOfTheId = "is not what the SPIFFE ID beside it says: nobody is both; mend or remove one of the two",
         AccountOfAny = "is an account of any namespace, then: add namespace or namespaceLabels",
         PodsOfAny = "are pods of any namespace, then, whoever makes them: add namespace or namespaceLabels",
         EndBeforePort = "must not be lower than port",

@@ -119,6 +119,13 @@ fn cluster_wide(check: &mut Checker<'_>, kind: ObjectKind, metadata: &ObjectMeta
     claim(check, ObjectId { kind, namespace: String::new(), name })
 }
 
+/// A direction that is absent is not selected; an object without any is a slip of the pen, or a policy that was thought to close.
+fn says_something(check: &mut Checker<'_>, id: &ObjectId, says: bool) {
+    if !says {
+        check.broken(&[SPEC], &id.to_string(), Broken::NoDirection);
+    }
+}
+
 fn claim(check: &mut Checker<'_>, id: ObjectId) -> ObjectId {
     let what = Claim::Name(id.kind.name(), id.namespace.clone(), id.name.clone());
     check.claim(&[METADATA, Step::Key("name")], what);
@@ -130,6 +137,7 @@ pub(super) fn baseline(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Rea
     let mut check = Checker::new(root, problems);
     let id = cluster_wide(&mut check, ObjectKind::MeshBaseline, &raw.metadata);
     let spec = raw.spec;
+    says_something(&mut check, &id, spec.ingress.is_some() || spec.egress.is_some());
     let subject = baseline_subject(&mut check, &spec.subject);
     let on_revoke = on_revoke(&mut check, "onRevoke", spec.on_revoke);
     let ingress = spec.ingress.map(|raw| baseline_direction(&mut check, "ingress", "from", &raw));
@@ -147,6 +155,7 @@ pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> 
     let name = check.subdomain(&[METADATA, Step::Key("name")], raw.metadata.name.as_deref());
     let id = claim(&mut check, ObjectId { kind: ObjectKind::MeshPolicy, namespace, name });
     let spec = raw.spec;
+    says_something(&mut check, &id, spec.ingress.is_some() || spec.egress.is_some());
     if spec.mode == Mode::Enforce && !spec.replaces.is_empty() {
         check.broken(&[SPEC, Step::Key("replaces")], &spec.replaces.join(", "), Broken::ReplacesEnforced);
     }

@@ -172,11 +172,14 @@ fn closed(kind: &'static str, namespace: &str, name: &str, document: Option<&Nod
 /// A document with some fields of its spec alone, if these are fine.
 fn read_alone(api_version: &str, kind: &str, namespace: &str, spec: &Node, fields: &[&str]) -> Option<rule::Object> {
     let Value::Map(entries) = &spec.value else { return None };
-    let kept = entries.iter().filter(|(key, _)| fields.contains(&key.name.as_str())).cloned().collect();
+    let mut kept: Vec<_> = entries.iter().filter(|(key, _)| fields.contains(&key.name.as_str())).cloned().collect();
     let text = |text: &str| Value::Text(text.to_owned());
     let metadata = map(vec![("name", text("x")), ("namespace", text(namespace))]);
     let mut all = map(vec![("apiVersion", text(api_version)), ("kind", text(kind)), ("metadata", metadata)]);
     if let Value::Map(all) = &mut all {
+        // Its directions are read by [`directions`]; without any it would be refused for that.
+        let none = Key { name: "ingress".to_owned(), place: Place::FILE };
+        kept.push((none, Node { place: Place::FILE, value: Value::List(Vec::new()) }));
         let key = Key { name: "spec".to_owned(), place: Place::FILE };
         all.push((key, Node { place: Place::FILE, value: Value::Map(kept) }));
     }

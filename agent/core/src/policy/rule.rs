@@ -51,6 +51,13 @@ pub enum List {
     Kubernetes,
 }
 
+impl List {
+    /// Whether the platform alone may widen or narrow what its rules mean: they choose by nothing that a team writes.
+    pub const fn is_platforms(self) -> bool {
+        matches!(self, Self::Deny | Self::Ceiling | Self::Guarantee)
+    }
+}
+
 /// Kinds of objects that decide.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[allow(missing_docs, reason = "each variant is named after the kind")]

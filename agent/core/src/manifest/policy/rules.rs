@@ -51,11 +51,12 @@ fn peer(check: &mut Checker<'_>, path: &[Step<'_>], list: List, raw: &Peer) -> O
         }
         (None, Some(entity), false) => Some(Who::Entity(entity)),
         (None, None, true) => {
-            if list == List::Deny {
+            if list.is_platforms() {
                 platforms(check, path, raw);
             }
-            if list == List::Deny && !raw.labels.is_empty() {
-                check.broken(&[path, &[Step::Key("labels")]].concat(), "pod labels", Broken::LabelsDenied);
+            if list.is_platforms() && !raw.labels.is_empty() {
+                let rule = if list == List::Deny { Broken::LabelsDenied } else { Broken::LabelsAllowed };
+                check.broken(&[path, &[Step::Key("labels")]].concat(), "pod labels", rule);
             }
             Some(Who::Workload(selector(check, path, raw)))
         }
@@ -90,6 +91,17 @@ pub(super) fn selector(check: &mut Checker<'_>, path: &[Step<'_>], raw: &Peer) -
             })
             .ok()
     });
+    if let Some(principal) = &principal {
+        let said = [
+            ("namespace", &raw.namespace, &principal.namespace),
+            ("serviceAccount", &raw.service_account, &principal.service_account),
+        ];
+        for (field, said, own) in said {
+            if let Some(said) = said.as_ref().filter(|said| *said != own) {
+                check.broken(&at(field), said, Broken::NotOfTheId);
+            }
+        }
+    }
     Selector {
         namespace: raw.namespace.clone(),
         namespace_labels: requirements(check, &at("namespaceLabels"), &raw.namespace_labels),
@@ -131,8 +143,9 @@ pub(super) fn ports(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Port
             }
             PortRef::Name(name) => {
                 check.port_name(&at("port"), name);
-                if of.list == List::Deny {
-                    check.broken(&at("port"), name, Broken::NameDenied);
+                if of.list.is_platforms() {
+                    let rule = if of.list == List::Deny { Broken::NameDenied } else { Broken::NameAllowed };
+                    check.broken(&at("port"), name, rule);
                 }
                 if let Some(end) = raw.end_port {
                     check.broken(&at("endPort"), &end.to_string(), Broken::EndOfName);
