@@ -102,7 +102,7 @@ fn check_tells_what_is_wrong() {
     let dir = folder();
     assert_eq!(policy(dir.path(), &["check"]).0, Some(0));
     let spec = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: p, namespace: ledger}\n\
-                spec: {mode: audit, replaces: [gone]}\n";
+                spec: {mode: audit, replaces: [gone], ingress: []}\n";
     fs::write(dir.path().join("more.yaml"), spec).unwrap();
     let (code, shown, _) = policy(dir.path(), &["check"]);
     assert_eq!(code, Some(1));

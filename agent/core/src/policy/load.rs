@@ -1,6 +1,7 @@
 //! Policy from documents: what only all of them together can say is checked here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kumiko_abi::Stage;
 use thiserror::Error;
@@ -27,6 +28,8 @@ pub struct Loaded {
     pub problems: Vec<Told>,
     /// What of it would not.
     unfit: BTreeSet<ObjectId>,
+    /// Something of the platform's would not.
+    platform_unfit: bool,
 }
 
 /// A problem with its place.
@@ -122,9 +125,34 @@ impl Unfit {
 }
 
 impl Loaded {
-    /// Whether it does what it says.
+    /// Whether it may come into force: what the platform says does what it says. A team's policy that does not is held back
+    /// alone ([`Self::with_teams_of`]), or a team could keep the platform's next word from everybody.
     pub fn is_fit(&self) -> bool {
-        self.problems.iter().all(|told| told.problem.is_made_good())
+        !self.platform_unfit
+    }
+
+    /// Files whose new versions are not in force as they stand.
+    pub fn unfit_files(&self) -> impl Iterator<Item = &str> {
+        self.problems.iter().filter(|told| !told.problem.is_made_good()).map(|told| told.file.as_str())
+    }
+
+    /// The same, with the versions that were in force before of the teams' policies that are not fit. One of which none was does
+    /// not count as none: whom it selects is refused what no other one allows.
+    pub fn with_teams_of(self: Arc<Self>, before: &Self) -> Arc<Self> {
+        if self.unfit.is_empty() {
+            return self;
+        }
+        let was = |id: &ObjectId| before.policies.objects().iter().find(|object| object.id == *id && !object.invalid);
+        let instead = |object: &Arc<Object>| -> Option<Object> {
+            if !self.unfit.contains(&object.id) {
+                return Some(Object::clone(object));
+            }
+            let closed = || (object.mode == Mode::Enforce).then(|| object.closed());
+            was(&object.id).map(|known| Object::clone(known)).or_else(closed)
+        };
+        let objects = self.policies.objects().iter().filter_map(instead).collect();
+        let exceptions = self.policies.exceptions().iter().map(|exception| Exception::clone(exception)).collect();
+        Arc::new(Self { policies: Policies::new(objects, exceptions), ..Self::clone(&self) })
     }
 
     /// What may be in force of it, where nothing was before: what does what it says.
@@ -142,6 +170,7 @@ impl Loaded {
             files: self.files.clone(),
             problems: Vec::new(),
             unfit: BTreeSet::new(),
+            platform_unfit: false,
         }
     }
 
@@ -202,7 +231,9 @@ pub fn load_in<'a>(
     let listed = settings.trust_domains.iter().map(String::as_str);
     let domains: Vec<&str> =
         if settings.trust_domains.is_empty() { trust_domain.into_iter().collect() } else { listed.collect() };
+    let mut platform_unfit = false;
     if let (Some(own), Some((file, place))) = (trust_domain.filter(|own| !domains.contains(own)), settings_at) {
+        platform_unfit = true;
         told(file, place, Unfit::OwnTrustDomain { own: own.to_owned() });
     }
     let strange = |object: &str, subject: &Selector, rules: &[&Rule]| -> Vec<Unfit> {
@@ -279,9 +310,10 @@ pub fn load_in<'a>(
             told(file, *place, Unfit::NothingToSuspend { exception: name.clone(), baseline, rule });
         }
     }
+    platform_unfit |= unfit.iter().any(|id| id.kind != ObjectKind::MeshPolicy);
     let objects: Vec<Object> = policies.iter().map(|(_, _, policy)| policy.object.clone()).collect();
     let exceptions: Vec<Exception> = exceptions.iter().map(|(_, _, exception)| exception.exception.clone()).collect();
-    Loaded { policies: Policies::new(objects, exceptions), settings, files, problems, unfit }
+    Loaded { policies: Policies::new(objects, exceptions), settings, files, problems, unfit, platform_unfit }
 }
 
 /// The name that an object claims.

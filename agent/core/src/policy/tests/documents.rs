@@ -1,7 +1,9 @@
 //! What is refused, with its place and what to do about it.
 
+use std::sync::Arc;
+
 use crate::manifest::{Scope, parse, parse_in};
-use crate::policy::load::{load, load_in};
+use crate::policy::load::{Loaded, load, load_in};
 
 const HEAD: &str = "apiVersion: kumiko.dev/v1alpha1\n";
 
@@ -110,6 +112,44 @@ fn spiffe_ids_are_of_the_trust_domains_that_there_are() {
         "{unlisted:?}"
     );
     assert!(unlisted[1].starts_with(other), "{unlisted:?}");
+}
+
+#[test]
+fn a_team_cannot_hold_back_the_platforms_next_word() {
+    let policy = |domain: &str| {
+        format!(
+            "{HEAD}kind: MeshPolicy\nmetadata: {{name: p, namespace: n}}\nspec: {{ingress: [{{name: a, from: [{{spiffeId: \
+             \"spiffe://{domain}/ns/a/sa/b\"}}]}}]}}\n---\n"
+        )
+    };
+    let audit = format!(
+        "{HEAD}kind: MeshPolicy\nmetadata: {{name: q, namespace: n}}\nspec: {{mode: audit, replaces: [gone], egress: []}}\n---\n"
+    );
+    let deny = format!(
+        "{HEAD}kind: MeshBaseline\nmetadata: {{name: b}}\nspec: {{subject: {{}}, ingress: {{deny: [{{name: all}}]}}}}\n---\n"
+    );
+    let loaded = |text: &str| {
+        let objects = parse_in(Scope::Policy, "f", text).unwrap();
+        Arc::new(load_in(Some("td"), objects.iter().map(|object| ("f", object))))
+    };
+    let said = |loaded: &Loaded| -> Vec<(String, bool)> {
+        loaded.policies.objects().iter().map(|object| (object.id.to_string(), object.invalid)).collect()
+    };
+    let first = loaded(&policy("td"));
+    let second = loaded(&format!("{}{audit}{deny}", policy("other.example")));
+    assert!(first.is_fit() && second.is_fit());
+    assert_eq!((second.problems.len(), second.unfit_files().collect::<Vec<_>>()), (2, vec!["f", "f"]));
+    let both = |invalid| vec![("MeshBaseline/b".to_owned(), false), ("MeshPolicy/n/p".to_owned(), invalid)];
+    let after_the_first = second.clone().with_teams_of(&first);
+    assert_eq!(said(&after_the_first), both(false));
+    assert_eq!(after_the_first.policies.objects()[1], first.policies.objects()[0], "as it was");
+    // Nor does what never was in force count as none.
+    assert_eq!(said(&second.with_teams_of(&Loaded::default())), both(true));
+    // Half of the platform's word is another one.
+    let half = loaded(
+        &deny.replace("deny: [{name: all}]", "deny: [{name: all, from: [{spiffeId: \"spiffe://x/ns/a/sa/b\"}]}]"),
+    );
+    assert!(!half.is_fit());
 }
 
 #[test]
