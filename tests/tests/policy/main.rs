@@ -3,6 +3,7 @@
 mod asked;
 mod datagrams;
 mod documents;
+mod older;
 mod unfit;
 mod world;
 
@@ -41,6 +42,7 @@ const NAMES: &[&str] = &[
     "what_is_explained_is_what_connect_says",
     "what_is_applied_is_in_force_when_the_command_returns",
     "flows_are_explained_by_what_judged_them",
+    "older_connections_are_cut_by_the_platform_alone",
 ];
 fn main() -> ExitCode {
     harness::main(NAMES, run)
@@ -51,7 +53,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 14] = [
+    let tests: [fn() -> Result<()>; 15] = [
         rules,
         exceptions,
         open,
@@ -66,6 +68,7 @@ fn run(args: &Arguments) -> Result<bool> {
         asked::agreed,
         asked::applied,
         asked::explained,
+        older::cut,
     ];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))

@@ -218,6 +218,7 @@ impl Random {
         MeshBaselineSpec {
             mode: self.mode(),
             on_revoke: None,
+            cut_legacy: false,
             subject: self.subject(),
             ingress: ingress.then(|| self.direction(Self::ingress)),
             egress: egress.then(|| self.direction(Self::egress)),

@@ -91,6 +91,7 @@ words! {
         WithoutValues = "needs values: list them, or write Exists or DoesNotExist",
         WithValues = "takes no values: remove them, or write In or NotIn",
         Operator = "must be In, NotIn, Exists or DoesNotExist",
+        Duration = "must be a number of s, m, h or d, such as 24h, and 365d at most",
         SettingsName = "must be mesh: there is one MeshSettings",
         Prefix = "must be a label's prefix with its slash, such as platform.example/",
         TeamsLabel = "does not begin with a prefix that MeshSettings lists in platformLabelPrefixes: a label that its \

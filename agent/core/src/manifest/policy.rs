@@ -142,8 +142,17 @@ pub(super) fn baseline(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Rea
     let on_revoke = on_revoke(&mut check, "onRevoke", spec.on_revoke);
     let ingress = spec.ingress.map(|raw| baseline_direction(&mut check, "ingress", "from", &raw));
     let egress = spec.egress.map(|raw| baseline_direction(&mut check, "egress", "to", &raw));
-    let object =
-        Object { id, mode: spec.mode, replaces: Vec::new(), on_revoke, subject, ingress, egress, invalid: false };
+    let object = Object {
+        id,
+        mode: spec.mode,
+        replaces: Vec::new(),
+        on_revoke,
+        cut_legacy: spec.cut_legacy,
+        subject,
+        ingress,
+        egress,
+        invalid: false,
+    };
     let platform_labels = check.take_platforms();
     Some((Kind::Policy(PolicyObject { object, platform_labels }), check.claims()))
 }
@@ -176,8 +185,17 @@ pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> 
     let on_revoke = on_revoke(&mut check, "onRevoke", spec.on_revoke);
     let ingress = spec.ingress.map(|raw| team(&mut check, "ingress", "from", &raw));
     let egress = spec.egress.map(|raw| team(&mut check, "egress", "to", &raw));
-    let object =
-        Object { id, mode: spec.mode, replaces: spec.replaces, on_revoke, subject, ingress, egress, invalid: false };
+    let object = Object {
+        id,
+        mode: spec.mode,
+        replaces: spec.replaces,
+        on_revoke,
+        cut_legacy: false,
+        subject,
+        ingress,
+        egress,
+        invalid: false,
+    };
     Some((Kind::Policy(PolicyObject { object, platform_labels: Vec::new() }), check.claims()))
 }
 

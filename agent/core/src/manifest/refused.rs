@@ -166,7 +166,7 @@ fn closed(kind: &'static str, namespace: &str, name: &str, document: Option<&Nod
     };
     let [ingress, egress] = directions(kind, spec).map(|selected| selected.then(Rules::default));
     let (mode, replaces) = (Mode::Enforce, Vec::new());
-    Some(rule::Object { id, mode, replaces, on_revoke, subject, ingress, egress, invalid: true })
+    Some(rule::Object { id, mode, replaces, on_revoke, cut_legacy: false, subject, ingress, egress, invalid: true })
 }
 
 /// A document with some fields of its spec alone, if these are fine.

@@ -200,6 +200,8 @@ pub struct Object {
     pub replaces: Vec<String>,
     /// What becomes of what is open.
     pub on_revoke: OnRevoke,
+    /// A baseline cuts what it denies also of what is older than its pod's enrolment.
+    pub cut_legacy: bool,
     /// Whom it is about.
     pub subject: Selector,
     /// What may come in; `None`: it does not say.

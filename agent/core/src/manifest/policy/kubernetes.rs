@@ -43,6 +43,7 @@ pub(in super::super) fn network_policy(root: &Node, problems: &mut Vec<(Place, P
         mode: Mode::Enforce,
         replaces: Vec::new(),
         on_revoke: OnRevoke::default(),
+        cut_legacy: false,
         subject,
         ingress: types[0].then_some(ingress),
         egress: types[1].then_some(egress),

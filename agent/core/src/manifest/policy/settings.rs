@@ -60,6 +60,13 @@ pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem
             check.broken(&path, name, Broken::TrustDomain);
         }
     }
+    let legacy_max_age = spec.legacy_max_age.as_ref().and_then(|text| {
+        let seconds = seconds(text);
+        if seconds.is_none() {
+            check.broken(&[SPEC, Step::Key("legacyMaxAge")], text, Broken::Duration);
+        }
+        seconds
+    });
     let settings = Settings {
         platform_label_prefixes: prefixes,
         min_stages,
@@ -68,8 +75,25 @@ pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem
         nodes,
         api_server,
         trust_domains: spec.trust_domains,
+        legacy_max_age,
         refused_without_agent: spec.permissive_without_agent == WithoutAgent::Refuse,
         slow_path: !spec.same_node_fast_path,
     };
     Some((Kind::Settings(settings), check.claims()))
+}
+
+/// `24h` in seconds.
+fn seconds(text: &str) -> Option<u32> {
+    const DAY: u32 = 86_400;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let each = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => DAY,
+        _ => return None,
+    };
+    let fine = number.bytes().all(|b| b.is_ascii_digit()) && !number.starts_with('0');
+    let seconds = number.parse::<u32>().ok().filter(|_| fine)?.checked_mul(each)?;
+    (seconds <= 365 * DAY).then_some(seconds)
 }

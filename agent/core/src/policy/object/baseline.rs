@@ -69,6 +69,9 @@ pub struct MeshBaselineSpec {
     /// What becomes of connections that are open when this baseline denies them; `cut` without the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_revoke: Option<OnRevoke>,
+    /// Cuts what it denies also among the connections that are older than their pod's enrolment, which go on otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut_legacy: bool,
     /// Whom it is about.
     pub subject: BaselineSubject,
     /// What may come in; without the field it says nothing about that.

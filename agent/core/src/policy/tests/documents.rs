@@ -159,7 +159,6 @@ fn what_settings_cannot_hold_is_refused() {
         ("permissiveWithoutAgent: strict", "f:4:32: spec.permissiveWithoutAgent: "),
         ("sameNodeFastPath: 1", "f:4:26: spec.sameNodeFastPath: "),
         // Of policy.md, and not built: nothing is taken and then not enforced.
-        ("legacyMaxAge: 1h", "MeshSettings has no field spec.legacyMaxAge"),
         ("acceptedPolicyKinds: [CiliumNetworkPolicy]", "MeshSettings has no field spec.acceptedPolicyKinds"),
     ] {
         let problem = refused(&format!("kind: MeshSettings\nmetadata: {{name: mesh}}\nspec: {{{spec}}}\n"));
