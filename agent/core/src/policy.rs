@@ -4,7 +4,7 @@
 //! for both ends of a flow, [`explain`] says why, [`ask`] takes questions in people's words, [`compile`] makes the
 //! kernel's tables of it, [`revoke`] ends what is open and allowed no more, [`labels`] is what two nodes compare,
 //! [`legacy`] what is older than its pod's enrolment,
-//! [`history`] keeps what was in force, [`list`] says what is, and [`seen`] why a flow that was seen was let or refused.
+//! [`history`] keeps what was in force, [`list`] says what is, [`nobody`] what names nobody, and [`seen`] why a flow that was seen was let or refused.
 
 pub mod ask;
 pub mod compile;
@@ -15,6 +15,7 @@ pub mod labels;
 pub mod legacy;
 pub mod list;
 pub mod load;
+pub mod nobody;
 pub mod object;
 pub mod port;
 pub mod revoke;

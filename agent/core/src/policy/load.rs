@@ -22,8 +22,8 @@ pub struct Loaded {
     pub policies: Policies,
     /// What the platform decides.
     pub settings: Settings,
-    /// Files of the objects, by `kind/namespace/name` or `kind/name`.
-    pub files: BTreeMap<String, String>,
+    /// Files of the objects and their places there, by `kind/namespace/name` or `kind/name`.
+    pub files: BTreeMap<String, (String, Place)>,
     /// Why some of it would not do what it says; while there is any, no verdict is sure.
     pub problems: Vec<Told>,
     /// What of it would not.
@@ -115,12 +115,39 @@ pub enum Unfit {
         /// What it names.
         replaced: String,
     },
+    /// A rule that allows names nobody ([`super::nobody`]).
+    #[error(
+        "{object}: {rule} allows nobody, for no workload is whom it names (a warning): see its namespace, account and labels; \
+         it holds for who is to come"
+    )]
+    AllowsNobody {
+        /// The object.
+        object: String,
+        /// The rule.
+        rule: String,
+    },
+    /// A rule that denies names nobody.
+    #[error(
+        "{object}: {rule} denies nobody, for no workload is whom it names, so the object is degraded: mend its namespace, \
+         account or SPIFFE ID, or remove the rule; it holds for who is to come"
+    )]
+    DeniesNobody {
+        /// The object.
+        object: String,
+        /// The rule.
+        rule: String,
+    },
 }
 
 impl Unfit {
     /// Whether it is made good by itself, and only told: a namespace has the lowest stage that it may have.
     pub fn is_made_good(&self) -> bool {
         matches!(self, Self::StageTooLow { .. })
+    }
+
+    /// Whether it is told in passing: nothing is wrong yet.
+    pub fn is_warning(&self) -> bool {
+        matches!(self, Self::AllowsNobody { .. })
     }
 }
 
@@ -159,7 +186,7 @@ impl Loaded {
     pub fn fit_part(&self) -> Self {
         let fit = |id: &ObjectId| !self.unfit.contains(id);
         let objects = self.policies.objects().iter().filter(|object| fit(&object.id));
-        let exceptions = self.policies.exceptions().iter().filter(|exception| fit(&exception_id(&exception.name)));
+        let exceptions = self.policies.exceptions().iter().filter(|exception| fit(&exception.id()));
         let policies = Policies::new(
             objects.map(|object| Object::clone(object)).collect(),
             exceptions.map(|exception| Exception::clone(exception)).collect(),
@@ -195,10 +222,6 @@ impl Loaded {
     }
 }
 
-fn exception_id(name: &str) -> ObjectId {
-    ObjectId { kind: ObjectKind::MeshException, namespace: String::new(), name: name.to_owned() }
-}
-
 /// Takes the policy among objects, each with its file. SPIFFE IDs may be of any trust domain, unless the settings list some.
 pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>) -> Loaded {
     load_in(None, objects)
@@ -213,7 +236,7 @@ pub fn load_in<'a>(
     let (mut namespaces, mut files, mut settings_at) = (Vec::new(), BTreeMap::new(), None);
     for (file, object) in objects {
         if matches!(object.kind, Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_)) {
-            files.extend(names(object).map(|name| (name, file.to_owned())));
+            files.extend(names(object).map(|name| (name, (file.to_owned(), object.place))));
         }
         match &object.kind {
             Kind::Policy(policy) => policies.push((file, object.place, policy)),
@@ -291,7 +314,7 @@ pub fn load_in<'a>(
         .map(|object| (object.id.name.as_str(), object))
         .collect();
     for (file, place, exception) in &exceptions {
-        let id = exception_id(&exception.exception.name);
+        let id = exception.exception.id();
         let name = id.to_string();
         for (place, problem) in foreign(&exception.platform_labels, &name) {
             unfit.insert(id.clone());

@@ -260,6 +260,11 @@ pub struct Exception {
 }
 
 impl Exception {
+    /// Its name among objects of other kinds.
+    pub fn id(&self) -> ObjectId {
+        ObjectId { kind: ObjectKind::MeshException, namespace: String::new(), name: self.name.clone() }
+    }
+
     /// Whether it has not ended, at a moment (seconds since 1970).
     pub fn lives(&self, now: i64) -> bool {
         self.expires.as_second() > now

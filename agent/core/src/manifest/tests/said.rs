@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::*;
 use crate::model::World;
 use crate::policy::load::{Unfit, load_in};
+use crate::policy::nobody;
 use crate::principal::PrincipalError;
 
 /// `## title`, documents (`=== name` begins another file than `f`), `->`, and what is said.
@@ -38,7 +39,7 @@ variants!(Mismatch as mismatch in MISMATCHES: Type Unquoted Missing Word Other);
 variants!(NotHad as not_had in NOT_HAD: Outside Claimed Shared);
 variants!(PrincipalError as principal in PRINCIPALS: Form Part);
 variants!(Unfit as unfit in UNFIT:
-    TeamsLabel NothingToSuspend StageTooLow TrustDomain OwnTrustDomain NothingToReplace);
+    TeamsLabel NothingToSuspend StageTooLow TrustDomain OwnTrustDomain NothingToReplace AllowsNobody DeniesNobody);
 
 /// All there is to be said.
 fn all() -> BTreeSet<String> {
@@ -71,13 +72,14 @@ impl Said {
     fn of(files: BTreeMap<String, FileContent>) -> Self {
         let mut folder = FolderState::of(Scope::Policy);
         folder.apply(files);
-        let (_, of_world) = World::build("cluster.local", 1, folder.objects()).unwrap();
+        let (world, of_world) = World::build("cluster.local", 1, folder.objects()).unwrap();
         let mut said = Self::default();
         for diagnostic in folder.diagnostics().chain(&of_world) {
             said.lines.push(diagnostic.to_string());
             said.parts.extend(parts(&diagnostic.problem));
         }
-        for told in load_in(Some("cluster.local"), folder.objects()).problems {
+        let loaded = load_in(Some("cluster.local"), folder.objects());
+        for told in loaded.problems.iter().chain(&nobody::told(&world, &loaded)) {
             said.lines.push(told.to_string());
             said.parts.insert(unfit(&told.problem).to_owned());
         }
