@@ -3,6 +3,7 @@
 //! Unknown fields are refused: a misspelt `serviceAcount` that is silently skipped would give a workload another
 //! identity than its author meant. Input is bounded in size, depth and number of nodes, aliases included.
 
+mod broken;
 mod check;
 mod de;
 mod diagnostic;
@@ -13,7 +14,8 @@ mod policy;
 mod refused;
 mod workload;
 
-pub use diagnostic::{Diagnostic, Place, Problem};
+pub use broken::{Broken, Meanwhile};
+pub use diagnostic::{Diagnostic, Mismatch, NotHad, Place, Problem};
 pub use folder::{Digest, FileContent, FolderState, digest};
 pub use kinds::{
     BackendPort, EndpointSliceObject, NamespaceObject, NodeObject, PortTarget, ServiceAccountObject, ServiceObject,

@@ -3,7 +3,8 @@
 //! [`object`] has the documents' types, [`load`] takes them from manifests, [`judge`] is the formula, [`verdict`] asks it
 //! for both ends of a flow, [`explain`] says why, [`ask`] takes questions in people's words, [`compile`] makes the
 //! kernel's tables of it, [`revoke`] ends what is open and allowed no more, [`labels`] is what two nodes compare,
-//! [`history`] keeps what was in force, [`list`] says what is, and [`seen`] why a flow that was seen was let or refused.
+//! [`legacy`] what is older than its pod's enrolment,
+//! [`history`] keeps what was in force, [`list`] says what is, [`nobody`] what names nobody, and [`seen`] why a flow that was seen was let or refused.
 
 pub mod ask;
 pub mod compile;
@@ -11,8 +12,10 @@ pub mod explain;
 pub mod history;
 pub mod judge;
 pub mod labels;
+pub mod legacy;
 pub mod list;
 pub mod load;
+pub mod nobody;
 pub mod object;
 pub mod port;
 pub mod revoke;

@@ -19,13 +19,13 @@ pub struct Principal {
 }
 
 /// Why a text is no principal.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PrincipalError {
     /// Not of the form `spiffe://<td>/ns/<ns>/sa/<sa>`.
     #[error("{0:?} is not of the form spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>")]
     Form(String),
     /// A part that is empty, too long or has a character that is not allowed.
-    #[error("{part} {value:?} may only hold lower-case letters, digits, '-', '.' and '_', at most 253 of them")]
+    #[error("{part} {value:?} may only hold lower-case letters, digits, '-', '.' and '_', 1 to 253 of them")]
     Part {
         /// Which part.
         part: &'static str,

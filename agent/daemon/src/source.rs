@@ -196,9 +196,10 @@ impl Publisher {
         let policy = Arc::new(load_in(Some(&self.trust_domain), self.folder.objects()));
         let unfit: Vec<SourceDiagnostic> = policy.problems.iter().map(SourceDiagnostic::from).collect();
         let fit = policy.is_fit();
+        let unfit_files: HashSet<String> = policy.unfit_files().map(str::to_owned).collect();
         // Half of a policy would be another policy: the last good one stays in force as a whole.
         let policy = match (fit, self.had_policy) {
-            (true, _) => policy,
+            (true, _) => policy.with_teams_of(self.world.borrow().policy()),
             (false, true) => Arc::new(self.world.borrow().policy().going_on(&policy)),
             (false, false) => Arc::new(policy.fit_part()),
         };
@@ -214,9 +215,11 @@ impl Publisher {
         };
         let mut diagnostics: Vec<_> = self.folder.diagnostics().chain(&lowered).map(SourceDiagnostic::from).collect();
         diagnostics.extend(unfit);
+        let mut refused_files = self.folder.refused_files();
+        refused_files.extend(unfit_files.iter().map(String::as_str));
         if fit
             && let Some(kept) = &mut self.last_good
-            && let Err(error) = kept.keep(&news, &self.folder.refused_files(), &there)
+            && let Err(error) = kept.keep(&news, &refused_files, &there)
         {
             warn!(%error, "last good versions of files could not be kept for the next start");
         }
@@ -233,7 +236,7 @@ impl Publisher {
         }
         self.held.lock().unwrap_or_else(PoisonError::into_inner).take(
             &self.folder,
-            fit,
+            |name| fit && !unfit_files.contains(name),
             epoch + u64::from(changed),
             &self.refused,
         );

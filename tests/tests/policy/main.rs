@@ -5,6 +5,7 @@ mod changes;
 mod datagrams;
 mod documents;
 mod echoes;
+mod older;
 mod unfit;
 mod world;
 
@@ -51,6 +52,7 @@ const NAMES: &[&str] = &[
     "what_becomes_of_open_connections_may_change",
     "an_agent_that_comes_back_knows_the_rules_first",
     "exceptions_end_without_an_agent",
+    "older_connections_are_cut_by_the_platform_alone",
 ];
 fn main() -> ExitCode {
     harness::main(NAMES, run)
@@ -61,7 +63,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 22] = [
+    let tests: [fn() -> Result<()>; 23] = [
         rules,
         exceptions,
         open,
@@ -84,6 +86,7 @@ fn run(args: &Arguments) -> Result<bool> {
         changes::revoked_otherwise,
         changes::meanwhile,
         ended,
+        older::cut,
     ];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))

@@ -1,6 +1,10 @@
 //! Random worlds: few names, so that rules meet; every kind of object, stage, peer and port.
 
+mod admin;
 mod change;
+mod documents;
+
+pub use documents::documents;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,13 +17,13 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use serde_json::{Value, json};
 
 use crate::naive::{Asked, Everything, GRE, ICMP, Pod, SCTP, TCP, UDP};
 use kumiko_core::policy::object::{
     BaselineDirection, BaselineSubject, EgressRule, Entity, IngressRule, IpBlock, MeshBaselineSpec, MeshExceptionSpec,
     MeshPolicySpec, Mode, Peer, PolicySubject, Port, PortRef, Suspends, TransportProtocol,
 };
+use kumiko_core::policy::rule::List;
 
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const TIER: &str = "platform.example/tier";
@@ -129,7 +133,7 @@ impl Random {
         BaselineSubject { namespace, service_account, namespace_labels: self.tier(3), spiffe_id: None }
     }
 
-    fn peer(&mut self, deny: bool) -> Peer {
+    fn peer(&mut self, platforms: bool) -> Peer {
         match self.below(6) {
             0 => Peer { ip_block: Some(self.block()), ..Peer::default() },
             1 => {
@@ -148,7 +152,7 @@ impl Random {
             _ => Peer {
                 namespace: Some(self.pick(&NAMESPACES).to_owned()),
                 service_account: self.some(3, |r| r.pick(&ACCOUNTS).to_owned()),
-                labels: if deny { BTreeMap::new() } else { self.some(2, Self::labels).unwrap_or_default() },
+                labels: if platforms { BTreeMap::new() } else { self.some(2, Self::labels).unwrap_or_default() },
                 ..Peer::default()
             },
         }
@@ -164,7 +168,7 @@ impl Random {
         IpBlock { cidr, except: if self.one_in(2) { except } else { Vec::new() } }
     }
 
-    fn ports(&mut self, deny: bool) -> Option<Vec<Port>> {
+    fn ports(&mut self, platforms: bool) -> Option<Vec<Port>> {
         self.some(2, |r| {
             let one = |r: &mut Self| {
                 let (tcp, udp) = (TransportProtocol::Tcp, TransportProtocol::Udp);
@@ -177,7 +181,7 @@ impl Random {
                 if protocol == TransportProtocol::Icmp || r.one_in(12) {
                     return Port { protocol, port: None, end_port: None };
                 }
-                if !deny && r.one_in(4) {
+                if !platforms && r.one_in(4) {
                     let name = PortRef::Name(r.pick(&["web", "dns", "none"]).to_owned());
                     return Port { protocol, port: Some(name), end_port: None };
                 }
@@ -192,23 +196,30 @@ impl Random {
         })
     }
 
-    fn ingress(&mut self, number: usize, deny: bool) -> IngressRule {
-        let from = if self.one_in(8) { None } else { Some((0..=self.below(2)).map(|_| self.peer(deny)).collect()) };
-        let unauthenticated = !deny && self.one_in(4);
-        IngressRule { name: format!("r{number}"), from, ports: self.ports(deny), unauthenticated }
+    fn ingress(&mut self, number: usize, list: List) -> IngressRule {
+        let platforms = list.is_platforms();
+        let from =
+            if self.one_in(8) { None } else { Some((0..=self.below(2)).map(|_| self.peer(platforms)).collect()) };
+        let unauthenticated = list != List::Deny && self.one_in(4);
+        IngressRule { name: format!("r{number}"), from, ports: self.ports(platforms), unauthenticated }
     }
 
-    fn egress(&mut self, number: usize, deny: bool) -> EgressRule {
-        let IngressRule { name, from, ports, unauthenticated } = self.ingress(number, deny);
+    fn egress(&mut self, number: usize, list: List) -> EgressRule {
+        let IngressRule { name, from, ports, unauthenticated } = self.ingress(number, list);
         EgressRule { name, to: from, ports, unauthenticated }
     }
 
-    fn direction<R>(&mut self, rule: impl Fn(&mut Self, usize, bool) -> R) -> BaselineDirection<R> {
+    fn direction<R>(&mut self, rule: impl Fn(&mut Self, usize, List) -> R) -> BaselineDirection<R> {
         BaselineDirection {
-            deny: self.list(1, |r, n| rule(r, n, true)),
-            allow: self.some(3, |r| r.list(3, |r, n| rule(r, n, false))),
-            guarantee: self.list(1, |r, n| rule(r, n, false)),
+            deny: self.list(1, |r, n| rule(r, n, List::Deny)),
+            allow: self.some(3, |r| r.list(3, |r, n| rule(r, n, List::Ceiling))),
+            guarantee: self.list(1, |r, n| rule(r, n, List::Guarantee)),
         }
+    }
+
+    /// Of which directions an object says something: of one at least.
+    fn directions(&mut self) -> [bool; 2] {
+        self.pick(&[[true, false], [false, true], [true, true]])
     }
 
     fn mode(&mut self) -> Mode {
@@ -216,16 +227,19 @@ impl Random {
     }
 
     fn baseline(&mut self) -> MeshBaselineSpec {
+        let [ingress, egress] = self.directions();
         MeshBaselineSpec {
             mode: self.mode(),
             on_revoke: None,
+            cut_legacy: false,
             subject: self.subject(),
-            ingress: self.some(2, |r| r.direction(Self::ingress)),
-            egress: self.some(2, |r| r.direction(Self::egress)),
+            ingress: ingress.then(|| self.direction(Self::ingress)),
+            egress: egress.then(|| self.direction(Self::egress)),
         }
     }
 
     fn policy(&mut self) -> MeshPolicySpec {
+        let [ingress, egress] = self.directions();
         MeshPolicySpec {
             mode: self.mode(),
             replaces: Vec::new(),
@@ -234,8 +248,8 @@ impl Random {
                 labels: self.some(2, Self::labels).unwrap_or_default(),
                 service_account: self.some(4, |r| r.pick(&ACCOUNTS).to_owned()),
             },
-            ingress: self.some(2, |r| r.list(3, |r, n| r.ingress(n, false))),
-            egress: self.some(2, |r| r.list(3, |r, n| r.egress(n, false))),
+            ingress: ingress.then(|| self.list(3, |r, n| r.ingress(n, List::Team))),
+            egress: egress.then(|| self.list(3, |r, n| r.egress(n, List::Team))),
         }
     }
 
@@ -256,8 +270,8 @@ impl Random {
         MeshExceptionSpec {
             suspends,
             subject: self.subject(),
-            peers: (0..=self.below(2)).map(|_| self.peer(false)).collect(),
-            ports: self.ports(false),
+            peers: (0..=self.below(2)).map(|_| self.peer(true)).collect(),
+            ports: self.ports(true),
             owner: "somebody".to_owned(),
             expires: Time(Timestamp::from_second(seconds).unwrap()),
             on_expiry: None,
@@ -344,63 +358,4 @@ impl Random {
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
-}
-
-/// The same as documents, one a line.
-pub fn documents(all: &Everything) -> String {
-    let mut documents = vec![json!({
-        "apiVersion": "kumiko.dev/v1alpha1", "kind": "MeshSettings", "metadata": { "name": "mesh" },
-        "spec": { "platformLabelPrefixes": ["platform.example/"], "podCidrs": all.inside, "apiServer": all.api_server },
-    })];
-    let mut namespaces = BTreeMap::new();
-    for pod in &all.pods {
-        namespaces.insert(&pod.namespace, (&pod.namespace_labels, pod.stage));
-    }
-    for (name, (labels, stage)) in namespaces {
-        let mut labels = labels.clone();
-        labels.insert("kumiko.dev/stage".to_owned(), STAGES[usize::from(stage)].to_owned());
-        documents.push(json!({
-            "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels },
-        }));
-    }
-    for (name, ip) in &all.nodes {
-        documents.push(json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": { "name": name },
-            "status": { "addresses": [{ "type": "InternalIP", "address": ip }] },
-        }));
-    }
-    for pod in &all.pods {
-        let port = |(name, number, udp, probe): &(String, u16, bool, bool)| json!({ "name": name, "port": number, "protocol": if *udp { "UDP" } else { "TCP" }, "probe": probe });
-        documents.push(json!({
-            "apiVersion": "kumiko.dev/v1alpha1", "kind": "Workload",
-            "metadata": { "name": pod.name, "namespace": pod.namespace, "uid": pod.name, "labels": pod.labels },
-            "spec": {
-                "serviceAccount": pod.account, "node": pod.node, "ips": pod.ips,
-                "ports": pod.ports.iter().map(port).collect::<Vec<_>>(),
-            },
-        }));
-    }
-    let own = |kind: &str, namespace: Option<&String>, name: &String, spec: Value| {
-        let mut metadata = json!({ "name": name });
-        if let Some(namespace) = namespace {
-            metadata["namespace"] = json!(namespace);
-        }
-        json!({ "apiVersion": "kumiko.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec })
-    };
-    for (name, spec) in &all.baselines {
-        documents.push(own("MeshBaseline", None, name, json!(spec)));
-    }
-    for (namespace, name, spec) in &all.policies {
-        documents.push(own("MeshPolicy", Some(namespace), name, json!(spec)));
-    }
-    for (name, spec) in &all.exceptions {
-        documents.push(own("MeshException", None, name, json!(spec)));
-    }
-    for (namespace, name, spec) in &all.network {
-        documents.push(json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": { "name": name, "namespace": namespace }, "spec": spec,
-        }));
-    }
-    documents.iter().map(|document| format!("---\n{document}\n")).collect()
 }

@@ -12,6 +12,7 @@ use kumiko_core::policy::ask::Asking;
 use kumiko_core::policy::compile::{Image, compile};
 use kumiko_core::policy::explain::{Explanation, explain};
 use kumiko_core::policy::load::{Loaded, load_in};
+use kumiko_core::policy::nobody;
 use kumiko_core::policy::verdict::Evaluator;
 use kumiko_core::principal::PrincipalError;
 use serde::Serialize;
@@ -74,7 +75,10 @@ pub(super) fn check_with(dir: &Path, documents: &[Document], status: &Status) ->
         let folder = understand(state, &status.trust_domain);
         folder.map_err(|error| refuse(error.to_string()))
     };
-    let before = read(&state)?.problems;
+    let said = |folder: &Folder| nobody::told(&folder.world, &folder.loaded);
+    let before = read(&state)?;
+    let named_nobody = said(&before);
+    let before = before.problems;
     files.extend(documents.iter().map(|document| (document.name.clone(), FileContent::Text(document.text.clone()))));
     state.apply(files);
     let folder = read(&state)?;
@@ -85,6 +89,9 @@ pub(super) fn check_with(dir: &Path, documents: &[Document], status: &Status) ->
     let bad: Vec<&str> = folder.problems.iter().filter(|told| !told.made_good).map(|told| told.text.as_str()).collect();
     if !bad.is_empty() {
         return Err(refuse(format!("the agent of {} would refuse it:\n{}", status.node, bad.join("\n"))));
+    }
+    for told in said(&folder).iter().filter(|told| !named_nobody.iter().any(|known| known.problem == told.problem)) {
+        eprintln!("{told}");
     }
     let Loaded { policies, settings, .. } = &folder.loaded;
     let (evaluator, now) = (Evaluator { world: &folder.world, policies, settings }, now());
@@ -103,16 +110,21 @@ struct Checked<'a> {
     policies: usize,
     exceptions: usize,
     problems: &'a [String],
+    warnings: &'a [String],
 }
 
 /// Whether a folder's policy can be read and does what it says.
 pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
-    let Folder { loaded, problems, objects, .. } = read(args)?;
-    let problems: Vec<String> = problems.into_iter().map(|told| told.text).collect();
+    let Folder { world, loaded, problems, objects } = read(args)?;
+    let (warnings, degraded): (Vec<_>, Vec<_>) =
+        nobody::told(&world, &loaded).into_iter().partition(|told| told.problem.is_warning());
+    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let degraded = degraded.iter().map(ToString::to_string);
+    let problems: Vec<String> = problems.into_iter().map(|told| told.text).chain(degraded).collect();
     let policies = loaded.policies.objects().len();
     let exceptions = loaded.policies.exceptions().len();
     if json {
-        json_out(&Checked { objects, policies, exceptions, problems: &problems })?;
+        json_out(&Checked { objects, policies, exceptions, problems: &problems, warnings: &warnings })?;
     } else {
         let mut text = format!(
             "{}, of which {} and {}\n",
@@ -120,7 +132,7 @@ pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
             some(policies as u64, "policy", "policies"),
             some(exceptions as u64, "exception", "exceptions")
         );
-        for problem in &problems {
+        for problem in warnings.iter().chain(&problems) {
             let _ = writeln!(text, "{problem}");
         }
         print(&text, "")?;

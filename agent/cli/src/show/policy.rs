@@ -56,7 +56,9 @@ fn name(object: &PolicyObjectView) -> String {
 }
 
 fn object(object: &PolicyObjectView) -> Vec<Cell> {
-    let enforced = if object.enforced {
+    let enforced = if object.enforced && object.degraded {
+        Cell::new("yes, degraded").paint(Paint::Warn)
+    } else if object.enforced {
         Cell::new("yes").paint(Paint::Good)
     } else {
         Cell::new(format!("no: {}", object.why)).paint(Paint::Warn)

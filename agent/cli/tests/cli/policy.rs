@@ -98,11 +98,33 @@ fn a_spiffe_id_of_another_trust_domain_is_not_passed_over() {
 }
 
 #[test]
+fn check_warns_of_who_is_nobody_and_fails_for_a_deny() {
+    let dir = folder();
+    let (code, shown, _) = policy(dir.path(), &["check"]);
+    let warned =
+        "policy.yaml:1:1: MeshBaseline/bank: ingress.guarantee.scrape allows nobody, for no workload is whom it names";
+    assert!(code == Some(0) && shown.contains(warned), "{shown}");
+    let deny = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshBaseline\nmetadata: {name: no-web}\nspec:\n  subject: {}\n  \
+                ingress: {deny: [{name: web, from: [{namespace: chekout}]}]}\n";
+    fs::write(dir.path().join("deny.yaml"), deny).unwrap();
+    let (code, shown, _) = policy(dir.path(), &["check"]);
+    let told = "deny.yaml:1:1: MeshBaseline/no-web: ingress.deny.web denies nobody, for no workload is whom it names, so the \
+                object is degraded: ";
+    assert!(code == Some(1) && shown.contains(told), "{shown}");
+    let (code, shown, _) = policy(dir.path(), &["check", "-o", "json"]);
+    let answer: Value = serde_json::from_str(&shown).unwrap();
+    let count = |field: &str| answer[field].as_array().map(Vec::len);
+    assert_eq!((code, count("problems"), count("warnings")), (Some(1), Some(1), Some(2)), "{shown}");
+    fs::write(dir.path().join("deny.yaml"), deny.replace("chekout", "checkout")).unwrap();
+    assert_eq!(policy(dir.path(), &["check"]).0, Some(0));
+}
+
+#[test]
 fn check_tells_what_is_wrong() {
     let dir = folder();
     assert_eq!(policy(dir.path(), &["check"]).0, Some(0));
     let spec = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: p, namespace: ledger}\n\
-                spec: {mode: audit, replaces: [gone]}\n";
+                spec: {mode: audit, replaces: [gone], ingress: []}\n";
     fs::write(dir.path().join("more.yaml"), spec).unwrap();
     let (code, shown, _) = policy(dir.path(), &["check"]);
     assert_eq!(code, Some(1));

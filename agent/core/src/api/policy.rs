@@ -20,6 +20,8 @@ pub struct PolicyObjectView {
     pub enforced: bool,
     /// Why it does not; empty when it does.
     pub why: String,
+    /// A rule of it that denies names a workload which nobody is.
+    pub degraded: bool,
     /// Workloads of this node that it is about.
     pub selects: u32,
     /// Its rules that name a workload which nobody is.

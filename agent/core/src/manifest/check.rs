@@ -7,31 +7,10 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use kumiko_abi::Stage;
 
+use super::broken::Broken;
 use super::node::{Node, Step};
 use super::{Claim, Place, PlatformLabel, Problem, Protocol, STAGE_LABEL};
 use crate::stage;
-
-/// RFC 1123 label: a namespace, a workload's or Service's name.
-const LABEL_RULE: &str =
-    "must be 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit";
-/// RFC 1123 subdomain: most other names.
-const SUBDOMAIN_RULE: &str =
-    "must be labels of lower-case letters, digits and '-' joined by '.', at most 253 characters (RFC 1123)";
-const UID_RULE: &str = "must be 1 to 128 letters, digits, '-', '.' and '_'";
-const PORT_RULE: &str = "must be a port number from 1 to 65535";
-const PORT_NAME_RULE: &str = "must be a port name: 1 to 63 lower-case letters, digits and '-', at least one letter";
-const PROTOCOL_RULE: &str = "must be TCP, UDP or SCTP";
-const ONE_OF_TWO_RULE: &str = "must be None or ClientIP (sessionAffinity), Cluster or Local (internalTrafficPolicy)";
-const LABEL_KEY_RULE: &str = "is no key of a label: 1 to 63 letters, digits, '-', '_' and '.', beginning and ending with a \
-    letter or digit, behind a prefix such as team.example/ if need be";
-const LABEL_VALUE_RULE: &str =
-    "is no value of a label: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit";
-const NET_RULE: &str = "must be a network, such as 192.0.2.0/24 or 2001:db8::/32";
-const IP_RULE: &str = "must be an IPv4 or IPv6 address";
-const UNICAST_RULE: &str =
-    "must be the address of one interface: not unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped";
-const INTERFACE_RULE: &str = "must be an interface name: 1 to 15 characters without spaces and '/'";
-const NETNS_RULE: &str = "must be an absolute path without '..', such as /run/netns/NAME";
 
 /// Collects the problems of one document.
 pub(super) struct Checker<'a> {
@@ -74,7 +53,7 @@ impl<'a> Checker<'a> {
     }
 
     /// A value that breaks a rule.
-    pub(super) fn broken(&mut self, path: &[Step<'_>], value: &str, rule: &'static str) {
+    pub(super) fn broken(&mut self, path: &[Step<'_>], value: &str, rule: Broken) {
         // A megabyte of nonsense must not be repeated into every status page.
         let value = value.chars().take(80).collect();
         self.problem(path, Problem::Value { path: text_of(path), value, rule });
@@ -88,7 +67,7 @@ impl<'a> Checker<'a> {
         list.get(..max).unwrap_or(list)
     }
 
-    fn must(&mut self, fine: bool, path: &[Step<'_>], value: &str, rule: &'static str) {
+    fn must(&mut self, fine: bool, path: &[Step<'_>], value: &str, rule: Broken) {
         if !fine {
             self.broken(path, value, rule);
         }
@@ -106,7 +85,7 @@ impl<'a> Checker<'a> {
     /// A required name of one label.
     pub(super) fn label(&mut self, path: &[Step<'_>], value: Option<&str>) -> String {
         let Some(value) = self.present(path, value) else { return String::new() };
-        self.must(is_label(value), path, value, LABEL_RULE);
+        self.must(is_label(value), path, value, Broken::Label);
         value.to_owned()
     }
 
@@ -114,7 +93,7 @@ impl<'a> Checker<'a> {
     pub(super) fn subdomain(&mut self, path: &[Step<'_>], value: Option<&str>) -> String {
         let Some(value) = self.present(path, value) else { return String::new() };
         let fine = value.len() <= 253 && value.split('.').all(is_label);
-        self.must(fine, path, value, SUBDOMAIN_RULE);
+        self.must(fine, path, value, Broken::Subdomain);
         value.to_owned()
     }
 
@@ -122,36 +101,36 @@ impl<'a> Checker<'a> {
     pub(super) fn label_key(&mut self, path: &[Step<'_>], key: &str) {
         let (prefix, name) = key.rsplit_once('/').unwrap_or(("x", key));
         let fine = prefix.len() <= 253 && prefix.split('.').all(is_label) && !name.is_empty() && is_label_part(name);
-        self.must(fine, path, key, LABEL_KEY_RULE);
+        self.must(fine, path, key, Broken::LabelKey);
     }
 
     /// The value of such a label.
     pub(super) fn label_value(&mut self, path: &[Step<'_>], value: &str) {
-        self.must(is_label_part(value), path, value, LABEL_VALUE_RULE);
+        self.must(is_label_part(value), path, value, Broken::LabelValue);
     }
 
     pub(super) fn uid(&mut self, path: &[Step<'_>], value: Option<&str>) -> String {
         let Some(value) = self.present(path, value) else { return String::new() };
         let fine = value.len() <= 128 && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-        self.must(fine, path, value, UID_RULE);
+        self.must(fine, path, value, Broken::Uid);
         value.to_owned()
     }
 
     /// A unicast address; `None` when it is not one.
     pub(super) fn ip(&mut self, path: &[Step<'_>], value: &str) -> Option<IpAddr> {
         let Ok(ip) = value.parse::<IpAddr>() else {
-            self.broken(path, value, IP_RULE);
+            self.broken(path, value, Broken::Ip);
             return None;
         };
         let fine = is_unicast(ip);
-        self.must(fine, path, value, UNICAST_RULE);
+        self.must(fine, path, value, Broken::Unicast);
         fine.then_some(ip)
     }
 
     /// A network, as Kubernetes takes it: bits behind its prefix mean nothing.
     pub(super) fn net(&mut self, path: &[Step<'_>], value: &str) -> Option<IpNet> {
         let net = value.parse::<IpNet>().ok();
-        self.must(net.is_some(), path, value, NET_RULE);
+        self.must(net.is_some(), path, value, Broken::Net);
         net.map(|net| net.trunc())
     }
 
@@ -173,14 +152,14 @@ impl<'a> Checker<'a> {
         match u16::try_from(value) {
             Ok(port) if port > 0 => port,
             _ => {
-                self.broken(path, &value.to_string(), PORT_RULE);
+                self.broken(path, &value.to_string(), Broken::Port);
                 0
             }
         }
     }
 
     pub(super) fn port_name(&mut self, path: &[Step<'_>], value: &str) {
-        self.must(is_label(value) && value.bytes().any(|b| b.is_ascii_lowercase()), path, value, PORT_NAME_RULE);
+        self.must(is_label(value) && value.bytes().any(|b| b.is_ascii_lowercase()), path, value, Broken::PortName);
     }
 
     pub(super) fn protocol(&mut self, path: &[Step<'_>], value: Option<&str>) -> Protocol {
@@ -189,7 +168,7 @@ impl<'a> Checker<'a> {
             Some("UDP") => Protocol::Udp,
             Some("SCTP") => Protocol::Sctp,
             Some(other) => {
-                self.broken(path, other, PROTOCOL_RULE);
+                self.broken(path, other, Broken::Protocol);
                 Protocol::Tcp
             }
         }
@@ -198,7 +177,7 @@ impl<'a> Checker<'a> {
     /// Whether a field of a Service's spec has the second of its two values; without one it has the first.
     pub(super) fn is(&mut self, field: &'static str, value: Option<&str>, [first, second]: [&str; 2]) -> bool {
         let value = value.unwrap_or(first);
-        self.must(value == first || value == second, &[Step::Key("spec"), Step::Key(field)], value, ONE_OF_TWO_RULE);
+        self.must(value == first || value == second, &[Step::Key("spec"), Step::Key(field)], value, Broken::OneOfTwo);
         value == second
     }
 
@@ -208,7 +187,7 @@ impl<'a> Checker<'a> {
             && value != "."
             && value != ".."
             && value.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':');
-        self.must(fine, path, value, INTERFACE_RULE);
+        self.must(fine, path, value, Broken::Interface);
     }
 
     pub(super) fn netns(&mut self, path: &[Step<'_>], value: &str) {
@@ -216,7 +195,7 @@ impl<'a> Checker<'a> {
             && value.len() <= 4096
             && !value.contains('\0')
             && !value.split('/').any(|part| part == "..");
-        self.must(fine, path, value, NETNS_RULE);
+        self.must(fine, path, value, Broken::Netns);
     }
 
     /// The stage that the labels ask for.

@@ -6,20 +6,20 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::Place;
 use super::node::{Key, Node, Value};
+use super::{Mismatch, Place};
 
 /// A type error, with the path to it.
 #[derive(Debug)]
 pub(super) struct Error {
     place: Option<Place>,
     path: String,
-    message: String,
+    why: Mismatch,
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.message)
+        write!(f, "{}: {}", self.path, self.why)
     }
 }
 
@@ -27,7 +27,7 @@ impl std::error::Error for Error {}
 
 impl de::Error for Error {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self { place: None, path: String::new(), message: message.to_string() }
+        Mismatch::Other { why: message.to_string() }.into()
     }
 
     fn invalid_type(unexpected: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -41,13 +41,13 @@ impl de::Error for Error {
             "a sequence" => "a list",
             other => other,
         };
-        let quotes = match unexpected {
+        let expected = expected.to_owned();
+        match unexpected {
             Unexpected::Bool(_) | Unexpected::Signed(_) | Unexpected::Float(_) if expected.contains("string") => {
-                ": write it in quotes"
+                Mismatch::Unquoted { found, expected }.into()
             }
-            _ => "",
-        };
-        Self::custom(format_args!("found {found}, expected {expected}{quotes}"))
+            _ => Mismatch::Type { found, expected }.into(),
+        }
     }
 
     fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -55,8 +55,32 @@ impl de::Error for Error {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self::custom(format_args!("the field {field} is missing: add it"))
+        Mismatch::Missing { field }.into()
     }
+
+    fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
+        Mismatch::Word { found: found.chars().take(80).collect(), known }.into()
+    }
+}
+
+impl From<Mismatch> for Error {
+    fn from(why: Mismatch) -> Self {
+        Self { place: None, path: String::new(), why }
+    }
+}
+
+/// What a value is, and what it should be.
+pub(super) fn mismatch(node: &Node, expected: &str) -> Mismatch {
+    let found = match &node.value {
+        Value::Null => name_of(Unexpected::Unit),
+        Value::Bool(value) => name_of(Unexpected::Bool(*value)),
+        Value::Int(value) => name_of(Unexpected::Signed(*value)),
+        Value::Float(value) => name_of(Unexpected::Float(*value)),
+        Value::Text(text) => name_of(Unexpected::Str(text)),
+        Value::List(_) => name_of(Unexpected::Seq),
+        Value::Map(_) => name_of(Unexpected::Map),
+    };
+    Mismatch::Type { found, expected: expected.to_owned() }
 }
 
 fn name_of(unexpected: Unexpected<'_>) -> String {
@@ -64,7 +88,7 @@ fn name_of(unexpected: Unexpected<'_>) -> String {
         Unexpected::Bool(value) => value.to_string(),
         Unexpected::Signed(value) => format!("the number {value}"),
         Unexpected::Float(value) => format!("the number {value}"),
-        Unexpected::Str(text) => format!("the text {text:?}"),
+        Unexpected::Str(text) => format!("the text {:?}", text.chars().take(80).collect::<String>()),
         Unexpected::Unit => "nothing".to_owned(),
         Unexpected::Seq => "a list".to_owned(),
         Unexpected::Map => "an object".to_owned(),
@@ -84,9 +108,9 @@ impl Error {
         self
     }
 
-    /// Place, path and words.
-    pub(super) fn parts(self) -> (Place, String, String) {
-        (self.place.unwrap_or_default(), self.path, self.message)
+    /// Place, path and reason.
+    pub(super) fn parts(self) -> (Place, String, Mismatch) {
+        (self.place.unwrap_or_default(), self.path, self.why)
     }
 }
 

@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use kumiko_abi::Stage;
 use thiserror::Error;
 
+use super::broken::{Broken, Meanwhile};
 use super::{Claim, MAX_BYTES, STAGE_LABEL, Scope};
 use crate::api::SourceDiagnostic;
 use crate::policy::load::Told;
+use crate::principal::PrincipalError;
 use crate::stage;
 
 /// Line and column, both from 1; 0 means the whole file.
@@ -58,6 +60,72 @@ impl From<&Told> for SourceDiagnostic {
     }
 }
 
+/// A value of another type than its field's.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Mismatch {
+    /// Another type.
+    #[error("found {found}, expected {expected}")]
+    Type {
+        /// What is there.
+        found: String,
+        /// What should be.
+        expected: String,
+    },
+    /// A text that YAML takes for something else.
+    #[error("found {found}, expected {expected}: write it in quotes")]
+    Unquoted {
+        /// What is there.
+        found: String,
+        /// What should be.
+        expected: String,
+    },
+    /// A field that has to be there.
+    #[error("the field {field} is missing: add it")]
+    Missing {
+        /// The field.
+        field: &'static str,
+    },
+    /// Not one of a few words.
+    #[error("found the text {found:?}, expected one of {}", known.join(", "))]
+    Word {
+        /// What is there.
+        found: String,
+        /// What may be.
+        known: &'static [&'static str],
+    },
+    /// The type's own words.
+    #[error("cannot be read: {why}: a time is written as 2026-12-31T00:00:00Z, a number in digits")]
+    Other {
+        /// They.
+        why: String,
+    },
+}
+
+/// Why a workload has not an address that it claims.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum NotHad {
+    /// It is not of its node.
+    #[error("is outside of the podCIDRs of Node {node}, so it has it not: correct one of the two")]
+    Outside {
+        /// The node.
+        node: String,
+    },
+    /// Another one claims it.
+    #[error("is claimed by Workload {other}, too, so it is nobody's (disputed_address): remove one claim")]
+    Claimed {
+        /// Namespace and name.
+        other: String,
+    },
+    /// Two nodes have its network.
+    #[error("is of the podCIDRs of Nodes {one} and {other}, so it is nobody's: correct one of them")]
+    Shared {
+        /// One node.
+        one: String,
+        /// The other one.
+        other: String,
+    },
+}
+
 /// Why a file, or a label in it, is refused.
 #[derive(Clone, PartialEq, Debug, Error)]
 pub enum Problem {
@@ -94,13 +162,15 @@ pub enum Problem {
         max: usize,
     },
     /// Not YAML.
-    #[error("is not YAML: {why}")]
+    #[error("is not YAML: {why}: mend it here, or just before")]
     Syntax {
         /// The parser's words.
         why: String,
     },
     /// Nested too deep.
-    #[error("is nested deeper than {max} levels")]
+    #[error(
+        "is nested deeper than {max} levels: no object that is read here is; look for a bracket or an alias too many"
+    )]
     TooDeep {
         /// The limit.
         max: usize,
@@ -121,7 +191,7 @@ pub enum Problem {
         tag: String,
     },
     /// A key that is no string.
-    #[error("a key must be a plain string")]
+    #[error("a key must be a plain string: write it in quotes")]
     BadKey,
     /// The same key twice in one mapping.
     #[error("the key {key:?} stands here already (line {first}): remove one of them")]
@@ -132,7 +202,7 @@ pub enum Problem {
         first: u32,
     },
     /// A document that is no mapping.
-    #[error("a document must be an object with apiVersion, kind and metadata")]
+    #[error("a document must be an object with apiVersion, kind and metadata: write these, or remove it")]
     NotAnObject,
     /// A field that has to be there.
     #[error("{path} is missing: add it")]
@@ -167,7 +237,15 @@ pub enum Problem {
         /// The field.
         path: String,
         /// What was found and expected.
-        why: String,
+        why: Mismatch,
+    },
+    /// No SPIFFE ID of a workload.
+    #[error("{path}: {why}")]
+    NoPrincipal {
+        /// The field.
+        path: String,
+        /// Why not.
+        why: PrincipalError,
     },
     /// A value that breaks a rule.
     #[error("{path}: {value:?} {rule}")]
@@ -177,7 +255,7 @@ pub enum Problem {
         /// What it holds.
         value: String,
         /// What it must be.
-        rule: &'static str,
+        rule: Broken,
     },
     /// A list that is longer than the kind's definition lets it be.
     #[error("{path} holds {found} entries, the limit is {max}: make it several objects")]
@@ -196,7 +274,9 @@ pub enum Problem {
         value: String,
     },
     /// Not exactly one of two ways to say where the veth is.
-    #[error("spec.attachment needs exactly one of netns (with interface) and veth")]
+    #[error(
+        "spec.attachment needs exactly one of netns (with interface) and veth: write one, or remove spec.attachment"
+    )]
     Attachment,
     /// Two objects claim one name or address.
     #[error("{claim} is already claimed at {file}:{}: remove one of the claims", place.line)]
@@ -228,7 +308,7 @@ pub enum Problem {
         /// Kind, namespace and name.
         object: String,
         /// What follows.
-        means: &'static str,
+        means: Meanwhile,
     },
     /// An address that its workload does not have.
     #[error("Workload {workload}: its address {address} {why}")]
@@ -238,10 +318,12 @@ pub enum Problem {
         /// The address.
         address: IpAddr,
         /// Why not, and what to do.
-        why: String,
+        why: NotHad,
     },
     /// The folder itself.
-    #[error("the folder cannot be read: {why}: the last good state stays in force")]
+    #[error(
+        "the folder cannot be read: {why}: the last good state stays in force; see that --source names a folder, and its permissions"
+    )]
     Folder {
         /// The operating system's words.
         why: String,

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kumiko_abi::Stage;
 
+use super::broken::Broken;
 use super::check::Checker;
 use super::node::{Node, Step, Value};
 use super::{API_VERSION, Claim, Kind, Object, Place, Problem, Protocol, Scope, de, policy, workload};
@@ -206,7 +207,7 @@ fn list(scope: Scope, root: &Node, objects: &mut Vec<Object>, problems: &mut Vec
                 }
             }
             ("items", _) => {
-                let why = "expected a list".to_owned();
+                let why = de::mismatch(node, "a list");
                 problems.push((node.place, Problem::Shape { path: "items".to_owned(), why }));
             }
             (path, _) => {
@@ -249,11 +250,7 @@ fn namespace(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
     let mut labels = raw.metadata.labels.unwrap_or_default();
     if let Some(other) = labels.insert(NAME_LABEL.to_owned(), name.clone()).filter(|other| *other != name) {
         let path = [METADATA, Step::Key("labels"), Step::Key(NAME_LABEL)];
-        check.broken(
-            &path,
-            &other,
-            "is not the namespace's own name, which every API server makes it: remove the label",
-        );
+        check.broken(&path, &other, Broken::OthersName);
     }
     let uid = uid(&mut check, raw.metadata.uid.as_deref());
     Some((Kind::Namespace(NamespaceObject { name, stage, labels, uid }), check.claims()))
@@ -324,9 +321,7 @@ fn service(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
             }
         };
         if ports.iter().any(|other| (other.port, other.protocol) == (port, protocol)) {
-            let (path_text, value) = (super::check::text_of(&path("port")), format!("{port}/{protocol}"));
-            let rule = "is another port of this Service already";
-            check.problem(&path("port"), Problem::Value { path: path_text, value, rule });
+            check.broken(&path("port"), &format!("{port}/{protocol}"), Broken::ServicePortTwice);
         }
         // Zero: none is given yet.
         let given = raw.node_port.filter(|number| *number != 0);
@@ -397,8 +392,7 @@ fn endpoint_slice(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
         "IPv4" | "IPv6" => false,
         "FQDN" => true,
         other => {
-            let (path, value, rule) = ("addressType".to_owned(), short(other), "must be IPv4, IPv6 or FQDN");
-            check.problem(&[Step::Key("addressType")], Problem::Value { path, value, rule });
+            check.broken(&[Step::Key("addressType")], other, Broken::AddressType);
             false
         }
     };

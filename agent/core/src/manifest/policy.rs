@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
+use super::broken::Broken;
 use super::check::Checker;
 use super::kinds::typed;
 use super::node::{Node, Step, Value};
@@ -31,7 +32,6 @@ const SPEC: Step<'_> = Step::Key("spec");
 const MOST: usize = 256;
 /// Most entries of any other list.
 const MOST_OTHERS: usize = 64;
-const RULE_NAME_RULE: &str = "is the name of another rule of this list already: verdicts are told by it";
 
 /// A baseline or policy.
 #[derive(Clone, PartialEq, Debug)]
@@ -98,7 +98,7 @@ fn valueless<'n>(node: &'n Node, path: &mut Vec<Step<'n>>, problems: &mut Vec<(P
     };
     match &node.value {
         Value::Null => {
-            let rule = "is no value: write one ([] for an empty list), or remove the field";
+            let rule = Broken::NoValue;
             let path = super::check::text_of(path);
             problems.push((node.place, Problem::Value { path, value: "null".to_owned(), rule }));
         }
@@ -114,10 +114,16 @@ fn valueless<'n>(node: &'n Node, path: &mut Vec<Step<'n>>, problems: &mut Vec<(P
 fn cluster_wide(check: &mut Checker<'_>, kind: ObjectKind, metadata: &ObjectMeta) -> ObjectId {
     let name = check.subdomain(&[METADATA, Step::Key("name")], metadata.name.as_deref());
     if let Some(namespace) = &metadata.namespace {
-        let rule = "has no place here: objects of this kind are the whole cluster's";
-        check.broken(&[METADATA, Step::Key("namespace")], namespace, rule);
+        check.broken(&[METADATA, Step::Key("namespace")], namespace, Broken::ClusterWide);
     }
     claim(check, ObjectId { kind, namespace: String::new(), name })
+}
+
+/// A direction that is absent is not selected; an object without any is a slip of the pen, or a policy that was thought to close.
+fn says_something(check: &mut Checker<'_>, id: &ObjectId, says: bool) {
+    if !says {
+        check.broken(&[SPEC], &id.to_string(), Broken::NoDirection);
+    }
 }
 
 fn claim(check: &mut Checker<'_>, id: ObjectId) -> ObjectId {
@@ -131,12 +137,22 @@ pub(super) fn baseline(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Rea
     let mut check = Checker::new(root, problems);
     let id = cluster_wide(&mut check, ObjectKind::MeshBaseline, &raw.metadata);
     let spec = raw.spec;
+    says_something(&mut check, &id, spec.ingress.is_some() || spec.egress.is_some());
     let subject = baseline_subject(&mut check, &spec.subject);
     let on_revoke = on_revoke(&mut check, "onRevoke", spec.on_revoke);
     let ingress = spec.ingress.map(|raw| baseline_direction(&mut check, "ingress", "from", &raw));
     let egress = spec.egress.map(|raw| baseline_direction(&mut check, "egress", "to", &raw));
-    let object =
-        Object { id, mode: spec.mode, replaces: Vec::new(), on_revoke, subject, ingress, egress, invalid: false };
+    let object = Object {
+        id,
+        mode: spec.mode,
+        replaces: Vec::new(),
+        on_revoke,
+        cut_legacy: spec.cut_legacy,
+        subject,
+        ingress,
+        egress,
+        invalid: false,
+    };
     let platform_labels = check.take_platforms();
     Some((Kind::Policy(PolicyObject { object, platform_labels }), check.claims()))
 }
@@ -148,15 +164,13 @@ pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> 
     let name = check.subdomain(&[METADATA, Step::Key("name")], raw.metadata.name.as_deref());
     let id = claim(&mut check, ObjectId { kind: ObjectKind::MeshPolicy, namespace, name });
     let spec = raw.spec;
+    says_something(&mut check, &id, spec.ingress.is_some() || spec.egress.is_some());
     if spec.mode == Mode::Enforce && !spec.replaces.is_empty() {
-        let rule =
-            "is for a policy in mode audit: one that is enforced takes nobody's place; remove the other one instead";
-        check.broken(&[SPEC, Step::Key("replaces")], &spec.replaces.join(", "), rule);
+        check.broken(&[SPEC, Step::Key("replaces")], &spec.replaces.join(", "), Broken::ReplacesEnforced);
     }
     check.at_most(&[SPEC, Step::Key("replaces")], &spec.replaces, MOST_OTHERS);
     for (index, name) in spec.replaces.iter().enumerate().filter(|(_, name)| **name == id.name) {
-        let rule = "is this policy itself: in audit it would say nothing at all";
-        check.broken(&[SPEC, Step::Key("replaces"), Step::Index(index)], name, rule);
+        check.broken(&[SPEC, Step::Key("replaces"), Step::Index(index)], name, Broken::ReplacesItself);
     }
     let at = |field| [SPEC, Step::Key("subject"), Step::Key(field)];
     if let Some(account) = &spec.subject.service_account {
@@ -171,8 +185,17 @@ pub(super) fn mesh_policy(root: &Node, problems: &mut Vec<(Place, Problem)>) -> 
     let on_revoke = on_revoke(&mut check, "onRevoke", spec.on_revoke);
     let ingress = spec.ingress.map(|raw| team(&mut check, "ingress", "from", &raw));
     let egress = spec.egress.map(|raw| team(&mut check, "egress", "to", &raw));
-    let object =
-        Object { id, mode: spec.mode, replaces: spec.replaces, on_revoke, subject, ingress, egress, invalid: false };
+    let object = Object {
+        id,
+        mode: spec.mode,
+        replaces: spec.replaces,
+        on_revoke,
+        cut_legacy: false,
+        subject,
+        ingress,
+        egress,
+        invalid: false,
+    };
     Some((Kind::Policy(PolicyObject { object, platform_labels: Vec::new() }), check.claims()))
 }
 
@@ -189,11 +212,7 @@ pub(super) fn exception(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Re
             let path = [SPEC, Step::Key("suspends"), Step::Index(number), Step::Key("rules"), Step::Index(index)];
             match suspended(&raw.baseline, text) {
                 Some(suspended) => suspends.push(suspended),
-                None => check.broken(
-                    &path,
-                    text,
-                    "must be ingress.deny.NAME, egress.deny.NAME, ingress.allow or egress.allow (a whole ceiling)",
-                ),
+                None => check.broken(&path, text, Broken::Suspends),
             }
         }
     }
@@ -251,10 +270,10 @@ fn on_revoke(check: &mut Checker<'_>, field: &'static str, raw: Option<OnRevoke>
     match (on_revoke.action, on_revoke.seconds) {
         (Action::Grace, None) => check.problem(&path, Problem::Missing { path: super::check::text_of(&path) }),
         (Action::Grace, Some(seconds)) if !(1..=86_400).contains(&seconds) => {
-            check.broken(&path, &seconds.to_string(), "must be 1 to 86400");
+            check.broken(&path, &seconds.to_string(), Broken::Seconds);
         }
         (Action::Keep | Action::Cut, Some(seconds)) => {
-            check.broken(&path, &seconds.to_string(), "belongs to action grace: remove it, or write action: grace");
+            check.broken(&path, &seconds.to_string(), Broken::SecondsWithoutGrace);
         }
         _ => {}
     }
@@ -318,11 +337,10 @@ fn read<R: Written>(
         let at = |step| [path.as_slice(), &[Step::Key(step)]].concat();
         let named = check.label(&at("name"), Some(name));
         if rules.iter().any(|other| other.list == list && other.name == named) {
-            check.broken(&at("name"), name, RULE_NAME_RULE);
+            check.broken(&at("name"), name, Broken::RuleName);
         }
         if list == List::Deny && unauthenticated {
-            let rule = "says nothing in a deny rule: a claim is enough to be denied; remove it";
-            check.broken(&at("unauthenticated"), "true", rule);
+            check.broken(&at("unauthenticated"), "true", Broken::UnprovedDeny);
         }
         let of = Of { path: &path, peers: field, list };
         let (peers, ports) = (peers(check, &of, peers_written), ports(check, &of, ports_written));

@@ -1,6 +1,7 @@
 //! What can still be read of policy in a file that is refused. A policy of which no version ever was in force must not
 //! count as none: whom it selects is refused what no other policy allows.
 
+use super::broken::Meanwhile;
 use super::kinds;
 use super::node::{self, Key, Node, Value};
 use super::{API_VERSION, Kind, Object, Place, PolicyObject, Problem, Scope, check, policy};
@@ -33,18 +34,11 @@ impl Refused {
             shown.push("(without a name)");
         }
         let means = match (&self.closed, self.kind) {
-            (Some(_), _) => {
-                "what it selects is refused whatever no other policy of its kind allows (policy_invalid), until it is mended"
-            }
-            (None, "MeshBaseline") => {
-                "it denies, caps and guarantees nothing, and teams decide alone, until it is mended"
-            }
-            (None, "MeshException") => "it suspends nothing until it is mended",
-            (None, "MeshSettings") => {
-                "no label is the platform's, no stage is too low and no address is outside of the cluster, until it is \
-                 mended"
-            }
-            (None, _) => "it is in audit, or does not say of which namespace it is: nothing is refused for it",
+            (Some(_), _) => Meanwhile::Closed,
+            (None, "MeshBaseline") => Meanwhile::Baseline,
+            (None, "MeshException") => Meanwhile::Exception,
+            (None, "MeshSettings") => Meanwhile::Settings,
+            (None, _) => Meanwhile::Nobody,
         };
         let object = self.closed.clone().map(|mut object| {
             if name.is_empty() || taken {
@@ -172,17 +166,20 @@ fn closed(kind: &'static str, namespace: &str, name: &str, document: Option<&Nod
     };
     let [ingress, egress] = directions(kind, spec).map(|selected| selected.then(Rules::default));
     let (mode, replaces) = (Mode::Enforce, Vec::new());
-    Some(rule::Object { id, mode, replaces, on_revoke, subject, ingress, egress, invalid: true })
+    Some(rule::Object { id, mode, replaces, on_revoke, cut_legacy: false, subject, ingress, egress, invalid: true })
 }
 
 /// A document with some fields of its spec alone, if these are fine.
 fn read_alone(api_version: &str, kind: &str, namespace: &str, spec: &Node, fields: &[&str]) -> Option<rule::Object> {
     let Value::Map(entries) = &spec.value else { return None };
-    let kept = entries.iter().filter(|(key, _)| fields.contains(&key.name.as_str())).cloned().collect();
+    let mut kept: Vec<_> = entries.iter().filter(|(key, _)| fields.contains(&key.name.as_str())).cloned().collect();
     let text = |text: &str| Value::Text(text.to_owned());
     let metadata = map(vec![("name", text("x")), ("namespace", text(namespace))]);
     let mut all = map(vec![("apiVersion", text(api_version)), ("kind", text(kind)), ("metadata", metadata)]);
     if let Value::Map(all) = &mut all {
+        // Its directions are read by [`directions`]; without any it would be refused for that.
+        let none = Key { name: "ingress".to_owned(), place: Place::FILE };
+        kept.push((none, Node { place: Place::FILE, value: Value::List(Vec::new()) }));
         let key = Key { name: "spec".to_owned(), place: Place::FILE };
         all.push((key, Node { place: Place::FILE, value: Value::Map(kept) }));
     }

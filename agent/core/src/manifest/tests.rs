@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 mod folder;
 mod real;
+mod said;
 
 const WORKLOAD: &str = r#"
 apiVersion: kumiko.dev/v1alpha1
@@ -166,7 +167,8 @@ fn names_and_addresses_are_checked() {
 
 #[test]
 fn an_attachment_is_one_of_two() {
-    let text = "f.yaml:15:15: spec.attachment needs exactly one of netns (with interface) and veth";
+    let text = "f.yaml:15:15: spec.attachment needs exactly one of netns (with interface) and veth: write one, or remove \
+                spec.attachment";
     for bad in ["{}", "{netns: /a, veth: b}", "{interface: eth0}", "{veth: a, interface: eth0}"] {
         assert_eq!(changed("{netns: /run/netns/n1-client-1, interface: eth0}", bad), text, "{bad}");
     }
@@ -205,7 +207,10 @@ fn what_is_no_object_of_ours() {
           EndpointSlice and kumiko.dev/v1alpha1 Workload are; remove the document or move it to another folder"
         ]
     );
-    assert_eq!(told("- a\n"), ["f.yaml:1:1: a document must be an object with apiVersion, kind and metadata"]);
+    assert_eq!(
+        told("- a\n"),
+        ["f.yaml:1:1: a document must be an object with apiVersion, kind and metadata: write these, or remove it"]
+    );
     assert_eq!(told("kind: Service\n"), ["f.yaml:1:1: apiVersion is missing: add it"]);
     assert!(parse("f.yaml", "").unwrap().is_empty());
     assert!(parse("f.yaml", "# nothing\n---\n---\n").unwrap().is_empty());
@@ -227,7 +232,7 @@ fn yaml_that_is_none() {
         ["f.yaml:3:1: the key \"a\" stands here already (line 1): remove one of them"]
     );
     assert_eq!(told("a: !secret b\n"), ["f.yaml:1:4: the YAML tag !secret is not supported: remove it"]);
-    assert_eq!(told("{1: a}\n"), ["f.yaml:1:2: a key must be a plain string"]);
+    assert_eq!(told("{1: a}\n"), ["f.yaml:1:2: a key must be a plain string: write it in quotes"]);
     assert_eq!(
         told("a: &x [*x]\n"),
         ["f.yaml:1:8: an alias to something that is not complete here: write the value out"]
@@ -237,7 +242,13 @@ fn yaml_that_is_none() {
 #[test]
 fn input_is_bounded() {
     let deep = format!("a: {}{}", "[".repeat(MAX_DEPTH + 1), "]".repeat(MAX_DEPTH + 1));
-    assert_eq!(told(&deep), [format!("f.yaml:1:{}: is nested deeper than 64 levels", 4 + MAX_DEPTH - 1)]);
+    assert_eq!(
+        told(&deep),
+        [format!(
+            "f.yaml:1:{}: is nested deeper than 64 levels: no object that is read here is; look for a bracket or an alias too many",
+            4 + MAX_DEPTH - 1
+        )]
+    );
     let long = "a".repeat(MAX_BYTES + 1);
     assert_eq!(
         told(&long),

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use kumiko_abi::Stage;
 use serde::Deserialize;
 
+use super::broken::Broken;
 use super::check::{Checker, stage_path};
 use super::node::{Node, Step};
 use super::{Claim, Place, Problem, Protocol};
@@ -190,9 +191,7 @@ fn ports(check: &mut Checker<'_>, raw: Vec<RawPort>) -> Vec<WorkloadPort> {
         if !name.is_empty() {
             check.port_name(&path("name"), &name);
             if !names.insert(name.clone()) {
-                let rule = "names another port of this workload too: a Service's target port would be ambiguous";
-                let path_text = super::check::text_of(&path("name"));
-                check.problem(&path("name"), Problem::Value { path: path_text, value: name.clone(), rule });
+                check.broken(&path("name"), &name, Broken::WorkloadPortTwice);
             }
         }
         let port = check.port(&path("port"), raw.port);

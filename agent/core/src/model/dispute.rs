@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Node;
-use crate::manifest::{Diagnostic, Place, Problem};
+use crate::manifest::{Diagnostic, NotHad, Place, Problem};
 
 /// A workload that says an address is its own.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub(super) fn settle(nodes: &BTreeMap<String, Node>, claims: BTreeMap<IpAddr, Ve
     let shared = Shared::of(nodes);
     let mut settled = Settled::default();
     for (ip, claimants) in claims {
-        let mut tell = |of: &Claimant<'_>, why: String| {
+        let mut tell = |of: &Claimant<'_>, why: NotHad| {
             let problem = Problem::Disputed { workload: of.workload.clone(), address: ip, why };
             settled.diagnostics.push(Diagnostic { file: of.file.to_owned(), place: of.place, problem });
         };
@@ -49,25 +49,18 @@ pub(super) fn settle(nodes: &BTreeMap<String, Node>, claims: BTreeMap<IpAddr, Ve
         };
         let (may, may_not): (Vec<&Claimant<'_>>, Vec<&Claimant<'_>>) = claimants.iter().partition(inside);
         for of in may_not {
-            let node = of.node;
-            tell(of, format!("is outside of the podCIDRs of Node {node}, so it has it not: correct one of the two"));
+            tell(of, NotHad::Outside { node: of.node.to_owned() });
         }
         let between = shared.nodes(ip);
         for (of, others) in may.iter().filter_map(|of| Some((of, may.iter().find(|other| other.uid != of.uid)?))) {
-            let other = &others.workload;
-            tell(
-                of,
-                format!("is claimed by Workload {other}, too, so it is nobody's (disputed_address): remove one claim"),
-            );
+            tell(of, NotHad::Claimed { other: others.workload.clone() });
         }
         match (may.as_slice(), between) {
             ([of, others @ ..], None) if of.here && others.iter().all(|other| other.uid == of.uid) => {
                 settled.owners.insert(ip, of.uid.to_owned());
             }
             ([of, ..], Some((one, other))) => {
-                let why =
-                    format!("is of the podCIDRs of Nodes {one} and {other}, so it is nobody's: correct one of them");
-                tell(of, why);
+                tell(of, NotHad::Shared { one: one.to_owned(), other: other.to_owned() });
                 settled.disputed.insert(ip);
             }
             _ => drop(settled.disputed.insert(ip)),

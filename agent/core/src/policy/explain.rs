@@ -58,6 +58,19 @@ pub struct InForce {
     pub epoch: u32,
     /// Whether it is the one in force now.
     pub now: bool,
+    /// Why a newer one is not in force yet; empty: there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub waits: String,
+}
+
+/// Why a newer policy than the one in force waits, if one does: the source has changed since (`source`, and `of` which the
+/// verdicts are, are its epochs), or its verdicts could not be made.
+pub fn waits(problem: &str, of: u64, source: u64) -> String {
+    match (problem.is_empty(), of < source) {
+        (false, _) => format!("a newer one of the source is not in force: {problem}"),
+        (true, true) => "a newer one of the source is coming into force: ask again".to_owned(),
+        (true, false) => String::new(),
+    }
 }
 
 /// A flow that was seen.
@@ -125,9 +138,12 @@ impl Explanation {
 
     /// The same, by an agent's verdicts.
     pub fn in_force(mut self, by: InForce) -> Self {
-        let InForce { node, epoch, now } = &by;
+        let InForce { node, epoch, now, waits } = &by;
         let past = if *now { "" } else { ", which is in force no more" };
         self.lines.push(Line::new("policy", format!("epoch {epoch} on {node}{past}")));
+        if !waits.is_empty() {
+            self.lines.push(Line::new("waits", waits.as_str()));
+        }
         self.in_force = Some(by);
         self
     }

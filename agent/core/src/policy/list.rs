@@ -2,20 +2,22 @@
 
 use std::collections::BTreeMap;
 
+use super::nobody::Named;
 use super::object::Mode;
-use super::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Rule};
-use super::selector::{Member, Selector, Who};
+use super::rule::{Exception, List, Object, ObjectId};
+use super::selector::{Member, Selector};
 use super::verdict::Evaluator;
 use crate::api::PolicyObjectView;
+use crate::manifest::Place;
 use crate::model::{Workload, World};
 use crate::stage;
 
 /// All objects, by kind and name, as a node sees them at a moment (seconds since 1970).
 pub fn list(world: &World, node: &str, now: i64) -> Vec<PolicyObjectView> {
     let loaded = world.policy();
-    let mut all = Listing { world, node, files: &loaded.files, known: BTreeMap::new() };
+    let mut all = Listing { world, node, files: &loaded.files, named: Named::of(world) };
     let mut list: Vec<PolicyObjectView> = Vec::new();
-    if let Some((name, file)) = loaded.files.iter().find(|(name, _)| name.starts_with(SETTINGS)) {
+    if let Some((name, (file, _))) = loaded.files.iter().find(|(name, _)| name.starts_with(SETTINGS)) {
         let name = name.trim_start_matches(SETTINGS).to_owned();
         let kind = SETTINGS.trim_end_matches('/').to_owned();
         list.push(PolicyObjectView { kind, name, enforced: true, file: file.clone(), ..PolicyObjectView::default() });
@@ -32,9 +34,8 @@ const SETTINGS: &str = "MeshSettings/";
 struct Listing<'a> {
     world: &'a World,
     node: &'a str,
-    files: &'a BTreeMap<String, String>,
-    /// Whether anybody is what a rule names.
-    known: BTreeMap<&'a Selector, bool>,
+    files: &'a BTreeMap<String, (String, Place)>,
+    named: Named<'a>,
 }
 
 impl<'a> Listing<'a> {
@@ -48,26 +49,17 @@ impl<'a> Listing<'a> {
             Mode::Enforce => "enforce",
             Mode::Audit => "audit",
         };
-        let rules = [Direction::Ingress, Direction::Egress].into_iter();
-        let rules: Vec<(Direction, &Rule)> = rules
-            .flat_map(|direction| {
-                object
-                    .rules(direction)
-                    .into_iter()
-                    .flat_map(move |rules| rules.rules.iter().map(move |rule| (direction, rule)))
-            })
-            .collect();
-        let nobody = rules.into_iter().filter(|(_, rule)| self.means_nobody(rule));
-        let nobody = nobody.map(|(direction, rule)| rule.path(direction)).collect();
-        PolicyObjectView { mode: mode.to_owned(), nobody, ..self.view(&object.id, &object.subject, why) }
+        let nobody = self.named.rules(object);
+        let degraded = nobody.iter().any(|(_, rule)| rule.list == List::Deny);
+        let nobody = nobody.into_iter().map(|(direction, rule)| rule.path(direction)).collect();
+        PolicyObjectView { mode: mode.to_owned(), degraded, nobody, ..self.view(&object.id, &object.subject, why) }
     }
 
     fn exception(&mut self, exception: &'a Exception, now: i64) -> PolicyObjectView {
-        let id = ObjectId { kind: ObjectKind::MeshException, namespace: String::new(), name: exception.name.clone() };
         let ended = format!("ended {}", exception.expires.strftime("%Y-%m-%d"));
         let why = if exception.lives(now) { String::new() } else { ended };
-        let nobody = if self.means_nobody(&exception.rule) { vec!["peers".to_owned()] } else { Vec::new() };
-        PolicyObjectView { nobody, ..self.view(&id, &exception.subject, why) }
+        let nobody = if self.named.is_nobody(&exception.rule) { vec!["peers".to_owned()] } else { Vec::new() };
+        PolicyObjectView { nobody, ..self.view(&exception.id(), &exception.subject, why) }
     }
 
     fn view(&self, id: &ObjectId, subject: &Selector, why: String) -> PolicyObjectView {
@@ -80,9 +72,10 @@ impl<'a> Listing<'a> {
             mode: String::new(),
             enforced: why.is_empty(),
             why,
+            degraded: false,
             selects: u32::try_from(selects).unwrap_or(u32::MAX),
             nobody: Vec::new(),
-            file: self.files.get(&id.to_string()).cloned().unwrap_or_default(),
+            file: self.files.get(&id.to_string()).map(|(file, _)| file.clone()).unwrap_or_default(),
         }
     }
 
@@ -100,23 +93,6 @@ impl<'a> Listing<'a> {
             return String::new();
         }
         format!("stage is {}", stage::name(least))
-    }
-
-    /// Whether all that a rule names are workloads that nobody is.
-    fn means_nobody(&mut self, rule: &'a Rule) -> bool {
-        let Some(peers) = &rule.peers else { return false };
-        // A NetworkPolicy allows whoever is to come; its author is told nothing by Kubernetes either.
-        rule.list != List::Kubernetes && !peers.is_empty() && peers.iter().all(|who| !self.means_somebody(who))
-    }
-
-    fn means_somebody(&mut self, who: &'a Who) -> bool {
-        let Who::Workload(selector) = who else { return true };
-        if let Some(known) = self.known.get(selector) {
-            return *known;
-        }
-        let somebody = self.world.workloads().any(|workload| self.means(selector, workload));
-        self.known.insert(selector, somebody);
-        somebody
     }
 }
 

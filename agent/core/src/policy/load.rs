@@ -1,6 +1,7 @@
 //! Policy from documents: what only all of them together can say is checked here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kumiko_abi::Stage;
 use thiserror::Error;
@@ -21,12 +22,14 @@ pub struct Loaded {
     pub policies: Policies,
     /// What the platform decides.
     pub settings: Settings,
-    /// Files of the objects, by `kind/namespace/name` or `kind/name`.
-    pub files: BTreeMap<String, String>,
+    /// Files of the objects and their places there, by `kind/namespace/name` or `kind/name`.
+    pub files: BTreeMap<String, (String, Place)>,
     /// Why some of it would not do what it says; while there is any, no verdict is sure.
     pub problems: Vec<Told>,
     /// What of it would not.
     unfit: BTreeSet<ObjectId>,
+    /// Something of the platform's would not.
+    platform_unfit: bool,
 }
 
 /// A problem with its place.
@@ -112,6 +115,28 @@ pub enum Unfit {
         /// What it names.
         replaced: String,
     },
+    /// A rule that allows names nobody ([`super::nobody`]).
+    #[error(
+        "{object}: {rule} allows nobody, for no workload is whom it names (a warning): see its namespace, account and labels; \
+         it holds for who is to come"
+    )]
+    AllowsNobody {
+        /// The object.
+        object: String,
+        /// The rule.
+        rule: String,
+    },
+    /// A rule that denies names nobody.
+    #[error(
+        "{object}: {rule} denies nobody, for no workload is whom it names, so the object is degraded: mend its namespace, \
+         account or SPIFFE ID, or remove the rule; it holds for who is to come"
+    )]
+    DeniesNobody {
+        /// The object.
+        object: String,
+        /// The rule.
+        rule: String,
+    },
 }
 
 impl Unfit {
@@ -119,19 +144,49 @@ impl Unfit {
     pub fn is_made_good(&self) -> bool {
         matches!(self, Self::StageTooLow { .. })
     }
+
+    /// Whether it is told in passing: nothing is wrong yet.
+    pub fn is_warning(&self) -> bool {
+        matches!(self, Self::AllowsNobody { .. })
+    }
 }
 
 impl Loaded {
-    /// Whether it does what it says.
+    /// Whether it may come into force: what the platform says does what it says. A team's policy that does not is held back
+    /// alone ([`Self::with_teams_of`]), or a team could keep the platform's next word from everybody.
     pub fn is_fit(&self) -> bool {
-        self.problems.iter().all(|told| told.problem.is_made_good())
+        !self.platform_unfit
+    }
+
+    /// Files whose new versions are not in force as they stand.
+    pub fn unfit_files(&self) -> impl Iterator<Item = &str> {
+        self.problems.iter().filter(|told| !told.problem.is_made_good()).map(|told| told.file.as_str())
+    }
+
+    /// The same, with the versions that were in force before of the teams' policies that are not fit. One of which none was does
+    /// not count as none: whom it selects is refused what no other one allows.
+    pub fn with_teams_of(self: Arc<Self>, before: &Self) -> Arc<Self> {
+        if self.unfit.is_empty() {
+            return self;
+        }
+        let was = |id: &ObjectId| before.policies.objects().iter().find(|object| object.id == *id && !object.invalid);
+        let instead = |object: &Arc<Object>| -> Option<Object> {
+            if !self.unfit.contains(&object.id) {
+                return Some(Object::clone(object));
+            }
+            let closed = || (object.mode == Mode::Enforce).then(|| object.closed());
+            was(&object.id).map(|known| Object::clone(known)).or_else(closed)
+        };
+        let objects = self.policies.objects().iter().filter_map(instead).collect();
+        let exceptions = self.policies.exceptions().iter().map(|exception| Exception::clone(exception)).collect();
+        Arc::new(Self { policies: Policies::new(objects, exceptions), ..Self::clone(&self) })
     }
 
     /// What may be in force of it, where nothing was before: what does what it says.
     pub fn fit_part(&self) -> Self {
         let fit = |id: &ObjectId| !self.unfit.contains(id);
         let objects = self.policies.objects().iter().filter(|object| fit(&object.id));
-        let exceptions = self.policies.exceptions().iter().filter(|exception| fit(&exception_id(&exception.name)));
+        let exceptions = self.policies.exceptions().iter().filter(|exception| fit(&exception.id()));
         let policies = Policies::new(
             objects.map(|object| Object::clone(object)).collect(),
             exceptions.map(|exception| Exception::clone(exception)).collect(),
@@ -142,6 +197,7 @@ impl Loaded {
             files: self.files.clone(),
             problems: Vec::new(),
             unfit: BTreeSet::new(),
+            platform_unfit: false,
         }
     }
 
@@ -166,10 +222,6 @@ impl Loaded {
     }
 }
 
-fn exception_id(name: &str) -> ObjectId {
-    ObjectId { kind: ObjectKind::MeshException, namespace: String::new(), name: name.to_owned() }
-}
-
 /// Takes the policy among objects, each with its file. SPIFFE IDs may be of any trust domain, unless the settings list some.
 pub fn load<'a>(objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>) -> Loaded {
     load_in(None, objects)
@@ -184,7 +236,7 @@ pub fn load_in<'a>(
     let (mut namespaces, mut files, mut settings_at) = (Vec::new(), BTreeMap::new(), None);
     for (file, object) in objects {
         if matches!(object.kind, Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_)) {
-            files.extend(names(object).map(|name| (name, file.to_owned())));
+            files.extend(names(object).map(|name| (name, (file.to_owned(), object.place))));
         }
         match &object.kind {
             Kind::Policy(policy) => policies.push((file, object.place, policy)),
@@ -202,7 +254,9 @@ pub fn load_in<'a>(
     let listed = settings.trust_domains.iter().map(String::as_str);
     let domains: Vec<&str> =
         if settings.trust_domains.is_empty() { trust_domain.into_iter().collect() } else { listed.collect() };
+    let mut platform_unfit = false;
     if let (Some(own), Some((file, place))) = (trust_domain.filter(|own| !domains.contains(own)), settings_at) {
+        platform_unfit = true;
         told(file, place, Unfit::OwnTrustDomain { own: own.to_owned() });
     }
     let strange = |object: &str, subject: &Selector, rules: &[&Rule]| -> Vec<Unfit> {
@@ -260,7 +314,7 @@ pub fn load_in<'a>(
         .map(|object| (object.id.name.as_str(), object))
         .collect();
     for (file, place, exception) in &exceptions {
-        let id = exception_id(&exception.exception.name);
+        let id = exception.exception.id();
         let name = id.to_string();
         for (place, problem) in foreign(&exception.platform_labels, &name) {
             unfit.insert(id.clone());
@@ -279,9 +333,10 @@ pub fn load_in<'a>(
             told(file, *place, Unfit::NothingToSuspend { exception: name.clone(), baseline, rule });
         }
     }
+    platform_unfit |= unfit.iter().any(|id| id.kind != ObjectKind::MeshPolicy);
     let objects: Vec<Object> = policies.iter().map(|(_, _, policy)| policy.object.clone()).collect();
     let exceptions: Vec<Exception> = exceptions.iter().map(|(_, _, exception)| exception.exception.clone()).collect();
-    Loaded { policies: Policies::new(objects, exceptions), settings, files, problems, unfit }
+    Loaded { policies: Policies::new(objects, exceptions), settings, files, problems, unfit, platform_unfit }
 }
 
 /// The name that an object claims.

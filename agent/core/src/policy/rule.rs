@@ -51,6 +51,13 @@ pub enum List {
     Kubernetes,
 }
 
+impl List {
+    /// Whether the platform alone may widen or narrow what its rules mean: they choose by nothing that a team writes.
+    pub const fn is_platforms(self) -> bool {
+        matches!(self, Self::Deny | Self::Ceiling | Self::Guarantee)
+    }
+}
+
 /// Kinds of objects that decide.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[allow(missing_docs, reason = "each variant is named after the kind")]
@@ -193,6 +200,8 @@ pub struct Object {
     pub replaces: Vec<String>,
     /// What becomes of what is open.
     pub on_revoke: OnRevoke,
+    /// A baseline cuts what it denies also of what is older than its pod's enrolment.
+    pub cut_legacy: bool,
     /// Whom it is about.
     pub subject: Selector,
     /// What may come in; `None`: it does not say.
@@ -251,6 +260,11 @@ pub struct Exception {
 }
 
 impl Exception {
+    /// Its name among objects of other kinds.
+    pub fn id(&self) -> ObjectId {
+        ObjectId { kind: ObjectKind::MeshException, namespace: String::new(), name: self.name.clone() }
+    }
+
     /// Whether it has not ended, at a moment (seconds since 1970).
     pub fn lives(&self, now: i64) -> bool {
         self.expires.as_second() > now

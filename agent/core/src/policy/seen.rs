@@ -57,12 +57,18 @@ pub fn explain_seen(record: &FlowRecord, history: &History) -> Result<Explanatio
         start_unix_ns: record.start_unix_ns,
         reason: record.reason.clone().into_owned(),
     });
-    let by = InForce { node: record.node.clone(), epoch: record.epoch, now: record.epoch == now };
+    let by = InForce { node: record.node.clone(), epoch: record.epoch, now: record.epoch == now, waits: String::new() };
     Ok(answer.in_force(by))
 }
 
 /// Why no rule was asked about a flow, if none was.
 fn unasked(record: &FlowRecord) -> Option<String> {
+    if record.legacy && record.verdict == Verdict::Deny {
+        let why = &record.reason_text;
+        return Some(format!(
+            "it was older than its pod's enrolment, and was cut by MeshSettings' legacyMaxAge or a baseline's cutLegacy: {why}"
+        ));
+    }
     if record.legacy {
         return Some("it is older than its pod's enrolment".to_owned());
     }

@@ -33,6 +33,8 @@ pub struct Settings {
     pub api_server: Vec<IpAddr>,
     /// Trust domains that rules' SPIFFE IDs may be of; none: that of the agent.
     pub trust_domains: Vec<String>,
+    /// Seconds that a connection may have which is older than its pod's enrolment and which the rules would refuse.
+    pub legacy_max_age: Option<u32>,
     /// A permissive pod's new connections are refused while its agent is down.
     pub refused_without_agent: bool,
     /// No flow takes the same-node fast path.

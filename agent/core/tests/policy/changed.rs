@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kumiko_abi::policy::{Cell, Question, find};
 
+use crate::first_seed;
 use kumiko_core::policy::compile::{Compiled, Compiler, Image, Layout, Set, Why, compile, runs};
 use kumiko_core::policy::object::{Action, OnRevoke};
 use kumiko_core::policy::verdict::Evaluator;
@@ -35,11 +36,6 @@ const OTHERS: [&str; 14] = [
     "fd00:1::1",
     "fe00::1",
 ];
-
-/// The seed of the first world; to be set to what a failure printed.
-fn first_seed() -> u64 {
-    std::env::var("KUMIKO_POLICY_SEED").map_or(0, |seed| seed.parse().expect("KUMIKO_POLICY_SEED is a number"))
-}
 
 /// Of one end: a cell without its numbers, with what decided.
 type Answer<'a> = Option<(Cell, &'a Why)>;

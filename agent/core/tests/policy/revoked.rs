@@ -68,7 +68,7 @@ fn baseline(all: &mut Everything, name: &str, on_revoke: OnRevoke) {
     let subject =
         BaselineSubject { namespace: None, service_account: None, namespace_labels: BTreeMap::new(), spiffe_id: None };
     let (ingress, on_revoke) = (Some(direction), Some(on_revoke));
-    let spec = MeshBaselineSpec { mode: Mode::Enforce, on_revoke, subject, ingress, egress: None };
+    let spec = MeshBaselineSpec { on_revoke, subject, ingress, ..MeshBaselineSpec::default() };
     all.baselines.push((name.to_owned(), spec));
 }
 

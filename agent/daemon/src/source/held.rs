@@ -24,13 +24,19 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes a reading from which a model was made. Unless it was `fit`, none of its new versions is in force.
-    pub(super) fn take(&mut self, folder: &FolderState, fit: bool, epoch: u64, refused: &[SourceDiagnostic]) {
+    /// Takes a reading from which a model was made. A new version is in force if it is `fit`.
+    pub(super) fn take(
+        &mut self,
+        folder: &FolderState,
+        fit: impl Fn(&str) -> bool,
+        epoch: u64,
+        refused: &[SourceDiagnostic],
+    ) {
         let mut files = BTreeMap::new();
         for (name, digest, good) in folder.versions() {
             let before = self.files.get(name).and_then(|version| version.in_force);
             let same = before.is_some_and(|(in_force, _)| in_force == digest);
-            let in_force = if fit && good && !same { Some((digest, epoch)) } else { before };
+            let in_force = if good && fit(name) && !same { Some((digest, epoch)) } else { before };
             files.insert(name.to_owned(), Version { read: digest, in_force });
         }
         self.files = files;

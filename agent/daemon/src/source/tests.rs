@@ -113,7 +113,7 @@ async fn it_is_known_which_version_of_a_file_is_in_force() {
     assert_eq!(held(&source).unwrap().in_force, of_same);
     let unfit = format!(
         "{first}apiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: p, namespace: demo}}\n\
-         spec: {{mode: audit, replaces: [gone]}}\n"
+         spec: {{mode: audit, replaces: [gone], ingress: []}}\n"
     );
     for bad in ["kind: none\n", &unfit] {
         put(dir.path(), "a.yaml", bad);
@@ -121,6 +121,12 @@ async fn it_is_known_which_version_of_a_file_is_in_force() {
         assert_eq!(held(&source).unwrap().in_force, of_same);
         assert_eq!(source.held.lock().unwrap().refused.len(), 1);
     }
+    // A team that writes so keeps nobody from the platform's word.
+    let baseline =
+        "apiVersion: kumiko.dev/v1alpha1\nkind: MeshBaseline\nmetadata: {name: p}\nspec: {subject: {}, ingress: {}}\n";
+    put(dir.path(), "b.yaml", baseline);
+    let has = |world: &Arc<World>| world.policy().policies.objects().iter().any(|object| object.id.name == "p");
+    tokio::time::timeout(WITHIN, source.world.wait_for(has)).await.unwrap().unwrap();
     let second = workload("b", "10.0.0.1");
     put(dir.path(), "a.yaml", &second);
     wait_names(&mut source, &["b"]).await;
@@ -129,7 +135,7 @@ async fn it_is_known_which_version_of_a_file_is_in_force() {
     assert_eq!((digest, epoch), (version(&second), source.world.borrow().epoch()));
     fs::remove_file(dir.path().join("a.yaml")).unwrap();
     wait_names(&mut source, &[]).await;
-    wait_status(&mut source, |status| status.files == 0).await;
+    wait_status(&mut source, |status| status.files == 1).await;
     assert_eq!(held(&source), None);
 }
 

@@ -58,12 +58,12 @@ impl Random {
         }
     }
 
-    fn name(&mut self, kind: &str, of: usize) -> String {
+    pub(super) fn name(&mut self, kind: &str, of: usize) -> String {
         format!("{kind}{}", self.below(of))
     }
 
     /// Adds it, puts it in the place of another one, or takes that away.
-    fn put<T>(&mut self, all: &mut Vec<T>, one: T, is_it: impl Fn(&T, &T) -> bool) {
+    pub(super) fn put<T>(&mut self, all: &mut Vec<T>, one: T, is_it: impl Fn(&T, &T) -> bool) {
         let before = all.len();
         all.retain(|other| !is_it(&one, other));
         if all.len() == before || !self.one_in(3) {

@@ -4,6 +4,7 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::super::broken::Broken;
 use super::super::check::Checker;
 use super::super::kinds::typed;
 use super::super::node::{Node, Step};
@@ -42,6 +43,7 @@ pub(in super::super) fn network_policy(root: &Node, problems: &mut Vec<(Place, P
         mode: Mode::Enforce,
         replaces: Vec::new(),
         on_revoke: OnRevoke::default(),
+        cut_legacy: false,
         subject,
         ingress: types[0].then_some(ingress),
         egress: types[1].then_some(egress),
@@ -55,7 +57,7 @@ pub(in super::super) fn network_policy(root: &Node, problems: &mut Vec<(Place, P
 fn types(check: &mut Checker<'_>, spec: &networking::NetworkPolicySpec) -> [bool; 2] {
     let written = spec.policy_types.as_deref().unwrap_or_default();
     for (index, text) in written.iter().enumerate().filter(|(_, text)| !matches!(text.as_str(), "Ingress" | "Egress")) {
-        check.broken(&[SPEC, Step::Key("policyTypes"), Step::Index(index)], text, "must be Ingress or Egress");
+        check.broken(&[SPEC, Step::Key("policyTypes"), Step::Index(index)], text, Broken::PolicyType);
     }
     if written.is_empty() {
         return [true, spec.egress.as_ref().is_some_and(|rules| !rules.is_empty())];
@@ -99,14 +101,13 @@ fn peer(
 ) -> Option<Who> {
     if let Some(block) = &raw.ip_block {
         if raw.pod_selector.is_some() || raw.namespace_selector.is_some() {
-            let rule = "may not stand beside podSelector or namespaceSelector";
-            check.broken(&at(path, Step::Key("ipBlock")), &block.cidr, rule);
+            check.broken(&at(path, Step::Key("ipBlock")), &block.cidr, Broken::BlockBeside);
         }
         let raw = IpBlock { cidr: block.cidr.clone(), except: block.except.clone().unwrap_or_default() };
         return rules::ip_block(check, &at(path, Step::Key("ipBlock")), &raw, rules::masked).map(Who::Block);
     }
     if raw.pod_selector.is_none() && raw.namespace_selector.is_none() {
-        check.broken(path, "{}", "must have a podSelector, a namespaceSelector or an ipBlock");
+        check.broken(path, "{}", Broken::EmptyPeer);
         return None;
     }
     let labels = requirements(check, &at(path, Step::Key("podSelector")), raw.pod_selector.as_ref());
@@ -130,7 +131,7 @@ fn requirements(check: &mut Checker<'_>, path: &[Step<'_>], raw: Option<&LabelSe
         }
         let wants_values = matches!(raw.operator.as_str(), "In" | "NotIn");
         if wants_values == values.is_empty() {
-            let rule = if wants_values { "needs values" } else { "takes no values" };
+            let rule = if wants_values { Broken::WithoutValues } else { Broken::WithValues };
             check.broken(&at(&path, Step::Key("operator")), &raw.operator, rule);
         }
         match raw.operator.as_str() {
@@ -139,7 +140,7 @@ fn requirements(check: &mut Checker<'_>, path: &[Step<'_>], raw: Option<&LabelSe
             "Exists" => all.push(Requirement::Exists(key)),
             "DoesNotExist" => all.push(Requirement::DoesNotExist(key)),
             other => {
-                check.broken(&at(&path, Step::Key("operator")), other, "must be In, NotIn, Exists or DoesNotExist");
+                check.broken(&at(&path, Step::Key("operator")), other, Broken::Operator);
             }
         }
     }
@@ -154,7 +155,7 @@ fn port(check: &mut Checker<'_>, path: &[Step<'_>], raw: &networking::NetworkPol
             let first_port = check.port(&at(path, Step::Key("port")), i64::from(*first));
             let last = end.map_or(first_port, |end| check.port(&at(path, Step::Key("endPort")), i64::from(end)));
             if last < first_port {
-                check.broken(&at(path, Step::Key("endPort")), &last.to_string(), "must not be lower than port");
+                check.broken(&at(path, Step::Key("endPort")), &last.to_string(), Broken::EndBeforePort);
             }
             Some(Ports::Range(protocol, first_port, last))
         }
@@ -163,7 +164,7 @@ fn port(check: &mut Checker<'_>, path: &[Step<'_>], raw: &networking::NetworkPol
             Some(Ports::Named(protocol, name.clone()))
         }
         (_, Some(end)) => {
-            check.broken(&at(path, Step::Key("endPort")), &end.to_string(), "needs a number as port");
+            check.broken(&at(path, Step::Key("endPort")), &end.to_string(), Broken::EndOfName);
             None
         }
     }

@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use super::super::broken::Broken;
 use super::super::check::Checker;
 use super::super::node::Step;
 use super::super::{Problem, check};
@@ -27,8 +28,7 @@ pub(super) fn peers(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Peer
     let raw = raw?;
     let path = [of.path, &[Step::Key(of.peers)]].concat();
     if raw.is_empty() {
-        let rule = "is empty: leave the field out to mean anybody, or remove the rule";
-        check.broken(&path, "[]", rule);
+        check.broken(&path, "[]", Broken::NoPeers);
     }
     let each = check.at_most(&path, raw, MOST).iter().enumerate();
     Some(
@@ -51,20 +51,17 @@ fn peer(check: &mut Checker<'_>, path: &[Step<'_>], list: List, raw: &Peer) -> O
         }
         (None, Some(entity), false) => Some(Who::Entity(entity)),
         (None, None, true) => {
-            if list == List::Deny {
+            if list.is_platforms() {
                 platforms(check, path, raw);
             }
-            if list == List::Deny && !raw.labels.is_empty() {
-                let rule = "cannot be denied by: a pod's author drops a label and escapes; deny by namespace, account or \
-                            SPIFFE ID";
+            if list.is_platforms() && !raw.labels.is_empty() {
+                let rule = if list == List::Deny { Broken::LabelsDenied } else { Broken::LabelsAllowed };
                 check.broken(&[path, &[Step::Key("labels")]].concat(), "pod labels", rule);
             }
             Some(Who::Workload(selector(check, path, raw)))
         }
         _ => {
-            let rule = "must be a workload (namespace, namespaceLabels, serviceAccount, spiffeId, labels), or an ipBlock, \
-                        or an entity: exactly one of the three";
-            check.broken(path, "the peer", rule);
+            check.broken(path, "the peer", Broken::Peer);
             None
         }
     }
@@ -80,22 +77,31 @@ pub(super) fn selector(check: &mut Checker<'_>, path: &[Step<'_>], raw: &Peer) -
     if let Some(name) = &raw.service_account {
         check.subdomain(&at("serviceAccount"), Some(name));
         if !placed {
-            let rule = "is an account of any namespace, then: add namespace or namespaceLabels";
-            check.broken(&at("serviceAccount"), name, rule);
+            check.broken(&at("serviceAccount"), name, Broken::AccountOfAny);
         }
     }
     if !raw.labels.is_empty() && !placed {
-        let rule = "are pods of any namespace, then, whoever makes them: add namespace or namespaceLabels";
-        check.broken(&at("labels"), "labels", rule);
+        check.broken(&at("labels"), "labels", Broken::PodsOfAny);
     }
     let principal = raw.spiffe_id.as_ref().and_then(|text| {
         text.parse::<Principal>()
-            .map_err(|error| {
-                let (path, why) = (at("spiffeId"), error.to_string());
-                check.problem(&path, Problem::Shape { path: check::text_of(&path), why });
+            .map_err(|why| {
+                let path = at("spiffeId");
+                check.problem(&path, Problem::NoPrincipal { path: check::text_of(&path), why });
             })
             .ok()
     });
+    if let Some(principal) = &principal {
+        let said = [
+            ("namespace", &raw.namespace, &principal.namespace),
+            ("serviceAccount", &raw.service_account, &principal.service_account),
+        ];
+        for (field, said, own) in said {
+            if let Some(said) = said.as_ref().filter(|said| *said != own) {
+                check.broken(&at(field), said, Broken::NotOfTheId);
+            }
+        }
+    }
     Selector {
         namespace: raw.namespace.clone(),
         namespace_labels: requirements(check, &at("namespaceLabels"), &raw.namespace_labels),
@@ -124,33 +130,33 @@ pub(super) fn ports(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Port
     let raw = raw?;
     let path = [of.path, &[Step::Key("ports")]].concat();
     if raw.is_empty() {
-        check.broken(&path, "[]", "is empty: leave the field out to mean any port, or remove the rule");
+        check.broken(&path, "[]", Broken::NoPorts);
     }
     for (index, raw) in check.at_most(&path, raw, MOST).iter().enumerate() {
         let at = |field| [&path[..], &[Step::Index(index), Step::Key(field)]].concat();
         match &raw.port {
             Some(_) if raw.protocol == TransportProtocol::Icmp => {
-                check.broken(&at("port"), "ICMP", "has no ports: leave the field out");
+                check.broken(&at("port"), "ICMP", Broken::PortOfIcmp);
             }
             None => {
                 if let Some(end) = raw.end_port {
-                    check.broken(&at("endPort"), &end.to_string(), "needs a number as port");
+                    check.broken(&at("endPort"), &end.to_string(), Broken::EndOfName);
                 }
             }
             Some(PortRef::Number(number)) => {
                 check.port(&at("port"), i64::from(*number));
                 if let Some(end) = raw.end_port.filter(|end| end < number) {
-                    check.broken(&at("endPort"), &end.to_string(), "must not be lower than port");
+                    check.broken(&at("endPort"), &end.to_string(), Broken::EndBeforePort);
                 }
             }
             Some(PortRef::Name(name)) => {
                 check.port_name(&at("port"), name);
-                if of.list == List::Deny {
-                    let rule = "cannot be denied by: a pod's author names its ports; deny numbers";
+                if of.list.is_platforms() {
+                    let rule = if of.list == List::Deny { Broken::NameDenied } else { Broken::NameAllowed };
                     check.broken(&at("port"), name, rule);
                 }
                 if let Some(end) = raw.end_port {
-                    check.broken(&at("endPort"), &end.to_string(), "needs a number as port");
+                    check.broken(&at("endPort"), &end.to_string(), Broken::EndOfName);
                 }
             }
         }
@@ -169,7 +175,7 @@ pub(super) fn ip_block(check: &mut Checker<'_>, path: &[Step<'_>], raw: &IpBlock
         let path = [path, &[Step::Key("except"), Step::Index(index)]].concat();
         let Some(part) = read(check, &path, text) else { continue };
         if !net.contains(&part) || part == net {
-            check.broken(&path, text, "must be a part of cidr");
+            check.broken(&path, text, Broken::NotAPart);
         }
         except.push(part);
     }
@@ -185,7 +191,7 @@ pub(super) fn nets(check: &mut Checker<'_>, path: &[Step<'_>], texts: &[String])
 fn net(check: &mut Checker<'_>, path: &[Step<'_>], text: &str) -> Option<IpNet> {
     let net = parsed(check, path, text)?;
     if net.addr() != net.network() {
-        check.broken(path, text, "has bits set behind its prefix: write the network's own address");
+        check.broken(path, text, Broken::HostBits);
         return None;
     }
     Some(net)
@@ -198,11 +204,11 @@ pub(super) fn masked(check: &mut Checker<'_>, path: &[Step<'_>], text: &str) -> 
 
 fn parsed(check: &mut Checker<'_>, path: &[Step<'_>], text: &str) -> Option<IpNet> {
     let Ok(net) = text.parse::<IpNet>() else {
-        check.broken(path, text, "must be a network, such as 192.0.2.0/24 or 2001:db8::/32");
+        check.broken(path, text, Broken::Net);
         return None;
     };
     if matches!(net, IpNet::V6(net) if net.addr().to_ipv4_mapped().is_some()) {
-        check.broken(path, text, "is IPv4 written as IPv6, which no packet carries: write it as IPv4");
+        check.broken(path, text, Broken::MappedNet);
         return None;
     }
     Some(net)

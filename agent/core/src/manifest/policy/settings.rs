@@ -1,5 +1,6 @@
 //! `kumiko.dev/v1alpha1` MeshSettings.
 
+use super::super::broken::Broken;
 use super::super::check::Checker;
 use super::super::node::{Node, Step};
 use super::super::{Claim, Kind, Place, Problem};
@@ -8,16 +9,13 @@ use crate::policy::object::{MeshSettingsSpec, WithoutAgent};
 use crate::policy::settings::{MinStage, Settings};
 use crate::principal::Principal;
 
-const PLATFORM_RULE: &str = "does not begin with a prefix that MeshSettings lists in platformLabelPrefixes: a label that \
-    its namespace's own team may set would let the team choose whether the rule is about it";
-
 pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Read {
     let raw: Document<MeshSettingsSpec> = document(root, "MeshSettings", problems)?;
     let mut check = Checker::new(root, problems);
     let path = [METADATA, Step::Key("name")];
     let name = check.subdomain(&path, raw.metadata.name.as_deref());
     if name != "mesh" {
-        check.broken(&path, &name, "must be mesh: there is one MeshSettings");
+        check.broken(&path, &name, Broken::SettingsName);
     }
     check.claim(&path, Claim::Name("MeshSettings", String::new(), name));
     let spec = raw.spec;
@@ -25,7 +23,7 @@ pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem
     for (index, prefix) in check.at_most(&prefixes, &spec.platform_label_prefixes, MOST_OTHERS).iter().enumerate() {
         if !prefix.ends_with('/') || prefix.len() < 2 {
             let path = [SPEC, Step::Key("platformLabelPrefixes"), Step::Index(index)];
-            check.broken(&path, prefix, "must be a label's prefix with its slash, such as platform.example/");
+            check.broken(&path, prefix, Broken::Prefix);
         }
     }
     let mut nets = |field, texts: &[String], max| {
@@ -47,7 +45,7 @@ pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem
         for key in raw.namespace_labels.keys() {
             let path = [SPEC, Step::Key("minStage"), Step::Index(index), Step::Key("namespaceLabels"), Step::Key(key)];
             if !spec.platform_label_prefixes.iter().any(|prefix| key.starts_with(prefix)) {
-                check.broken(&path, key, PLATFORM_RULE);
+                check.broken(&path, key, Broken::TeamsLabel);
             }
         }
         let path = [SPEC, Step::Key("minStage"), Step::Index(index), Step::Key("namespaceLabels")];
@@ -59,9 +57,16 @@ pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem
     for (index, name) in listed.iter().enumerate() {
         if Principal::new(name, "x", "x").is_err() {
             let path = [SPEC, Step::Key("trustDomains"), Step::Index(index)];
-            check.broken(&path, name, "must be a trust domain, such as cluster.local: the host of a SPIFFE ID");
+            check.broken(&path, name, Broken::TrustDomain);
         }
     }
+    let legacy_max_age = spec.legacy_max_age.as_ref().and_then(|text| {
+        let seconds = seconds(text);
+        if seconds.is_none() {
+            check.broken(&[SPEC, Step::Key("legacyMaxAge")], text, Broken::Duration);
+        }
+        seconds
+    });
     let settings = Settings {
         platform_label_prefixes: prefixes,
         min_stages,
@@ -70,8 +75,25 @@ pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem
         nodes,
         api_server,
         trust_domains: spec.trust_domains,
+        legacy_max_age,
         refused_without_agent: spec.permissive_without_agent == WithoutAgent::Refuse,
         slow_path: !spec.same_node_fast_path,
     };
     Some((Kind::Settings(settings), check.claims()))
+}
+
+/// `24h` in seconds.
+fn seconds(text: &str) -> Option<u32> {
+    const DAY: u32 = 86_400;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let each = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => DAY,
+        _ => return None,
+    };
+    let fine = number.bytes().all(|b| b.is_ascii_digit()) && !number.starts_with('0');
+    let seconds = number.parse::<u32>().ok().filter(|_| fine)?.checked_mul(each)?;
+    (seconds <= 365 * DAY).then_some(seconds)
 }

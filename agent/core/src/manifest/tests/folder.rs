@@ -82,7 +82,7 @@ fn on_a_fresh_start_only_the_bad_file_is_left_out() {
     assert_eq!(
         told(&state),
         [
-            "a.yaml:1:1: a document must be an object with apiVersion, kind and metadata",
+            "a.yaml:1:1: a document must be an object with apiVersion, kind and metadata: write these, or remove it",
             "c.yaml:7:3: is not UTF-8 text: save it as UTF-8",
             "d.yaml: is 9000000 bytes long, the limit is 8388608: split it into several files",
             "e.yaml: cannot be read: Permission denied (os error 13): check its permissions",

@@ -42,11 +42,11 @@ pub struct BaselineDirection<R> {
     #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub deny: Vec<R>,
     /// A ceiling: teams may allow what one of these allows, and nothing else. Several baselines' ceilings intersect. An
-    /// empty list allows nothing; without the field there is no ceiling.
+    /// empty list allows nothing; without the field there is no ceiling. Pod labels and named ports are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub allow: Option<Vec<R>>,
-    /// What no team can refuse: scraping, DNS.
+    /// What no team can refuse: scraping, DNS. Pod labels and named ports are refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub guarantee: Vec<R>,
@@ -62,6 +62,7 @@ pub type BaselineEgress = BaselineDirection<EgressRule>;
 #[kube(group = "kumiko.dev", version = "v1alpha1", kind = "MeshBaseline", shortname = "mb", category = "kumiko")]
 #[kube(doc = "What the platform denies, caps and guarantees: teams narrow it, never widen it.")]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.ingress) || has(self.egress)", "without ingress and egress it would enforce nothing"))]
 pub struct MeshBaselineSpec {
     /// `enforce` or `audit`.
     #[serde(default)]
@@ -69,6 +70,9 @@ pub struct MeshBaselineSpec {
     /// What becomes of connections that are open when this baseline denies them; `cut` without the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_revoke: Option<OnRevoke>,
+    /// Cuts what it denies also among the connections that are older than their pod's enrolment, which go on otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut_legacy: bool,
     /// Whom it is about.
     pub subject: BaselineSubject,
     /// What may come in; without the field it says nothing about that.

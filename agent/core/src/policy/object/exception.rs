@@ -33,7 +33,7 @@ pub struct MeshExceptionSpec {
     pub suspends: Vec<Suspends>,
     /// For whom: the end that the baseline is about.
     pub subject: BaselineSubject,
-    /// Towards whom; any one of them.
+    /// Towards whom; any one of them. Pod labels are refused, and named ports.
     #[schemars(length(min = 1, max = 256))]
     pub peers: Vec<Peer>,
     /// On which ports; without the field on any.

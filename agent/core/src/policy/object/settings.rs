@@ -89,6 +89,11 @@ pub struct MeshSettingsSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub trust_domains: Vec<String>,
+    /// How long a connection that is older than its pod's enrolment, and that the rules would refuse, may go on: a number of
+    /// `s`, `m`, `h` or `d`, such as `24h`. Without the field until it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 10), regex(pattern = r"^[1-9][0-9]*[smhd]$"))]
+    pub legacy_max_age: Option<String>,
     /// What a permissive pod's new connections do while its node's agent is down.
     #[serde(default)]
     pub permissive_without_agent: WithoutAgent,

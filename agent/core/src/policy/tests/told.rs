@@ -2,7 +2,7 @@
 
 use crate::manifest::{Protocol, Scope, parse_in};
 use crate::model::World;
-use crate::policy::explain::explain;
+use crate::policy::explain::{Explanation, InForce, explain, waits};
 use crate::policy::load::load;
 use crate::policy::port::Asked;
 use crate::policy::verdict::{End, Evaluator, Flow};
@@ -18,6 +18,16 @@ fn told(more: &str, from: &str, to: &str, port: u16) -> String {
 }
 
 fn told_of(more: &str, from: &str, to: &str, asked: Asked) -> String {
+    let answer = explained_of(more, from, to, asked);
+    let lines: Vec<String> = answer.lines.iter().map(|line| format!("{}: {}", line.label.trim(), line.text)).collect();
+    format!("{} ({})\n{}", answer.verdict, answer.because, lines.join("\n"))
+}
+
+fn explained(more: &str, from: &str, to: &str) -> Explanation {
+    explained_of(more, from, to, Asked { protocol: Protocol::Tcp, port: 8443 })
+}
+
+fn explained_of(more: &str, from: &str, to: &str, asked: Asked) -> Explanation {
     let text = format!("{WORLD}\n---\n{POLICY}\n---\n{more}");
     let objects = parse_in(Scope::Policy, "f", &text).unwrap_or_else(|problems| panic!("{}", problems[0]));
     let named = || objects.iter().map(|object| ("f", object));
@@ -34,9 +44,7 @@ fn told_of(more: &str, from: &str, to: &str, asked: Asked) -> String {
     };
     let flow = Flow { source: end(from), destination: end(to), asked };
     let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
-    let answer = explain(&evaluator, &flow, NOW);
-    let lines: Vec<String> = answer.lines.iter().map(|line| format!("{}: {}", line.label.trim(), line.text)).collect();
-    format!("{} ({})\n{}", answer.verdict, answer.because, lines.join("\n"))
+    explain(&evaluator, &flow, NOW)
 }
 
 #[test]
@@ -175,6 +183,21 @@ fn an_allow_says_who_was_proved_and_by_which_rule() {
          proof: yes\n\
          peer: proved by TLS: spiffe://td/ns/checkout/sa/web; claimed: app=web"
     );
+}
+
+#[test]
+fn that_a_newer_policy_waits_is_said() {
+    assert_eq!((waits("", 7, 7), waits("", 8, 7)), (String::new(), String::new()));
+    let said = |waits: String| {
+        let by = InForce { node: "n1".into(), epoch: 12, now: true, waits };
+        let lines = explained("", "checkout/web-1", "payments/api-5f2").in_force(by).lines;
+        lines.iter().rev().take(2).rev().map(|line| format!("{}: {}", line.label, line.text)).collect::<Vec<_>>()
+    };
+    assert_eq!(said(String::new())[1], "policy: epoch 12 on n1");
+    let coming = said(waits("", 6, 7));
+    assert_eq!(coming, ["policy: epoch 12 on n1", "waits: a newer one of the source is coming into force: ask again"]);
+    let refused = said(waits("too many cells", 7, 7));
+    assert_eq!(refused[1], "waits: a newer one of the source is not in force: too many cells");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A new policy, or new workloads under it: tables of verdicts, the epoch from which they hold, and what becomes of the flows
 //! that they refuse.
 
+mod older;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kumiko_abi::flow::{TCP, flags};
@@ -46,6 +48,8 @@ pub(super) struct Judging {
     /// Tables are yet to be made.
     due: bool,
     graces: Graces,
+    /// When those that are older than their pods' enrolment are to be looked at again, in seconds of the boot.
+    older_at: Option<i64>,
     /// What verdicts were made of.
     history: Arc<Mutex<History>>,
 }
@@ -66,6 +70,7 @@ impl Judging {
             coming: None,
             due: false,
             graces: Graces::default(),
+            older_at: None,
             history,
         }
     }
@@ -157,10 +162,13 @@ impl<E: Edge> Engine<E> {
     /// these.
     pub(super) fn sweep(&mut self) {
         let Some(judging) = &mut self.judging else { return };
-        if judging.coming.is_none() && !judging.graces.waits() {
+        let now = clock::boot_seconds();
+        let older_due = judging.older_at.is_some_and(|at| at <= now);
+        if judging.coming.is_none() && !judging.graces.waits() && !older_due {
             return;
         }
-        let (state, now) = (self.shared.load_full(), clock::boot_seconds());
+        let state = self.shared.load_full();
+        let mut older = older::Looking::new(&state, now);
         let epoch = judging.epoch();
         let Judging { carried, graces, .. } = judging;
         carried.end_those(epoch, &mut |id, between| graces.fate(id, state.refusal(between), now));
@@ -169,6 +177,8 @@ impl<E: Edge> Engine<E> {
             if flow.flags & flags::REVOKED != 0 && key.proto == TCP {
                 // Its last sender knows; the other end may be silent.
                 denied.push((*key, *flow, Reason::from_u16(flow.reason).unwrap_or(Reason::PolicyMissing)));
+            } else if let Some(reason) = older.has_to_end(key, flow) {
+                denied.push((*key, *flow, reason));
             } else if let Some(between) = between(&state, key, flow)
                 && let Some(reason) = graces.fate(flow.id, state.refusal(&between), now)
             {
@@ -176,6 +186,7 @@ impl<E: Edge> Engine<E> {
             }
         });
         graces.looked();
+        judging.older_at = older.again();
         let mut swept = scanned;
         for (key, flow, reason) in &denied {
             let (client, server) = addr::ends(key, flow.flags);
@@ -214,6 +225,11 @@ fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
     if !passes || flow.flags & unasked != 0 || elsewhere || legacy::outlived(&state.world, key, flow) {
         return None;
     }
+    Some(ends(state, key, flow))
+}
+
+/// Between whom a flow is that passes, whatever is asked of it.
+fn ends(state: &NodeState, key: &FlowKey, flow: &Flow) -> Between {
     let (client, server) = addr::ends(key, flow.flags);
     let uid = |ip, ifindex| {
         let workload = state.world.workload_at(ip).filter(|_| ifindex != 0);
@@ -222,7 +238,7 @@ fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
     // Between two veths of this node, or from the kubelet to a port for probes.
     let veths = flow.src_ifindex != 0 && flow.dst_ifindex != 0;
     let proved = veths || flow.flags & (flags::VETH_PROVED | flags::PROBE) != 0;
-    Some(Between {
+    Between {
         source_uid: uid(client.ip(), flow.src_ifindex),
         target_uid: uid(server.ip(), flow.dst_ifindex),
         client: client.ip(),
@@ -230,5 +246,5 @@ fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
         proto: key.proto,
         host: flow.flags & (flags::HOST | flags::PROBE) != 0,
         proved,
-    })
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::{MutexGuard, PoisonError};
 use kumiko_core::api::{Applied, AppliedState, PolicyObjectView, SetView, SetsView};
 use kumiko_core::flow_record::hex_id;
 use kumiko_core::policy::ask::{Asking, NoFlow};
-use kumiko_core::policy::explain::{Explanation, InForce, explain};
+use kumiko_core::policy::explain::{Explanation, InForce, explain, waits};
 use kumiko_core::policy::history::History;
 use kumiko_core::policy::list;
 use kumiko_core::policy::seen::explain_seen;
@@ -42,7 +42,9 @@ impl View {
             _ => no_flow.to_string(),
         })?;
         let answer = explain(&Evaluator::of(&world), &flow, clock::unix_seconds());
-        Ok(answer.in_force(InForce { node: self.common.node.to_string(), epoch, now: true }))
+        let (policy, source) = (self.reconciled.state.load().policy(), self.source.status.borrow().epoch);
+        let waits = waits(&policy.problem, policy.source_epoch, source);
+        Ok(answer.in_force(InForce { node: self.common.node.to_string(), epoch, now: true, waits }))
     }
 }
 

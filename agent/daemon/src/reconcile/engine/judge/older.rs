@@ -1,0 +1,67 @@
+//! Connections that are older than their pods' enrolment, as a sweep looks at them.
+
+use kumiko_abi::flow::{TCP, flags};
+use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
+use kumiko_core::addr;
+use kumiko_core::manifest::Protocol;
+use kumiko_core::policy::legacy::{Fate, can_end, fate};
+use kumiko_core::policy::port::Asked;
+use kumiko_core::policy::verdict::{self, End, Evaluator};
+
+use super::super::super::state::NodeState;
+use super::ends;
+use crate::clock;
+
+/// Longest time between two looks, in seconds: what became legacy meanwhile is found then.
+const LOOK: i64 = 60;
+
+/// One look at all of them.
+pub(super) struct Looking<'a> {
+    state: &'a NodeState,
+    /// Seconds of the boot.
+    now: i64,
+    /// Seconds until the next look; none: none of them can have to end.
+    again: Option<i64>,
+}
+
+impl<'a> Looking<'a> {
+    pub(super) fn new(state: &'a NodeState, now: i64) -> Self {
+        let policy = state.world.policy();
+        let again = can_end(&policy.policies, &policy.settings).then_some(LOOK);
+        Self { state, now, again }
+    }
+
+    /// Why a flow has to end now, if it is older than its pod's enrolment and has to. One that goes to a Service's address is
+    /// not asked about: which pod is behind it was chosen elsewhere. That pod's node sees the pod's own address.
+    pub(super) fn has_to_end(&mut self, key: &FlowKey, flow: &Flow) -> Option<Reason> {
+        let again = self.again.as_mut()?;
+        let passes = FlowState::from_u8(flow.state) == Some(FlowState::Direct) && flow.flags & flags::OVER == 0;
+        if !passes || flow.flags & flags::LEGACY == 0 || key.proto != TCP || flow.service != 0 {
+            return None;
+        }
+        let (client, server) = addr::ends(key, flow.flags);
+        let world = &self.state.world;
+        if world.service_at(server.ip(), server.port(), Protocol::Tcp).is_some() {
+            return None;
+        }
+        let asked = Asked { protocol: Protocol::Tcp, port: server.port() };
+        let about =
+            verdict::Flow { source: End::at(world, client.ip()), destination: End::at(world, server.ip()), asked };
+        let refused = self.state.refusal(&ends(self.state, key, flow));
+        let age = clock::monotonic_ns().saturating_sub(flow.first_ns) / 1_000_000_000;
+        let age = i64::try_from(age).unwrap_or(i64::MAX);
+        match fate(&Evaluator::of(world), &about, refused, age, clock::unix_seconds()) {
+            Fate::GoesOn => None,
+            Fate::Left(seconds) => {
+                *again = seconds.min(*again);
+                None
+            }
+            Fate::Ends(reason) => Some(reason),
+        }
+    }
+
+    /// When to look again, in seconds of the boot.
+    pub(super) fn again(&self) -> Option<i64> {
+        self.again.map(|seconds| self.now + seconds)
+    }
+}
