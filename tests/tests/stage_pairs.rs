@@ -201,12 +201,6 @@ impl World {
             let ips: [(&str, IpAddr); 2] =
                 [("pod", self.lab.pod(&name)?.ip(family)), ("Service", self.lab.service_ip(&name, family)?)];
             for (by, ip) in ips {
-                // Whom the node translates is taken for somebody outside by the server of its own node, and is not told of a
-                // refusal, for it comes in the server's name: not as it should be.
-                let translated = stage == Stage::Observe && node == 1 && by == "Service";
-                if translated && (to == Stage::Strict || !reaches) {
-                    continue;
-                }
                 let from_port = self.next_port + u16::try_from(own.len())?;
                 let what = format!("{} to {name}, {family}, by {by}", client(stage));
                 own.push(Probe { what, to: SocketAddr::new(ip, PORT), from_port, reaches });

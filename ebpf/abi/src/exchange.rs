@@ -73,6 +73,9 @@ pub const fn inbound(stage: Stage, learn: bool, asker: Asker) -> Decision {
             Decision::refuse(Reason::DisputedAddress)
         }
         Stage::Permissive | Stage::Strict if learn => UNTOUCHED,
+        Stage::Permissive | Stage::Strict if matches!(asker, Asker::Neighbour) => {
+            allow(Reason::Allowed, flow::flags::VETH_PROVED)
+        }
         Stage::Permissive | Stage::Strict => allow(Reason::DatagramClear, flow::flags::PLAINTEXT | host),
     }
 }

@@ -201,6 +201,8 @@ pub enum Asker {
     Probe = 2,
     /// An address that is nobody's.
     Disputed = 3,
+    /// A pod of this node whose packets the host has translated on their way: they came by its veth.
+    Neighbour = 4,
 }
 
 /// Flags of a flow that comes in the clear.
@@ -209,6 +211,7 @@ pub const fn clear_flags(asker: Asker) -> u32 {
     match asker {
         Asker::Probe => flow::flags::PROBE,
         Asker::Host => flow::flags::PLAINTEXT | flow::flags::HOST,
+        Asker::Neighbour => flow::flags::VETH_PROVED,
         Asker::Unknown | Asker::Disputed => flow::flags::PLAINTEXT,
     }
 }
@@ -228,6 +231,7 @@ pub fn inbound(stage: Stage, learn: bool, asker: Asker) -> Decision {
         Asker::Disputed => Decision::refuse(Reason::DisputedAddress),
         _ if learn && strict => Decision::drop(Reason::Learning),
         _ if learn => Decision::allow(Action::Direct, Reason::LegacyFlow, flow::flags::LEGACY | host),
+        Asker::Neighbour => Decision::allow(Action::Direct, Reason::Allowed, flow::flags::VETH_PROVED),
         Asker::Host if strict => Decision::refuse(Reason::HostRefused),
         Asker::Unknown if strict => Decision::refuse(Reason::PlaintextRefused),
         _ => Decision::allow(Action::Direct, Reason::PlaintextAccepted, flow::flags::PLAINTEXT | host),

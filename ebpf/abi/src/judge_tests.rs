@@ -129,6 +129,8 @@ fn inbound_in_the_clear() {
         (Stage::Permissive, Asker::Probe, Action::Direct, Reason::Probe, PROBE),
         (Stage::Strict, Asker::Unknown, Action::Refuse, Reason::PlaintextRefused, 0),
         (Stage::Strict, Asker::Host, Action::Refuse, Reason::HostRefused, 0),
+        (Stage::Permissive, Asker::Neighbour, Action::Direct, Reason::Allowed, VETH_PROVED),
+        (Stage::Strict, Asker::Neighbour, Action::Direct, Reason::Allowed, VETH_PROVED),
         (Stage::Strict, Asker::Probe, Action::Direct, Reason::Probe, PROBE),
     ];
     for (stage, asker, action, reason, flags) in rows {

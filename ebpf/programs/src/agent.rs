@@ -16,7 +16,7 @@ use crate::{
     capture::slot,
     counters::{coarse_now, count, now},
     ends,
-    maps::{LISTENERS, Scratch},
+    maps::{LISTENERS, Scratch, TRANSLATED},
     packet::{Kind, fill_key, mapped, parse, words_of},
     redirect::{as_if_from_pod, into_pod},
     skb::{DROP, Skb},
@@ -80,11 +80,13 @@ fn carried(skb: Skb, s: &Scratch, entry: Entry) -> Option<i32> {
 }
 
 /// What answers a refused, stray or cut packet: to the pod that sent it, or out in the name of the pod that was
-/// meant.
+/// meant. A pod whose packets the host translates knows that one by another address, which the host writes on the way back.
 #[inline(always)]
 fn refusal(skb: Skb, s: &Scratch) -> Option<i32> {
     let to = ends::attached(s.packet.dst);
-    if to != 0 {
+    // SAFETY: only asked whether it is there.
+    let translated = to != 0 && unsafe { TRANSLATED.get(s.key) }.is_some();
+    if to != 0 && !translated {
         count(Stat::FromAgent);
         return Some(into_pod(skb, to));
     }
@@ -128,7 +130,12 @@ fn unreachable(skb: Skb, s: &mut Scratch) -> Option<i32> {
         }
     }
     let to = ends::attached(p.dst);
-    if to != 0 {
+    // Of who came by way of the host, which may have translated it, the entry knows no interface.
+    let translated = table::find(&s.key).is_some_and(|entry| {
+        let from = entry.by_initiator(s.packet.src_is_lo);
+        entry.sender(from) == 0
+    });
+    if to != 0 && !translated {
         count(Stat::FromAgent);
         return Some(into_pod(skb, to));
     }

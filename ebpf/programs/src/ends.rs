@@ -223,9 +223,11 @@ pub(crate) fn asker(skb: Skb, p: &Packet, endpoint: &Endpoint, config: &Config) 
     if source.is_some_and(|entry| entry.kind == AddrKind::Disputed as u8) {
         return Asker::Disputed;
     }
-    if skb.came_by() != 0 {
-        // Forwarded. A bridge hands on a pod's packet with that pod's socket still on it, which would look like ours.
-        return Asker::Unknown;
+    let by = skb.came_by();
+    if by != 0 {
+        // Forwarded. A bridge hands on a pod's packet with that pod's socket still on it, which would look like ours. What
+        // came by the very veth that its address is behind is that pod's own.
+        return if attached(p.src) == by { Asker::Neighbour } else { Asker::Unknown };
     }
     let workload = match source {
         Some(entry) if entry.kind == AddrKind::ThisNode as u8 => return host_asker(skb, p, endpoint, config),

@@ -99,6 +99,11 @@ pub(crate) struct Fragment {
 #[btf_map]
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 4_096> = LruHashMap::new();
 
+/// Refused connections of this node's pods that came by way of the host, which may have translated them: their refusal goes
+/// back that way. The oldest gives way: its client has been told, or will try again.
+#[btf_map]
+pub(crate) static TRANSLATED: LruHashMap<FlowKey, u8, 1_024> = LruHashMap::new();
+
 /// What does not fit into 512 bytes of stack.
 #[repr(C, align(8))]
 pub(crate) struct Scratch {

@@ -14,7 +14,7 @@ use crate::{
     datagram,
     ends::{self, Ends, Hook, learns, stage},
     judge::{About, Entered, by_another, deny, enter, forged, unjudged},
-    maps::{Scratch, forget},
+    maps::{Scratch, TRANSLATED, forget},
     packet::{Kind, itself, parse},
     pod_ingress::LEARNED_FLOW,
     policy,
@@ -134,14 +134,16 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
                     count(Stat::EgressCaptured);
                     return DROP;
                 }
-                FlowState::Cut => return out_to_agent(hook.skb, hook.config),
+                FlowState::Cut => {
+                    return if by_host { refuse(&hook, s) } else { out_to_agent(hook.skb, hook.config) };
+                }
                 // What one pod sends another on the fast path never comes by the host's stack.
                 FlowState::Fast => return forged(&hook),
                 FlowState::Direct if !by_host && by_another(hook.skb, sender) => return forged(&hook),
                 FlowState::Direct => {}
             }
             if policy::is_old(s, entry) && !policy::again(s, hook.config, entry, from) {
-                return out_to_agent(hook.skb, hook.config);
+                return if by_host { refuse(&hook, s) } else { out_to_agent(hook.skb, hook.config) };
             }
             if by_host {
                 track(s, entry, from);
@@ -180,9 +182,18 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
         Stray::Reset => {
             count(Stat::Stray);
             counters::reason(Reason::StrayPacket);
-            out_to_agent(hook.skb, hook.config)
+            refuse(&hook, s)
         }
     }
+}
+
+/// Has a segment that no hook of its sender let reset. A pod of this node that it comes from nevertheless was translated.
+#[inline(never)]
+fn refuse(hook: &Hook<'_>, s: &Scratch) -> i32 {
+    if ends::attached(s.packet.src) != 0 {
+        let _ = TRANSLATED.insert(s.key, 1, 0);
+    }
+    out_to_agent(hook.skb, hook.config)
 }
 
 /// A SYN that is not a retransmission of the entry's.
@@ -205,7 +216,7 @@ fn inbound(hook: &Hook<'_>, s: &mut Scratch) {
 /// Carries out `s.decision` about a flow that the packet in hand begins, or answers.
 #[inline(never)]
 fn settle(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow, answer: bool) -> i32 {
-    let Hook { skb, config, endpoint, ifindex } = *hook;
+    let Hook { config, endpoint, ifindex, .. } = *hook;
     let (here, far) = ((endpoint.handle, ifindex), (ends::handle(s.packet.src), 0));
     s.ends = if answer { Ends::new(here, far, true) } else { Ends::new(far, here, false) };
     forget(&mut s.decision);
@@ -217,7 +228,7 @@ fn settle(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow, answer: bool) -> i32
         }
         _ => {
             deny(s, config, old);
-            return out_to_agent(skb, config);
+            return refuse(hook, s);
         }
     }
     match enter(s, hook, old) {
@@ -225,7 +236,7 @@ fn settle(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow, answer: bool) -> i32
         Entered::Again => DROP,
         Entered::Refuse => {
             deny(s, config, old);
-            out_to_agent(skb, config)
+            refuse(hook, s)
         }
     }
 }

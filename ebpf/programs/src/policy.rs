@@ -186,8 +186,9 @@ pub(crate) fn inbound(hook: &Hook<'_>, s: &mut Scratch, asker: Asker) {
     // Of the node itself the tables say of "proved": it is the kubelet, at a declared port.
     let (probe, host) = (matches!(asker, Asker::Probe), matches!(asker, Asker::Host | Asker::Probe));
     let (tcp, port) = (s.packet.proto == TCP, s.packet.dport);
+    let proved = (probe && tcp) || matches!(asker, Asker::Neighbour);
     s.peer = s.packet.src;
-    if asked(s, hook.config, hook.endpoint, Asked { ingress: true, proved: probe && tcp, host, port }) {
+    if asked(s, hook.config, hook.endpoint, Asked { ingress: true, proved, host, port }) {
         let flags = kumiko_abi::judge::clear_flags(asker);
         s.decision = policy::rule_clear(s.decision, stage, &s.cell, since_boot(), flags);
         forget(&mut s.decision);
