@@ -1,4 +1,5 @@
-//! UDP exchanges: datagrams between two addresses and ports, begun by whoever sent the first one.
+//! Exchanges of datagrams, of all but TCP: between two addresses and ports (or what stands for them), begun by whoever sent the
+//! first one.
 //!
 //! What answers belongs to the exchange as long as it lives. An entry that lives no more stays for a while, so that a late
 //! answer is told from an exchange that its sender begins: it is dropped, and never judged in reverse.

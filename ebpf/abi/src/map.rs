@@ -292,7 +292,7 @@ pub enum Stat {
     EgressCaptured = 17,
     /// Frames from the agent's namespace that belong to no flow.
     AgentStray = 18,
-    /// Packets of other protocols than TCP and UDP.
+    /// What no rule is asked about: of the link itself, and ICMP errors about flows that live.
     NotTcp = 19,
 }
 

@@ -7,9 +7,9 @@
 use core::ptr;
 
 use kumiko_abi::{
-    Flow, FlowState, Reason, Stage, Stat, exchange,
+    Flow, FlowKey, FlowState, Reason, Stage, Stat, exchange,
     flow::{
-        UDP,
+        TCP, UDP,
         flags::{JUDGED_BOTH, TURNED},
     },
     judge::{Action, enforces},
@@ -195,9 +195,17 @@ fn known(hook: &Hook<'_>, s: &mut Scratch, entry: Entry, sent: bool) -> Fate {
         if !matches!(s.decision.action, Action::Untouched | Action::Direct) {
             return settle(hook, s, entry.0);
         }
+        policy::take_end(s, entry);
         entry.raise(JUDGED_BOTH);
     }
     Fate::Pass
+}
+
+/// Whether a flow that an error is about lives, and passes: about one that is refused or over nobody has to be told.
+#[inline(never)]
+pub(crate) fn is_live(key: &FlowKey, entry: Entry) -> bool {
+    let idle = key.proto != TCP && exchange::idle(entry.target_spoke(), get!(entry, last_ns), coarse_now());
+    !matches!(entry.state(), FlowState::Cut) && !entry.is_over() && !idle
 }
 
 /// Counts a datagram.

@@ -12,7 +12,7 @@ use kumiko_abi::{
 
 use crate::{
     maps::{ADDRS, CONFIG, ENDPOINTS, HERE, PROBE_PORTS, SERVICES, Scratch, WORKLOADS, forget},
-    packet::Packet,
+    packet::{Packet, is_group},
     skb::Skb,
 };
 
@@ -210,10 +210,15 @@ pub(crate) fn source_allowed(p: &Packet, endpoint: &Endpoint) -> bool {
 /// DHCP, DHCPv6 and multicast DNS send is never judged.
 #[inline(always)]
 pub(crate) fn datagram_allowed(p: &Packet) -> bool {
-    let (first, second) = (u64::from_be(p.dst[0]), u64::from_be(p.dst[1]));
-    let v4 = first == 0 && second >> 32 == 0xffff;
-    let group = if v4 { second as u32 >> 28 == 0xe || second as u32 == u32::MAX } else { first >> 56 == 0xff };
-    (link_local(p.src) || unspecified(p.src)) && (link_local(p.dst) || group)
+    let broadcast = !p.v6 && u64::from_be(p.dst[1]) as u32 == u32::MAX;
+    (link_local(p.src) || unspecified(p.src)) && (link_local(p.dst) || is_group(p.dst) || broadcast)
+}
+
+/// Whether what a pod sends stays on its link: to a group, to a link-local address, or to one of the source's own network, as
+/// neighbours ask after each other.
+#[inline(always)]
+pub(crate) fn stays_on_link(p: &Packet) -> bool {
+    is_group(p.dst) || link_local(p.dst) || (p.v6 && p.src[0] == p.dst[0])
 }
 
 /// Who sends a packet that the host's stack hands to a pod.

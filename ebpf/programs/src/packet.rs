@@ -30,6 +30,7 @@ const ECHO_V6: u8 = 128;
 const ECHO_REPLY_V6: u8 = 129;
 /// Multicast listeners (RFC 2710), and from 133 neighbour discovery (RFC 4861).
 const LISTENER_QUERY: u8 = 130;
+const ROUTER_SOLICITATION: u8 = 133;
 const REDIRECT: u8 = 137;
 /// RFC 3810.
 const LISTENER_REPORT: u8 = 143;
@@ -57,7 +58,8 @@ pub(crate) enum Kind {
     Tagged = 1,
     /// A TCP fragment, or headers that cannot be read.
     Bad = 2,
-    /// Of the link itself: neighbour discovery, membership of groups. Nobody forwards it.
+    /// Of the link itself, by what it is and how far it goes: neighbour discovery that nobody has forwarded (RFC 4861, 7.1),
+    /// membership of groups.
     Link = 3,
     /// An ICMP error about a packet; the scratch key names that packet's flow.
     Error = 4,
@@ -168,7 +170,7 @@ pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
             return Kind::Tcp;
         }
         UDP | SCTP | ICMP | ICMPV6 if p.rest => return Kind::Rest,
-        IGMP => return Kind::Link,
+        IGMP if !p.v6 && !p.fragment && is_group(p.dst) => return Kind::Link,
         _ => {}
     }
     // What of an entry is TCP's alone stays zero.
@@ -182,10 +184,19 @@ pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
         p.payload = p.payload.saturating_sub(8);
         if matches!(p.proto, ICMP | ICMPV6) {
             p.icmp = u32::from_be(p.tcp[0]).to_be_bytes()[0];
-            if p.v6 && matches!(p.icmp, LISTENER_QUERY..=REDIRECT | LISTENER_REPORT) {
+            let link = match (p.icmp, u32::from_be(p.head.ip[1]) as u8) {
+                (ROUTER_SOLICITATION..=REDIRECT, 255) => true,
+                (LISTENER_QUERY..ROUTER_SOLICITATION | LISTENER_REPORT, 1) => is_group(p.dst),
+                _ => false,
+            };
+            if p.v6 && p.proto == ICMPV6 && link {
                 return Kind::Link;
             }
-            let error = if p.v6 { p.icmp < ECHO_V6 } else { matches!(p.icmp, 3 | 4 | 5 | 11 | 12) };
+            let error = match (p.v6, p.proto) {
+                (true, ICMPV6) => p.icmp < ECHO_V6,
+                (false, ICMP) => matches!(p.icmp, 3 | 4 | 5 | 11 | 12),
+                _ => false,
+            };
             if error && inner(skb, s) {
                 return Kind::Error;
             }
@@ -200,16 +211,24 @@ pub(crate) fn parse(skb: Skb, s: &mut Scratch) -> Kind {
 pub(crate) fn itself(s: &mut Scratch) {
     let p = &mut s.packet;
     (p.sport, p.dport) = (0, 0);
-    ports(p);
+    // Of an error `p.tcp` is of the packet that it carries.
+    ports(p, p.icmp);
     set_key(&mut s.key, p);
 }
 
-/// Ports from the transport header's beginning in `p.tcp`.
+/// Whether an address is a group's.
 #[inline(always)]
-fn ports(p: &mut Packet) {
+pub(crate) fn is_group(addr: [u64; 2]) -> bool {
+    let (first, second) = (u64::from_be(addr[0]), u64::from_be(addr[1]));
+    if is_v4(addr) { second as u32 >> 28 == 0xe } else { first >> 56 == 0xff }
+}
+
+/// Ports from the transport header's beginning in `p.tcp`, of ICMP the type is said.
+#[inline(always)]
+fn ports(p: &mut Packet, icmp: u8) {
     let first = u32::from_be(p.tcp[0]);
     let id = (u32::from_be(p.tcp[1]) >> 16) as u16;
-    match (p.proto, (first >> 24) as u8) {
+    match (p.proto, icmp) {
         (TCP | UDP | SCTP, _) => (p.sport, p.dport) = ((first >> 16) as u16, first as u16),
         (ICMP, ECHO) | (ICMPV6, ECHO_V6) => (p.sport, p.dport) = (id, 0),
         (ICMP, ECHO_REPLY) | (ICMPV6, ECHO_REPLY_V6) => (p.sport, p.dport) = (0, id),
@@ -332,7 +351,8 @@ fn tcp(skb: Skb, p: &mut Packet) -> bool {
     true
 }
 
-/// Key of the packet that an ICMP error carries, unless it is a later fragment. Leaves the outer addresses as they are.
+/// Key of the packet that an ICMP error carries, unless it is a later fragment, or was sent by somebody else than is told of it.
+/// Leaves the outer addresses as they are.
 #[inline(never)]
 fn inner(skb: Skb, s: &mut Scratch) -> bool {
     let p = &mut s.packet;
@@ -347,12 +367,13 @@ fn inner(skb: Skb, s: &mut Scratch) -> bool {
         unsafe { skb.load::<20>(at, (&raw mut p.head.ip).cast()) && ipv4(p) }
     };
     let mut found = false;
-    if parsed && !p.rest {
+    let (_, told, _, _) = outer;
+    if parsed && !p.rest && p.src == told {
         let l4 = if p.v6 { p.l4 } else { p.l4 - ETH + at };
         p.inner = l4;
         // SAFETY: 8 bytes of scratch.
         if unsafe { skb.load::<8>(l4, (&raw mut p.tcp).cast()) } {
-            ports(p);
+            ports(p, (u32::from_be(p.tcp[0]) >> 24) as u8);
             set_key(&mut s.key, p);
             found = true;
         }

@@ -78,6 +78,9 @@ fn error(hook: &Hook<'_>, s: &mut Scratch) -> About {
         }
         _ => {}
     }
+    if !datagram::is_live(&s.key, entry) {
+        return About::Nothing;
+    }
     if entry.flags() & TURNED != 0
         && src == hook.ifindex
         && entry.by_initiator(s.packet.src_is_lo)
@@ -157,6 +160,7 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
             // Judged for its sender's side only: now for this one.
             inbound(&hook, s);
             if matches!(s.decision.action, Action::Untouched | Action::Direct) {
+                policy::take_end(s, entry);
                 entry.raise(JUDGED_BOTH);
                 return PASS;
             }

@@ -4,7 +4,10 @@ use core::ptr;
 
 use kumiko_abi::{
     Config, Endpoint, Flow, FlowState, MARK_TRANSIT, Reason, Stage, Stat, Verdict, Workload,
-    flow::flags::{DELIVERED, LEARNED, LEGACY, TURNED},
+    flow::{
+        TCP,
+        flags::{DELIVERED, LEARNED, LEGACY, TURNED},
+    },
     judge::{self, Action, Asker, Decision, Stray, enforces},
     map::workload_flags,
     segment::bits::{ACK, RST, SYN},
@@ -46,7 +49,8 @@ pub(crate) fn run(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     }
     match kind {
         Kind::Tcp => return tcp(hook, s),
-        Kind::Link => return unasked(&hook, s),
+        Kind::Link if ends::stays_on_link(&s.packet) => return unasked(&hook, s),
+        Kind::Link => itself(s),
         Kind::Error => match error(&hook, s) {
             About::Nothing => itself(s),
             About::Flow => return unasked(&hook, s),
@@ -64,12 +68,17 @@ fn error(hook: &Hook<'_>, s: &mut Scratch) -> About {
     let Some(entry) = table::find(&s.key) else { return About::Nothing };
     let (src, dst) = (get!(entry, src_ifindex), get!(entry, dst_ifindex));
     if src != hook.ifindex && dst != hook.ifindex {
-        return if src != 0 && dst != 0 { About::Done(forged(hook)) } else { About::Flow };
+        return match src != 0 && dst != 0 {
+            true => About::Done(forged(hook)),
+            false if datagram::is_live(&s.key, entry) => About::Flow,
+            false => About::Nothing,
+        };
     }
-    if matches!(entry.state(), FlowState::Pending | FlowState::Captured | FlowState::Cut) {
+    let tcp = s.key.proto == TCP;
+    if tcp && matches!(entry.state(), FlowState::Pending | FlowState::Captured | FlowState::Cut) {
         return About::Done(into_agent(hook.skb, hook.config));
     }
-    About::Flow
+    if datagram::is_live(&s.key, entry) { About::Flow } else { About::Nothing }
 }
 
 /// Of the link itself, or an error about a flow that passes: no rule is asked; counted.
@@ -79,7 +88,7 @@ fn unasked(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
     if matches!(stage, Stage::Off) {
         return PASS;
     }
-    if !ends::source_allowed(&s.packet, hook.endpoint) {
+    if !ends::source_is_own(&s.packet, hook.endpoint) && !ends::datagram_allowed(&s.packet) {
         return spoofed(stage);
     }
     count(Stat::NotTcp);

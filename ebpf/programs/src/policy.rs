@@ -103,6 +103,14 @@ fn keep_end(s: &mut Scratch) {
     forget(&mut s.not_after);
 }
 
+/// Takes the end of a verdict that was added to a flow's, if it is the earlier one.
+#[inline(always)]
+pub(crate) fn take_end(s: &Scratch, entry: Entry) {
+    if s.not_after.wrapping_sub(1) < get!(entry, not_after).wrapping_sub(1) {
+        set!(entry, not_after = s.not_after);
+    }
+}
+
 /// Whether the flow is to be judged again before the packet in hand passes: other rules are in force, or an exception has
 /// ended that let it.
 #[inline(always)]
@@ -225,7 +233,8 @@ pub(crate) fn again(s: &mut Scratch, config: &Config, entry: Entry, from: bool) 
         let (mut revoke, now) = (REVOKE_KEEP, since_boot());
         s.decision = begun;
         s.peer = server;
-        if (get!(entry, service) == 0 || flags & TURNED != 0)
+        let itself = get!(entry, service) == 0 || !matches!(s.packet.proto, TCP | UDP);
+        if (itself || flags & TURNED != 0)
             // SAFETY: read at once.
             && let Some(endpoint) = unsafe { ENDPOINTS.get(src) }
             && asked(s, config, endpoint, Asked { ingress: false, proved, host: false, port })

@@ -42,6 +42,20 @@ pub fn fate(evaluator: &Evaluator<'_>, flow: &Flow, refused: Option<Refused>, ag
     }
 }
 
+/// Of a connection that nobody saw begin, from what would become of it whichever end began it: what a baseline denies in either
+/// direction ends, anything else if it has to in both.
+pub fn either(one: Fate, other: Fate) -> Fate {
+    match (one, other) {
+        (Fate::Ends(Reason::BaselineDenied), _) | (_, Fate::Ends(Reason::BaselineDenied)) => {
+            Fate::Ends(Reason::BaselineDenied)
+        }
+        (Fate::GoesOn, _) | (_, Fate::GoesOn) => Fate::GoesOn,
+        (Fate::Left(one), Fate::Left(other)) => Fate::Left(one.max(other)),
+        (Fate::Left(left), Fate::Ends(_)) | (Fate::Ends(_), Fate::Left(left)) => Fate::Left(left),
+        (Fate::Ends(reason), Fate::Ends(_)) => Fate::Ends(reason),
+    }
+}
+
 fn cut_by_baseline(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> Option<Reason> {
     if !cutting(evaluator.policies) {
         return None;
@@ -62,6 +76,22 @@ fn cut_by_baseline(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> Option<R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_began_it() {
+        let (denied, capped) = (Fate::Ends(Reason::BaselineDenied), Fate::Ends(Reason::AboveCeiling));
+        for (one, other, expected) in [
+            (denied, Fate::GoesOn, denied),
+            (capped, denied, denied),
+            (capped, Fate::GoesOn, Fate::GoesOn),
+            (capped, capped, capped),
+            (capped, Fate::Left(3), Fate::Left(3)),
+            (Fate::Left(5), Fate::Left(3), Fate::Left(5)),
+            (Fate::Left(5), Fate::GoesOn, Fate::GoesOn),
+        ] {
+            assert_eq!((either(one, other), either(other, one)), (expected, expected));
+        }
+    }
     use crate::manifest::{Protocol, Scope, parse_in};
     use crate::model::World;
     use crate::policy::port::Asked;

@@ -182,15 +182,17 @@ impl Loaded {
         Arc::new(Self { policies: Policies::new(objects, exceptions), ..Self::clone(&self) })
     }
 
-    /// What may be in force of it, where nothing was before: what does what it says.
+    /// What may be in force of it, where nothing was before: what does what it says. Whom a team's policy selects that does not
+    /// is refused what no other one allows.
     pub fn fit_part(&self) -> Self {
         let fit = |id: &ObjectId| !self.unfit.contains(id);
-        let objects = self.policies.objects().iter().filter(|object| fit(&object.id));
+        let objects = self.policies.objects().iter().filter_map(|object| {
+            let closes = object.id.kind == ObjectKind::MeshPolicy && object.mode == Mode::Enforce;
+            if fit(&object.id) { Some(Object::clone(object)) } else { closes.then(|| object.closed()) }
+        });
         let exceptions = self.policies.exceptions().iter().filter(|exception| fit(&exception.id()));
-        let policies = Policies::new(
-            objects.map(|object| Object::clone(object)).collect(),
-            exceptions.map(|exception| Exception::clone(exception)).collect(),
-        );
+        let policies =
+            Policies::new(objects.collect(), exceptions.map(|exception| Exception::clone(exception)).collect());
         Self {
             policies,
             settings: self.settings.clone(),

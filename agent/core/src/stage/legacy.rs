@@ -38,7 +38,7 @@ pub fn crosses_veth(older: &Older, pod: &Workload) -> bool {
 }
 
 /// The entry that lets an older connection go on outside the tunnel. Who began it is a guess where the state does not
-/// tell; an entry with a wrong guess passes just as well.
+/// tell; an entry with a wrong guess passes just as well, and what may end it asks about both directions.
 pub fn entry(older: &Older, workload: &Workload, pod: End, peer: End) -> (FlowKey, Flow) {
     let pod_end = SocketAddr::new(older.pod.ip().to_canonical(), older.pod.port());
     let peer_end = SocketAddr::new(older.peer.ip().to_canonical(), older.peer.port());

@@ -29,6 +29,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(30);
 /// How often the trust bundle is asked for.
 const BUNDLE_EVERY: Duration = Duration::from_secs(60);
+/// What is wrong with a certificate that peers would not take.
+const OTHER_NAMES: &str = "the issuer's documents have another UID, or none, of the node, namespace or service account than \
+                           this node's: peers refuse the certificate (stale_identity); give the issuer the same documents";
 /// Longest sleep: wall clocks jump, and due times are wall-clock times.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
@@ -67,8 +70,12 @@ struct Slot {
 impl Slot {
     /// Whether its certificate is one of the names as they are now.
     fn serves(&self) -> bool {
+        self.serves_as(&self.origin)
+    }
+
+    fn serves_as(&self, origin: &Origin) -> bool {
         let said = self.svid.as_ref().map(|svid| svid.origin().cloned().unwrap_or_default());
-        said.is_some_and(|said| said.is_of(&self.origin))
+        said.is_some_and(|said| said.is_of(origin))
     }
 }
 
@@ -136,11 +143,12 @@ impl Manager {
         let dropped = before - self.slots.len();
         let now = SystemTime::now();
         for (principal, slot) in &mut self.slots {
-            slot.origin = world.origin(principal, &self.node);
-            if !slot.serves() {
+            let origin = world.origin(principal, &self.node);
+            if slot.svid.is_none() || (slot.origin != origin && !slot.serves_as(&origin)) {
                 // The issuer may have refused because its model was older; it changes with ours.
                 slot.due = now;
             }
+            slot.origin = origin;
         }
         for principal in &wanted {
             self.slots.entry((*principal).clone()).or_insert_with(|| Slot {
@@ -214,8 +222,10 @@ impl Manager {
                     slot.early = 0;
                 } else {
                     slot.early = slot.early.saturating_add(1);
+                    slot.failures = slot.early;
                     slot.due = now + backoff(slot.early);
-                    warn!(%principal, "the issuer's model has another node, namespace or account of this name: asked again");
+                    slot.last_error = OTHER_NAMES.to_owned();
+                    warn!(%principal, error = OTHER_NAMES, failures = slot.early, "a certificate of other names");
                 }
                 self.shared.issued.fetch_add(1, Ordering::Relaxed);
                 self.take_roots(granted.roots);

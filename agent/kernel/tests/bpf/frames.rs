@@ -197,10 +197,15 @@ impl<'a> Other<'a> {
 
     /// "Time exceeded" about it, from `src`.
     pub(crate) fn exceeded(&self, src: &str) -> Vec<u8> {
+        self.exceeded_told(src, self.src)
+    }
+
+    /// The same, told to somebody else.
+    pub(crate) fn exceeded_told(&self, src: &str, to: &str) -> Vec<u8> {
         let (kind, quoted) = ip_packet(self.src, self.dst, self.proto, &self.head, &Extra::default());
         let v4 = kind == 0x0800;
         let head = [if v4 { 11 } else { 3 }, 0, 0, 0, 0, 0, 0, 0];
-        ip_frame(src, self.src, if v4 { 1 } else { 58 }, &[&head[..], &quoted].concat(), &Extra::default())
+        ip_frame(src, to, if v4 { 1 } else { 58 }, &[&head[..], &quoted].concat(), &Extra::default())
     }
 }
 
@@ -236,6 +241,8 @@ pub(crate) struct Extra {
     pub(crate) padding: usize,
     /// IPv4: with the header's checksum.
     pub(crate) sums: bool,
+    /// IPv6: the hop limit, 64 if nothing is said.
+    pub(crate) hops: Option<u8>,
 }
 
 pub(crate) fn ethernet(kind: u16, inside: &[u8]) -> Vec<u8> {
@@ -282,7 +289,7 @@ pub(crate) fn ip_packet(src: &str, dst: &str, proto: u8, inside: &[u8], extra: &
             chain.extend(inside);
             bytes.extend([0x60, 0, 0, 0]);
             bytes.extend((chain.len() as u16).to_be_bytes());
-            bytes.extend([numbers[0], 64]);
+            bytes.extend([numbers[0], extra.hops.unwrap_or(64)]);
             bytes.extend(src.octets());
             bytes.extend(dst.octets());
             bytes.extend(chain);

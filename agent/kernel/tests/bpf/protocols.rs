@@ -100,8 +100,21 @@ fn errors_pass_if_they_are_about_a_flow_that_lives() {
             for about in [Other::ping(src, dst, 8).exceeded(router), Other::sctp(src, dst, 1, 2).exceeded(router)] {
                 assert_eq!(node.gets(&about), DROP, "about nothing");
             }
+            // Nor are others told of it, by whom it is quoted to.
+            let others = if src == POD_4 { [OUTSIDE_4, REMOTE_4] } else { [OUTSIDE_6, REMOTE_6] };
+            for other in others {
+                for about in [ping.exceeded_told(src, other), gre.exceeded_told(src, other)] {
+                    assert_eq!(node.sends(&about), DROP, "told to somebody else");
+                }
+            }
             tables(&node, true, REVOKE_CUT, 1);
         }
+        // A flow that was refused is none that anybody has to be told about.
+        node.endpoint(|e| e.set = [DENY_SET; 2], Stage::Strict);
+        let asks = Udp::new(OUTSIDE_4, POD_4);
+        assert_eq!(node.gets(&asks.frame()), REDIRECT);
+        assert_eq!(node.gets(&asks.answer().unreachable(OUTSIDE_4)), DROP);
+        tables(&node, true, REVOKE_CUT, 1);
         // What the agent carries is its own business.
         let syn = Tcp::syn(POD_4, REMOTE_4);
         assert_eq!(node.sends(&syn.frame()), DROP);
@@ -114,16 +127,36 @@ fn what_the_link_needs_is_never_refused() {
     alone("what_the_link_needs_is_never_refused", |dir| {
         let node = node(dir, Stage::Strict);
         node.endpoint(|e| e.set = [DENY_SET; 2], Stage::Strict);
-        let icmp = |src, dst, kind: u8| ip_frame(src, dst, 58, &[kind, 0, 0, 0, 0, 0, 0, 0], &Extra::default());
-        // Solicitation and advertisement of a neighbour, of a router; membership of a group.
-        for kind in [133, 134, 135, 136, 137, 130, 131, 132, 143] {
+        let far = |src, dst, kind: u8, hops| {
+            let hops = Extra { hops: Some(hops), ..Extra::default() };
+            ip_frame(src, dst, 58, &[kind, 0, 0, 0, 0, 0, 0, 0], &hops)
+        };
+        let icmp = |src, dst, kind: u8| far(src, dst, kind, if matches!(kind, 133..=137) { 255 } else { 1 });
+        // Solicitation and advertisement of a neighbour, of a router.
+        for kind in [133, 134, 135, 136, 137] {
             assert_eq!(
                 (node.sends(&icmp(POD_6, "ff02::16", kind)), node.gets(&icmp("fe80::1", POD_6, kind))),
                 (PASS, PASS)
             );
         }
-        let igmp = ip_frame(POD_4, "224.0.0.22", 2, &[0x22, 0, 0, 0, 0, 0, 0, 0], &Extra::default());
-        assert_eq!(node.sends(&igmp), PASS);
+        // One neighbour asks after another. Membership of a group.
+        assert_eq!((node.sends(&icmp(POD_6, LOCAL_6, 135)), node.gets(&icmp(LOCAL_6, POD_6, 136))), (PASS, PASS));
+        for kind in [130, 131, 132, 143] {
+            assert_eq!(node.sends(&icmp(POD_6, "ff02::16", kind)), PASS);
+            let mut group = icmp("fe80::1", "ff02::16", kind);
+            group[0] |= 1;
+            assert_eq!(node.gets(&group), PASS);
+        }
+        let igmp = |dst| ip_frame(POD_4, dst, 2, &[0x22, 0, 0, 0, 0, 0, 0, 0], &Extra::default());
+        assert_eq!(node.sends(&igmp("224.0.0.22")), PASS);
+        // What leaves the link, or has come from elsewhere, is none of its business, whatever it calls itself.
+        assert_eq!(node.sends(&igmp(OUTSIDE_4)), DROP);
+        for (kind, hops) in [(135, 255), (136, 255), (143, 1), (135, 64)] {
+            assert_eq!(node.sends(&far(POD_6, OUTSIDE_6, kind, hops)), DROP, "{kind}, {hops}");
+        }
+        for (kind, hops) in [(135, 254), (136, 64), (143, 1), (130, 64)] {
+            assert_eq!(node.gets(&far(OUTSIDE_6, POD_6, kind, hops)), DROP, "{kind}, {hops}");
+        }
         assert_eq!(node.sends(&icmp(REMOTE_6, "ff02::16", 135)), DROP, "in another pod's name");
         assert_eq!(node.stat(Stat::Spoofed), 1);
         let router = ip_frame(OUTSIDE_4, POD_4, 1, &[9, 0, 0, 0, 0, 0, 0, 0], &Extra::default());

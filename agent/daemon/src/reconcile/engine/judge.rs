@@ -5,7 +5,7 @@ mod older;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kumiko_abi::flow::{TCP, flags};
+use kumiko_abi::flow::{TCP, UDP, flags};
 use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
 use kumiko_core::addr;
 use kumiko_core::api::PolicyStatus;
@@ -221,7 +221,8 @@ fn between(state: &NodeState, key: &FlowKey, flow: &Flow) -> Option<Between> {
     let passes = matches!(FlowState::from_u8(flow.state), Some(FlowState::Direct | FlowState::Fast));
     let unasked = flags::OVER | flags::LEGACY | flags::OBSERVED;
     // The pod behind a Service's address was chosen elsewhere, unless the programs chose it.
-    let elsewhere = flow.service != 0 && flow.flags & flags::TURNED == 0;
+    let chosen = matches!(key.proto, TCP | UDP);
+    let elsewhere = flow.service != 0 && flow.flags & flags::TURNED == 0 && chosen;
     if !passes || flow.flags & unasked != 0 || elsewhere || legacy::outlived(&state.world, key, flow) {
         return None;
     }

@@ -1,10 +1,13 @@
 //! Connections that are older than their pods' enrolment, as a sweep looks at them.
 
+use std::net::SocketAddr;
+
 use kumiko_abi::flow::{TCP, flags};
 use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
 use kumiko_core::addr;
 use kumiko_core::manifest::Protocol;
-use kumiko_core::policy::legacy::{Fate, can_end, fate};
+use kumiko_core::model::{WorkloadPort, World};
+use kumiko_core::policy::legacy::{Fate, can_end, either, fate};
 use kumiko_core::policy::port::Asked;
 use kumiko_core::policy::verdict::{self, End, Evaluator};
 
@@ -14,6 +17,12 @@ use crate::clock;
 
 /// Longest time between two looks, in seconds: what became legacy meanwhile is found then.
 const LOOK: i64 = 60;
+
+/// Whether a workload declares this port of its own.
+fn declares(world: &World, end: SocketAddr) -> bool {
+    let is_it = |port: &WorkloadPort| port.protocol == Protocol::Tcp && port.port == end.port();
+    world.workload_at(end.ip()).is_some_and(|workload| workload.ports.iter().any(is_it))
+}
 
 /// One look at all of them.
 pub(super) struct Looking<'a> {
@@ -44,13 +53,30 @@ impl<'a> Looking<'a> {
         if world.service_at(server.ip(), server.port(), Protocol::Tcp).is_some() {
             return None;
         }
-        let asked = Asked { protocol: Protocol::Tcp, port: server.port() };
-        let about =
-            verdict::Flow { source: End::at(world, client.ip()), destination: End::at(world, server.ip()), asked };
-        let refused = self.state.refusal(&ends(self.state, key, flow));
+        let about = |client: SocketAddr, server: SocketAddr| verdict::Flow {
+            source: End::at(world, client.ip()),
+            destination: End::at(world, server.ip()),
+            asked: Asked { protocol: Protocol::Tcp, port: server.port() },
+        };
         let age = clock::monotonic_ns().saturating_sub(flow.first_ns) / 1_000_000_000;
         let age = i64::try_from(age).unwrap_or(i64::MAX);
-        match fate(&Evaluator::of(world), &about, refused, age, clock::unix_seconds()) {
+        let fate = |client, server, flow: &Flow| {
+            let refused = self.state.refusal(&ends(self.state, key, flow));
+            fate(&Evaluator::of(world), &about(client, server), refused, age, clock::unix_seconds())
+        };
+        let seen = || fate(client, server, flow);
+        let reversed = || {
+            let (src_ifindex, dst_ifindex) = (flow.dst_ifindex, flow.src_ifindex);
+            let other = Flow { flags: flow.flags ^ flags::INITIATOR_IS_LO, src_ifindex, dst_ifindex, ..*flow };
+            fate(server, client, &other)
+        };
+        let fate = match (flow.flags & flags::LEARNED != 0, declares(world, client), declares(world, server)) {
+            (false, ..) | (true, false, true) => seen(),
+            (true, true, false) => reversed(),
+            // Nobody saw it begin, and nothing tells who did.
+            (true, ..) => either(seen(), reversed()),
+        };
+        match fate {
             Fate::GoesOn => None,
             Fate::Left(seconds) => {
                 *again = seconds.min(*again);
