@@ -20,6 +20,7 @@ const NO_BOUNDS: &[(&str, &str)] = &[
     ("MAX_MESSAGE", "a record's"),
     ("MAX_OPTIONS", "RFC 9293, 3.1"),
     ("MAX_COLUMNS", "a byte's"),
+    ("MAX_STRING", "RFC 1123, 2.1"),
 ];
 
 fn root() -> PathBuf {
