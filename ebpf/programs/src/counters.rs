@@ -3,10 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::helpers::generated as helpers;
-use kumiko_abi::{
-    Config, Event, EventKind, Flow, FlowKey, PairCount, PairKey, Reason, Stat, Verdict, Workload,
-    flow::{TCP, UDP},
-};
+use kumiko_abi::{Config, Event, EventKind, Flow, FlowKey, PairCount, PairKey, Reason, Stat, Verdict, Workload};
 
 use crate::maps::{EVENTS, PAIRS, REASONS, STATS, Scratch, WORKLOADS};
 
@@ -76,9 +73,6 @@ pub(crate) struct Pair {
 /// Counts a judged flow, or a packet of another protocol, between two classes.
 #[inline(always)]
 pub(crate) fn pair(s: &mut Scratch, config: &Config, of: Pair) {
-    if matches!(of.proto, TCP | UDP) {
-        reason(of.reason);
-    }
     s.pair = PairKey {
         src_class: class(of.src, config),
         dst_class: class(of.dst, config),

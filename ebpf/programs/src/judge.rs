@@ -2,7 +2,7 @@
 
 use kumiko_abi::{
     Config, Endpoint, EventKind, Flow, FlowState, Reason, Stage, Stat,
-    flow::{dir_flags, flags},
+    flow::{dir_flags, flags, has_ports},
     judge::{Action, Decision, drops_tagged, enforces},
     segment::{bits, next_seq},
 };
@@ -61,8 +61,14 @@ pub(crate) fn compose(s: &mut Scratch, config: &Config, state: FlowState) {
 pub(crate) fn count_judged(s: &mut Scratch, config: &Config) {
     let (p, ends) = (&s.packet, s.ends);
     let Decision { verdict, reason, .. } = s.decision;
-    let port = if ends.answer { p.sport } else { p.dport };
+    // What stands for a port in an echo is another one each time.
+    let port = match (has_ports(p.proto), ends.answer) {
+        (false, _) => 0,
+        (true, true) => p.sport,
+        (true, false) => p.dport,
+    };
     let bytes = u64::from(p.payload);
+    counters::reason(reason);
     counters::pair(s, config, Pair { src: ends.src, dst: ends.dst, port, proto: p.proto, verdict, reason, bytes });
 }
 

@@ -181,7 +181,7 @@ impl Random {
                 if protocol == TransportProtocol::Icmp || r.one_in(12) {
                     return Port { protocol, port: None, end_port: None };
                 }
-                if !platforms && r.one_in(4) {
+                if !platforms && r.one_in(2) {
                     let name = PortRef::Name(r.pick(&["web", "dns", "none"]).to_owned());
                     return Port { protocol, port: Some(name), end_port: None };
                 }

@@ -113,7 +113,9 @@ fn errors_pass_if_they_are_about_a_flow_that_lives() {
         node.endpoint(|e| e.set = [DENY_SET; 2], Stage::Strict);
         let asks = Udp::new(OUTSIDE_4, POD_4);
         assert_eq!(node.gets(&asks.frame()), REDIRECT);
+        let denied = reason(&node, Reason::PolicyMissing);
         assert_eq!(node.gets(&asks.answer().unreachable(OUTSIDE_4)), DROP);
+        assert_eq!(reason(&node, Reason::PolicyMissing), denied + 1, "a refusal of any protocol is counted");
         tables(&node, true, REVOKE_CUT, 1);
         // What the agent carries is its own business.
         let syn = Tcp::syn(POD_4, REMOTE_4);
