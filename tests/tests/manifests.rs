@@ -21,5 +21,6 @@ fn agents_take_the_labs_folder() {
     assert!(folder.apply(read));
     let refused: Vec<_> = folder.diagnostics().map(ToString::to_string).collect();
     assert!(refused.is_empty(), "{refused:#?}");
-    assert_eq!(folder.objects().count(), 3 + 1 + 6 + 4 + 2);
+    // Nodes, a namespace, workloads, Services, slices, accounts.
+    assert_eq!(folder.objects().count(), 3 + 1 + 6 + 4 + 2 + 2);
 }
