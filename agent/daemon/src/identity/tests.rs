@@ -94,6 +94,17 @@ fn manager(state: &StateDir, address: SocketAddr) -> Manager {
     Manager::new(client, "n1", "cluster.local").unwrap()
 }
 
+/// An issuer that knows `web`, in a folder of its own, and who asks it.
+async fn begun(known: &Known) -> (tempfile::TempDir, Issuing, Manager) {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::open(directory.path()).unwrap();
+    known.0.lock().unwrap().push(principal("web"));
+    let any = "127.0.0.1:0".parse().unwrap();
+    let issuer = Issuing::start(&state, known.clone(), Duration::from_secs(3600), any).await;
+    let manager = manager(&state, issuer.address);
+    (directory, issuer, manager)
+}
+
 async fn until(identities: &Identities, what: &str, holds: impl Fn(&Identities) -> bool) {
     let deadline = tokio::time::Instant::now() + SOON;
     while !holds(identities) {
@@ -104,13 +115,8 @@ async fn until(identities: &Identities, what: &str, holds: impl Fn(&Identities) 
 
 #[tokio::test]
 async fn a_new_workload_gets_a_certificate_and_a_gone_one_loses_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::open(directory.path()).unwrap();
     let known = Known::default();
-    known.0.lock().unwrap().push(principal("web"));
-    let any = "127.0.0.1:0".parse().unwrap();
-    let issuer = Issuing::start(&state, known.clone(), Duration::from_secs(3600), any).await;
-    let manager = manager(&state, issuer.address);
+    let (_directory, issuer, manager) = begun(&known).await;
     let identities = manager.identities();
     let (send, receive) = watch::channel(world(1, &["web"]));
     let running = tokio::spawn(manager.run(receive, std::future::pending()));
@@ -177,14 +183,9 @@ async fn renewal_goes_on_and_an_issuer_that_is_down_costs_nothing_until_expiry()
 
 #[tokio::test]
 async fn a_namespace_that_comes_back_gets_another_certificate() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::open(directory.path()).unwrap();
     let known = Known::default();
-    known.0.lock().unwrap().push(principal("web"));
     *known.1.lock().unwrap() = "first";
-    let any = "127.0.0.1:0".parse().unwrap();
-    let issuer = Issuing::start(&state, known.clone(), Duration::from_secs(3600), any).await;
-    let manager = manager(&state, issuer.address);
+    let (_directory, issuer, manager) = begun(&known).await;
     let identities = manager.identities();
     let (send, receive) = watch::channel(world_of(1, &["web"], "first"));
     let running = tokio::spawn(manager.run(receive, std::future::pending()));
