@@ -3,7 +3,7 @@
 //! Nothing here looks anything up. The programs find out who the two ends are and what stage the endpoint has, ask one
 //! of these functions, and carry out the [`Decision`].
 
-use crate::{AddrEntry, AddrKind, Reason, ServiceEntry, Stage, TUNNEL_PORT, Verdict, Workload, flow, map};
+use crate::{AddrKind, Reason, ServiceEntry, Stage, TUNNEL_PORT, Verdict, Workload, flow, map};
 
 /// What to do with the packet that begins a flow.
 #[repr(u8)]
@@ -80,9 +80,9 @@ pub enum Peer {
     Outer = 8,
 }
 
-/// Who is behind an address and port, from what the maps say about them.
+/// Who is behind an address and port, from what the maps say about them: `addr` is the [`AddrKind`] of the address.
 #[inline(always)]
-pub fn peer(service: Option<&ServiceEntry>, addr: Option<&AddrEntry>, workload: Option<&Workload>, port: u16) -> Peer {
+pub fn peer(service: Option<&ServiceEntry>, addr: Option<u8>, workload: Option<&Workload>, port: u16) -> Peer {
     if let Some(service) = service {
         return if service.flags & map::service_flags::CAPTURE != 0 {
             Peer::Service
@@ -92,11 +92,11 @@ pub fn peer(service: Option<&ServiceEntry>, addr: Option<&AddrEntry>, workload: 
             Peer::OpenService
         };
     }
-    let Some(addr) = addr else { return Peer::Outside };
-    if addr.kind == AddrKind::Disputed as u8 {
+    let Some(kind) = addr else { return Peer::Outside };
+    if kind == AddrKind::Disputed as u8 {
         return Peer::Disputed;
     }
-    if addr.kind != AddrKind::Workload as u8 {
+    if kind != AddrKind::Workload as u8 {
         return if port == TUNNEL_PORT { Peer::Tunnel } else { Peer::Outside };
     }
     let Some(workload) = workload else { return Peer::Outside };

@@ -168,10 +168,9 @@ fn strays() {
 #[test]
 fn who_is_behind_an_address() {
     use crate::map::{service_flags::CAPTURE, service_flags::OUTER, workload_flags as w};
-    let addr = |kind: AddrKind| AddrEntry { handle: 7, kind: kind as u8, _pad: [0; 3], class: [0; 2] };
     let work =
         |stage: Stage, flags: u8, ifindex: u32| Workload { class: [1, 1], ifindex, node: 1, stage: stage as u8, flags };
-    let of = |a: AddrKind, w: Option<Workload>, port: u16| peer(None, Some(&addr(a)), w.as_ref(), port);
+    let of = |a: AddrKind, w: Option<Workload>, port: u16| peer(None, Some(a as u8), w.as_ref(), port);
 
     assert_eq!(peer(None, None, None, 80), Peer::Outside);
     assert_eq!(peer(Some(&ServiceEntry { id: 1, flags: CAPTURE, backends: 0 }), None, None, 80), Peer::Service);

@@ -13,6 +13,7 @@
 
 pub mod command;
 pub mod config;
+pub mod element;
 pub mod exchange;
 pub mod flow;
 pub mod judge;

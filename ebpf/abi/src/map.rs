@@ -198,7 +198,7 @@ impl BackendKey {
 
 /// Value of `BACKENDS` and `TRANSLATIONS`: an address and port.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Backend {
     /// Address.
     pub addr: Addr,

@@ -46,16 +46,23 @@ pub(crate) fn ingress(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
 #[inline(always)]
 fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
     let reset = s.packet.flags & RST != 0;
-    let Some(entry) = table::find(&s.key) else { return if reset { refusal(skb, s) } else { None } };
-    match entry.state() {
-        FlowState::Captured => carried(skb, s, entry),
-        FlowState::Cut if reset => {
+    if let Some(entry) = table::find(&s.key) {
+        match entry.state() {
+            // A RST that is not of its flow answers another connection with the same addresses and ports.
+            FlowState::Captured if !reset || is_of_agent(skb, s, entry) => return carried(skb, s, entry),
+            FlowState::Captured => {}
             // The kernel's answer to a packet of a cut flow is what ends it.
-            finish(s, entry, OVER_RST, now());
-            refusal(skb, s)
+            FlowState::Cut if reset => finish(s, entry, OVER_RST, now()),
+            _ => return None,
         }
-        _ => None,
     }
+    if reset { refusal(skb, s) } else { None }
+}
+
+/// Whether the packet is of the end that the agent has in the entry.
+#[inline(always)]
+fn is_of_agent(skb: Skb, s: &Scratch, entry: Entry) -> bool {
+    entry.sender(entry.by_initiator(s.packet.src_is_lo)) == skb.ifindex()
 }
 
 /// A segment of one of the agent's sockets.
@@ -63,7 +70,7 @@ fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
 fn carried(skb: Skb, s: &Scratch, entry: Entry) -> Option<i32> {
     let p = &s.packet;
     let from = entry.by_initiator(p.src_is_lo);
-    if entry.sender(from) != skb.ifindex() {
+    if !is_of_agent(skb, s, entry) {
         return None;
     }
     let pod = entry.sender(!from);

@@ -20,7 +20,7 @@ use crate::{
     counters::{self, coarse_now, count},
     ends::{self, Ends, Hook, learns, stage},
     judge::{Entered, by_another, enter, forged},
-    maps::{FRAGMENTS, Fragment, FragmentKey, Scratch, forget},
+    maps::{FRAGMENTS, Fragment, FragmentKey, Scratch, forget, read},
     packet::{Packet, words_of},
     policy,
     redirect::{into_agent, out_to_agent},
@@ -296,17 +296,20 @@ fn remember(hook: &Hook<'_>, s: &Scratch, fate: Fate, turned: u32) {
 /// A fragment without ports goes the way of the first one; before that, none.
 #[inline(never)]
 fn later(hook: &Hook<'_>, s: &mut Scratch) -> Fate {
-    // SAFETY: read at once, by value.
-    let first = unsafe { FRAGMENTS.get(fragment_key(hook, s)) }.copied();
+    let key = fragment_key(hook, s);
+    let found = |first: &Fragment| {
+        s.peer = first.to;
+        (first.fate, first.turned)
+    };
+    let first = read(|| FRAGMENTS.get_ptr(key), found);
     match first {
-        Some(Fragment { fate, to, turned }) if fate == Fate::Pass as u32 => {
+        Some((fate, turned)) if fate == Fate::Pass as u32 => {
             let Packet { src, dst, v6, .. } = s.packet;
             let old = if turned == SOURCE { src } else { dst };
-            s.peer = to;
             let part = Part { source: turned == SOURCE, v6, tcp: false, l4: 0 };
             if turned == 0 || hook.skb.turn(part, (&old, 0), (&s.peer, 0)) { Fate::Pass } else { Fate::Drop }
         }
-        Some(Fragment { fate, .. }) if fate == Fate::Refuse as u32 => Fate::Refuse,
+        Some((fate, _)) if fate == Fate::Refuse as u32 => Fate::Refuse,
         _ if enforces(stage(hook.endpoint)) => {
             count(Stat::Unparsable);
             counters::reason(Reason::Unparsable);

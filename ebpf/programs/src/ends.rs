@@ -11,7 +11,7 @@ use kumiko_abi::{
 };
 
 use crate::{
-    maps::{ADDRS, CONFIG, ENDPOINTS, HERE, PROBE_PORTS, SERVICES, Scratch, WORKLOADS, forget},
+    maps::{ADDRS, CONFIG, ENDPOINTS, HERE, PROBE_PORTS, SERVICES, Scratch, WORKLOADS, forget, read},
     packet::{Packet, is_group},
     skb::Skb,
 };
@@ -29,11 +29,10 @@ pub(crate) struct Hook<'a> {
 #[inline(always)]
 pub(crate) fn here(ifindex: u32) -> Option<&'static Endpoint> {
     let slot = HERE.get_ptr_mut(0)?;
-    // SAFETY: a per-CPU slot that only this function writes, once a packet; the element is copied at once.
+    // SAFETY: a per-CPU slot that only this function writes, once a packet.
     unsafe {
-        match ENDPOINTS.get(ifindex) {
-            Some(endpoint) => *slot = *endpoint,
-            None => *slot = Endpoint::default(),
+        if read(|| ENDPOINTS.get_ptr(ifindex), |endpoint| *slot = *endpoint).is_none() {
+            *slot = Endpoint::default();
         }
         forget(&mut *slot);
         Some(&*slot)
@@ -62,11 +61,49 @@ pub(crate) fn bytes(addr: [u64; 2]) -> Addr {
     unsafe { transmute::<[u64; 2], Addr>(addr) }
 }
 
+/// Whose an address is.
+#[derive(Clone, Copy)]
+struct Named {
+    /// An [`AddrKind`].
+    kind: u8,
+    /// Workload, or 0.
+    handle: u32,
+}
+
 /// What the map says about an address.
 #[inline(always)]
-pub(crate) fn addr(of: [u64; 2]) -> Option<AddrEntry> {
-    // SAFETY: copied at once.
-    unsafe { ADDRS.get(bytes(of)) }.copied()
+fn addr([first, second]: [u64; 2]) -> Option<Named> {
+    let packed = packed_addr(first, second);
+    if packed == 0 { None } else { Some(Named { kind: (packed >> 32) as u8, handle: packed as u32 }) }
+}
+
+/// The same in one register: 0, or a bit, the kind, the handle.
+#[inline(never)]
+fn packed_addr(first: u64, second: u64) -> u64 {
+    let key = bytes([first, second]);
+    let pack = |entry: &AddrEntry| 1 << 40 | u64::from(entry.kind) << 32 | u64::from(entry.handle);
+    read(|| ADDRS.get_ptr(key), pack).unwrap_or(0)
+}
+
+/// Class of an address, if the map has it.
+#[inline(always)]
+pub(crate) fn class([first, second]: [u64; 2], epoch: u32) -> Option<u32> {
+    let packed = packed_class(first, second, epoch);
+    if packed == 0 { None } else { Some(packed as u32) }
+}
+
+/// The same in one register: 0, or a bit and the class.
+#[inline(never)]
+fn packed_class(first: u64, second: u64, epoch: u32) -> u64 {
+    let key = bytes([first, second]);
+    let pack = |entry: &AddrEntry| 1 << 40 | u64::from(by_epoch(entry.class, epoch));
+    read(|| ADDRS.get_ptr(key), pack).unwrap_or(0)
+}
+
+/// Of two values, that of the epoch.
+#[inline(always)]
+pub(crate) fn by_epoch([even, odd]: [u32; 2], epoch: u32) -> u32 {
+    if epoch & 1 == 0 { even } else { odd }
 }
 
 /// Handle of the workload that has this address, or 0.
@@ -137,8 +174,8 @@ const NODE_PORT: [u64; 2] = [0; 2];
 
 #[inline(always)]
 pub(crate) fn service(addr: [u64; 2], port: u16, proto: u8) -> Option<ServiceEntry> {
-    // SAFETY: copied at once.
-    unsafe { SERVICES.get(ServiceKey { addr: bytes(addr), port, proto, _pad: 0 }) }.copied()
+    let key = ServiceKey { addr: bytes(addr), port, proto, _pad: 0 };
+    read(|| SERVICES.get_ptr(key), |service| *service)
 }
 
 /// Looks up the destination of a SYN or datagram into `s.target`.
@@ -162,13 +199,12 @@ pub(crate) fn find_target(s: &mut Scratch, config: &Config) {
         _ => 0,
     };
     let workload: Option<&Workload> = if handle == 0 { None } else { WORKLOADS.get(handle) };
-    let peer = judge::peer(None, entry.as_ref(), workload, p.dport);
+    let peer = judge::peer(None, entry.map(|entry| entry.kind), workload, p.dport);
     let ifindex = match workload {
         Some(w) if w.flags & workload_flags::ATTACHED != 0 => w.ifindex,
         _ => 0,
     };
-    // SAFETY: read at once.
-    let theirs = unsafe { ENDPOINTS.get(ifindex) }.map_or(0, |e| e.flags);
+    let theirs = read(|| ENDPOINTS.get_ptr(ifindex), |e| e.flags).unwrap_or(0);
     let fast = config.flags & config_flags::FAST_PATH != 0 && theirs & endpoint_flags::FAST != 0;
     s.target = Target { handle, service: 0, ifindex, peer, fast, _pad: [0; 2] };
 }

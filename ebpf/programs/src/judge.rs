@@ -10,7 +10,7 @@ use kumiko_abi::{
 use crate::{
     counters::{self, Pair, count, emit},
     ends::{Hook, stage},
-    maps::{ENDPOINTS, Scratch},
+    maps::{ENDPOINTS, Scratch, read},
     packet::Kind,
     skb::{DROP, PASS, Skb},
     table::{self, Inserted},
@@ -170,11 +170,9 @@ pub(crate) fn by_another(skb: Skb, sender: u32) -> bool {
     if by == 0 || by == sender {
         return false;
     }
-    // SAFETY: read at once, by value.
-    match unsafe { ENDPOINTS.get(sender) } {
-        Some(of) => by != of.master,
+    match read(|| ENDPOINTS.get_ptr(sender), |of| of.master) {
+        Some(master) => by != master,
         // Enrolled no more: what is above its veth is not known.
-        // SAFETY: only asked whether it is there.
-        None => unsafe { ENDPOINTS.get(by) }.is_some(),
+        None => ENDPOINTS.get_ptr(by).is_some(),
     }
 }

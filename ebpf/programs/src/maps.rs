@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use kumiko_abi::{
     Addr, AddrEntry, Backend, BackendKey, Config, Endpoint, EndpointUse, Flow, FlowId, FlowKey, MAX_SHARDS, PairCount,
-    PairKey, ProbePort, ServiceEntry, ServiceKey, Workload,
+    PairKey, ProbePort, ServiceEntry, ServiceKey, Workload, element,
     judge::Decision,
     map::STATS_LEN,
     policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, Cell, Chunk, NETS_LEN, Question, ROWS_LEN, Row, SETS_LEN, Set},
@@ -21,7 +21,8 @@ use crate::{
     packet::Packet,
 };
 
-/// `BPF_F_NO_PREALLOC`: memory follows what is used, and a slot is not recycled under a reader's hands.
+/// `BPF_F_NO_PREALLOC`: memory follows what is used. Since Linux 6.1 an element that was removed or replaced is at once the
+/// next one's (`htab_elem_free` in kernel/bpf/hashtab.c), whoever still reads it: see [`read`].
 const NO_PREALLOC: usize = 1;
 /// Bytes of a shard's ring: about 850 parked SYNs.
 pub(crate) const SYN_RING_BYTES: usize = 256 * 1024;
@@ -159,6 +160,15 @@ pub(crate) static COMMAND_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// The endpoint of the hook, copied.
 #[btf_map]
 pub(crate) static HERE: PerCpuArray<Endpoint, 1> = PerCpuArray::new();
+
+/// Reads an element that others may replace or remove meanwhile, as [`element::read`] does.
+#[inline(always)]
+pub(crate) fn read<V, T: Default>(find: impl Fn() -> Option<*const V>, mut of: impl FnMut(&V) -> T) -> Option<T> {
+    // SAFETY: what was an element stays memory of this map's elements, plain words, until the program ends.
+    let (value, there) = element::read(find, |at| of(unsafe { &*at }));
+    // Else the compiler lets registers of the paths that found nothing hold pointers, and narrows them.
+    if opaque(u64::from(there)) != 0 { Some(value) } else { None }
+}
 
 /// Makes the compiler, and so the verifier, take `value` for unknown from here on. Variants of it that differ by known
 /// constants become one state that way, instead of each being walked to the program's end.

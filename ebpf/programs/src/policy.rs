@@ -2,7 +2,7 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated as helpers};
 use kumiko_abi::{
-    Addr, AddrEntry, Config, Endpoint, FlowState, Reason, Stage, Verdict,
+    Addr, Config, Endpoint, FlowState, Reason, Stage, Verdict,
     flow::{
         TCP, UDP,
         flags::{HOST, LEGACY, OBSERVED, PROBE, REVOKED, RULED, TURNED, VETH_PROVED},
@@ -13,8 +13,8 @@ use kumiko_abi::{
 
 use crate::{
     counters,
-    ends::{self, Hook, bytes, stage},
-    maps::{CELLS, CHUNKS, COLUMNS, ENDPOINTS, NETS, ROWS, SETS, Scratch, forget},
+    ends::{self, Hook, by_epoch, bytes, stage},
+    maps::{CELLS, CHUNKS, COLUMNS, ENDPOINTS, NETS, ROWS, SETS, Scratch, forget, read},
     table::{Entry, get, set},
 };
 
@@ -48,11 +48,6 @@ impl Maps for Tables {
     }
 }
 
-#[inline(always)]
-fn by_epoch([even, odd]: [u32; 2], epoch: u32) -> u32 {
-    if epoch & 1 == 0 { even } else { odd }
-}
-
 /// The epoch, to be read once for a packet.
 #[inline(always)]
 pub(crate) fn epoch(config: &Config) -> u32 {
@@ -63,8 +58,8 @@ pub(crate) fn epoch(config: &Config) -> u32 {
 /// Class of an address.
 #[inline(always)]
 fn class(of: [u64; 2], epoch: u32) -> u32 {
-    if let Some(AddrEntry { class, .. }) = ends::addr(of) {
-        return by_epoch(class, epoch);
+    if let Some(class) = ends::class(of, epoch) {
+        return class;
     }
     let key: Key<Addr> = Key::new(128, bytes(of));
     match NETS.get(&key) {
@@ -124,6 +119,25 @@ pub(crate) fn is_old(s: &mut Scratch, entry: Entry) -> bool {
     s.old != 0
 }
 
+/// Of an endpoint, what says by which rules it is judged.
+#[derive(Clone, Copy, Default)]
+struct Rules {
+    set: [u32; 2],
+    stage: u8,
+}
+
+impl Rules {
+    #[inline(always)]
+    fn of(endpoint: &Endpoint) -> Self {
+        Self { set: endpoint.set, stage: endpoint.stage }
+    }
+
+    #[inline(always)]
+    fn stage(self) -> Stage {
+        Stage::from_u8(self.stage)
+    }
+}
+
 /// What is asked of one end's rules.
 #[derive(Clone, Copy)]
 struct Asked {
@@ -137,8 +151,8 @@ struct Asked {
 
 /// Fills `s.question` about `s.peer` and looks it up; says whether there is anything to ask.
 #[inline(always)]
-fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, of: Asked) -> bool {
-    let set = by_epoch(endpoint.set, s.epoch);
+fn asked(s: &mut Scratch, config: &Config, rules: Rules, of: Asked) -> bool {
+    let set = by_epoch(rules.set, s.epoch);
     if set == NO_SET {
         return false;
     }
@@ -146,7 +160,7 @@ fn asked(s: &mut Scratch, config: &Config, endpoint: &Endpoint, of: Asked) -> bo
     let proto = s.packet.proto;
     s.question = Question { set, class: UNKNOWN_CLASS, ingress, proto, proved, port };
     forget(&mut s.question);
-    ask(s, config, host, matches!(stage(endpoint), Stage::Permissive));
+    ask(s, config, host, matches!(rules.stage(), Stage::Permissive));
     keep_end(s);
     true
 }
@@ -169,7 +183,7 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
             && matches!(target.peer, Peer::Remote | Peer::LocalDetached);
         let proved = tunnel || target.ifindex != 0;
         s.peer = s.packet.dst;
-        if asked(s, config, hook.endpoint, Asked { ingress: false, proved, host: false, port }) {
+        if asked(s, config, Rules::of(hook.endpoint), Asked { ingress: false, proved, host: false, port }) {
             s.decision = policy::rule(s.decision, stage(hook.endpoint), &s.cell, since_boot());
             forget(&mut s.decision);
         }
@@ -177,11 +191,10 @@ pub(crate) fn outbound(hook: &Hook<'_>, s: &mut Scratch) {
     // Also of one that only observes, which counts as outside of the mesh.
     s.peer = s.packet.src;
     if target.ifindex != 0
-        // SAFETY: read at once.
-        && let Some(theirs) = unsafe { ENDPOINTS.get(target.ifindex) }
+        && let Some(theirs) = read(|| ENDPOINTS.get_ptr(target.ifindex), Rules::of)
         && asked(s, config, theirs, Asked { ingress: true, proved: true, host: false, port })
     {
-        let ingress = policy::rule(stages, stage(theirs), &s.cell, since_boot());
+        let ingress = policy::rule(stages, theirs.stage(), &s.cell, since_boot());
         s.decision = policy::both(s.decision, ingress);
         forget(&mut s.decision);
     }
@@ -196,7 +209,7 @@ pub(crate) fn inbound(hook: &Hook<'_>, s: &mut Scratch, asker: Asker) {
     let (tcp, port) = (s.packet.proto == TCP, s.packet.dport);
     let proved = (probe && tcp) || matches!(asker, Asker::Neighbour);
     s.peer = s.packet.src;
-    if asked(s, hook.config, hook.endpoint, Asked { ingress: true, proved, host, port }) {
+    if asked(s, hook.config, Rules::of(hook.endpoint), Asked { ingress: true, proved, host, port }) {
         let flags = kumiko_abi::judge::clear_flags(asker);
         s.decision = policy::rule_clear(s.decision, stage, &s.cell, since_boot(), flags);
         forget(&mut s.decision);
@@ -208,7 +221,7 @@ pub(crate) fn inbound(hook: &Hook<'_>, s: &mut Scratch, asker: Asker) {
 pub(crate) fn answered(hook: &Hook<'_>, s: &mut Scratch) {
     let port = s.packet.sport;
     s.peer = s.packet.dst;
-    if asked(s, hook.config, hook.endpoint, Asked { ingress: true, proved: false, host: false, port }) {
+    if asked(s, hook.config, Rules::of(hook.endpoint), Asked { ingress: true, proved: false, host: false, port }) {
         let flags = kumiko_abi::judge::clear_flags(Asker::Unknown);
         s.decision = policy::rule_clear(s.decision, stage(hook.endpoint), &s.cell, since_boot(), flags);
         forget(&mut s.decision);
@@ -235,22 +248,20 @@ pub(crate) fn again(s: &mut Scratch, config: &Config, entry: Entry, from: bool) 
         s.peer = server;
         let itself = get!(entry, service) == 0 || !matches!(s.packet.proto, TCP | UDP);
         if (itself || flags & TURNED != 0)
-            // SAFETY: read at once.
-            && let Some(endpoint) = unsafe { ENDPOINTS.get(src) }
+            && let Some(endpoint) = read(|| ENDPOINTS.get_ptr(src), Rules::of)
             && asked(s, config, endpoint, Asked { ingress: false, proved, host: false, port })
         {
-            s.decision = policy::rule(begun, stage(endpoint), &s.cell, now);
+            s.decision = policy::rule(begun, endpoint.stage(), &s.cell, now);
             forget(&mut s.decision);
             if matches!(s.decision.verdict, Verdict::Deny) {
                 revoke = s.cell.revoke;
             }
         }
         s.peer = client;
-        // SAFETY: read at once.
-        if let Some(endpoint) = unsafe { ENDPOINTS.get(dst) }
+        if let Some(endpoint) = read(|| ENDPOINTS.get_ptr(dst), Rules::of)
             && asked(s, config, endpoint, Asked { ingress: true, proved, host, port })
         {
-            let ingress = policy::rule(begun, stage(endpoint), &s.cell, now);
+            let ingress = policy::rule(begun, endpoint.stage(), &s.cell, now);
             if matches!(ingress.verdict, Verdict::Deny) && s.cell.revoke < revoke {
                 revoke = s.cell.revoke;
             }

@@ -5,7 +5,7 @@ use kumiko_abi::{Config, MARK_TRANSIT, Stat};
 use crate::{
     counters::count,
     ends::Hook,
-    maps::{ENDPOINT_USE, ENDPOINTS, Scratch},
+    maps::{ENDPOINT_USE, ENDPOINTS, Scratch, read},
     skb::{DROP, Skb},
 };
 
@@ -26,10 +26,8 @@ fn known(mac: Mac) -> bool {
 /// The pod's and its gateway's MAC: what the pod's own frames showed, else what netlink told.
 #[inline(always)]
 fn macs(ifindex: u32) -> Option<(Mac, Mac)> {
-    // SAFETY: read at once, by value.
-    let seen = unsafe { ENDPOINT_USE.get(ifindex) }.map(|of| (words(of.pod_mac), words(of.gateway_mac)));
-    // SAFETY: as above.
-    let told = unsafe { ENDPOINTS.get(ifindex) }.map(|of| (words(of.pod_mac), words(of.gateway_mac)));
+    let seen = read(|| ENDPOINT_USE.get_ptr(ifindex), |of| (words(of.pod_mac), words(of.gateway_mac)));
+    let told = read(|| ENDPOINTS.get_ptr(ifindex), |of| (words(of.pod_mac), words(of.gateway_mac)));
     match (seen, told) {
         (Some((pod, gateway)), Some((told_pod, told_gateway))) => Some((
             if known(pod) { pod } else { told_pod },
@@ -48,8 +46,7 @@ pub(crate) fn is_pod_mac(mac: Mac, hook: &Hook<'_>) -> bool {
     if mac == words(hook.endpoint.pod_mac) {
         return true;
     }
-    // SAFETY: read at once, by value.
-    unsafe { ENDPOINT_USE.get(hook.ifindex) }.is_some_and(|of| mac == words(of.pod_mac))
+    read(|| ENDPOINT_USE.get_ptr(hook.ifindex), |of| mac == words(of.pod_mac)).unwrap_or(false)
 }
 
 /// Into the pod behind veth `ifindex`, addressed as its gateway would.

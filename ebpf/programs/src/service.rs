@@ -15,7 +15,7 @@ use kumiko_abi::{
 use crate::{
     counters::coarse_now,
     ends::{self, Hook, bytes},
-    maps::{BACKENDS, Scratch, TRANSLATIONS, forget},
+    maps::{BACKENDS, Scratch, TRANSLATIONS, forget, read},
     packet::{Packet, fill_key, words_of},
     skb::{Part, Skb},
     table::{self, Entry, get},
@@ -45,9 +45,8 @@ pub(crate) fn choose(s: &mut Scratch) -> Choice {
         return Choice::None;
     }
     s.asked = Backend { addr: bytes(p.dst), port: p.dport, _pad: [0; 6] };
-    // SAFETY: copied at once.
-    if let Some(known) = unsafe { TRANSLATIONS.get(&s.key) }.copied() {
-        turn(s, &known);
+    if translation(&s.key, &mut s.chosen) {
+        turn(s);
         s.service = service.id;
         if lives(s) {
             return Choice::Known;
@@ -71,12 +70,25 @@ fn lives(s: &Scratch) -> bool {
 pub(crate) fn follow(s: &mut Scratch) -> bool {
     let p = &s.packet;
     let Some(service) = ends::service(p.dst, p.dport, p.proto) else { return false };
-    // SAFETY: copied at once.
-    let Some(known) = unsafe { TRANSLATIONS.get(&s.key) }.copied() else { return false };
     s.asked = Backend { addr: bytes(p.dst), port: p.dport, _pad: [0; 6] };
+    if !translation(&s.key, &mut s.chosen) {
+        return false;
+    }
     s.service = service.id;
-    turn(s, &known);
+    turn(s);
     true
+}
+
+/// What is remembered under a key; false: nothing.
+#[inline(never)]
+fn translation(key: &FlowKey, to: &mut Backend) -> bool {
+    read(|| TRANSLATIONS.get_ptr(key), |known| *to = *known).is_some()
+}
+
+/// An endpoint of a Service; false: there is none of this number.
+#[inline(never)]
+fn backend(service: u32, index: u32, to: &mut Backend) -> bool {
+    read(|| BACKENDS.get_ptr(BackendKey { service, index }), |backend| *to = *backend).is_some()
 }
 
 /// Turns the packet in hand back to the Service that it went to.
@@ -112,29 +124,26 @@ fn pick(s: &mut Scratch, service: ServiceEntry) -> Choice {
         unsafe { helpers::bpf_get_prandom_u32() as u32 }
     };
     let index = ((u64::from(any) * u64::from(service.backends)) >> 32) as u32;
-    let key = |index| BackendKey { service: service.id, index: index | if p.v6 { BackendKey::V6 } else { 0 } };
+    let family = if p.v6 { BackendKey::V6 } else { 0 };
     // The list may have become shorter meanwhile.
-    // SAFETY: copied at once.
-    let Some(mut chosen) = unsafe { BACKENDS.get(key(index)).or_else(|| BACKENDS.get(key(0))) }.copied() else {
+    if !backend(service.id, index | family, &mut s.chosen) && !backend(service.id, family, &mut s.chosen) {
         return Choice::Refuse;
-    };
-    if chosen.addr == bytes(p.src) {
+    }
+    let own = p.src;
+    if words_of(&s.chosen.addr) == own {
         let next = if index + 1 < service.backends { index + 1 } else { 0 };
-        // SAFETY: as above.
-        match unsafe { BACKENDS.get(key(next)) }.copied() {
-            Some(other) if other.addr != chosen.addr => chosen = other,
-            _ => return Choice::None,
+        if !backend(service.id, next | family, &mut s.chosen) || words_of(&s.chosen.addr) == own {
+            return Choice::None;
         }
     }
-    turn(s, &chosen);
+    turn(s);
     s.service = service.id;
     Choice::New
 }
 
-/// Turns the packet in hand to an endpoint.
+/// Turns the packet in hand to the chosen endpoint.
 #[inline(always)]
-fn turn(s: &mut Scratch, to: &Backend) {
-    s.chosen = *to;
+fn turn(s: &mut Scratch) {
     forget(&mut s.chosen);
     let p = &mut s.packet;
     p.dst = words_of(&s.chosen.addr);
@@ -160,14 +169,14 @@ pub(crate) fn forget_choice(s: &mut Scratch, client_is_lo: bool) {
         ((words_of(hi), *hi_port), (words_of(lo), *lo_port))
     };
     let proto = *proto;
-    // SAFETY: copied at once.
-    let Some(asked) = unsafe { TRANSLATIONS.get(&s.key) }.copied() else { return };
+    if !translation(&s.key, &mut s.asked) {
+        return;
+    }
     let _gone = TRANSLATIONS.remove(&s.key);
-    s.asked = asked;
     fill_key(&mut s.other, client, (words_of(&s.asked.addr), s.asked.port), proto);
-    // SAFETY: as above.
-    let Some(chosen) = unsafe { TRANSLATIONS.get(&s.other) }.copied() else { return };
-    s.chosen = chosen;
+    if !translation(&s.other, &mut s.chosen) {
+        return;
+    }
     if words_of(&s.chosen.addr) == endpoint.0 && s.chosen.port == endpoint.1 {
         let _gone = TRANSLATIONS.remove(&s.other);
     }
@@ -183,14 +192,7 @@ pub(crate) fn answers(hook: &Hook<'_>, s: &mut Scratch, entry: Entry) -> bool {
 /// The Service in whose name the flow in hand is answered, into `s.asked`.
 #[inline(always)]
 pub(crate) fn asked(s: &mut Scratch) -> bool {
-    // SAFETY: copied at once.
-    match unsafe { TRANSLATIONS.get(&s.key) }.copied() {
-        Some(asked) => {
-            s.asked = asked;
-            true
-        }
-        None => false,
-    }
+    translation(&s.key, &mut s.asked)
 }
 
 /// Writes the endpoint that was chosen into a packet that a pod sends.

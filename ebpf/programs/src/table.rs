@@ -14,7 +14,7 @@ use kumiko_abi::{
 use crate::{
     atomic,
     counters::{self, NOEXIST},
-    maps::{ENDPOINT_USE, ENDPOINTS, FLOWS, Scratch},
+    maps::{ENDPOINT_USE, ENDPOINTS, FLOWS, Scratch, read},
 };
 
 /// An entry in the map, which other CPUs write at the same time.
@@ -229,8 +229,7 @@ pub(crate) fn insert(s: &Scratch, config: &Config, old: *mut Flow) -> Inserted {
     if let Some(of) = of {
         // SAFETY: a pointer to a field of a live element.
         let flows = unsafe { &raw mut (*of).flows };
-        // SAFETY: read at once, by value.
-        let max = unsafe { ENDPOINTS.get(owner) }.map_or(0, |e| e.max_flows);
+        let max = read(|| ENDPOINTS.get_ptr(owner), |e| e.max_flows).unwrap_or(0);
         if add(flows) >= u64::from(max) && max != 0 {
             sub(flows);
             return Inserted::Quota;

@@ -7,13 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kumiko_lab::Netns;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// Nobody waits longer for what should come: nothing gets lost between these pods.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Between two first packets of a client: what has ended stays in the flow table for a while, and a pod has a share of it.
 const PAUSE: Duration = Duration::from_millis(4);
+
+/// From here on, ports of connections that stay: ports that the kernel gives to no other connection. One to a Service and one to
+/// the pod behind it would be the same connection there, and the second one is refused.
+const OWN_PORTS: u16 = 21_000;
 
 /// Whom a client calls, and whether it may.
 #[derive(Clone, Copy, Debug)]
@@ -106,10 +110,9 @@ impl Caller<'_> {
     pub(super) fn stand(&self, calls: &Calls) -> Result<()> {
         self.netns.within(|| {
             let mut open = Vec::new();
-            for target in &self.targets {
+            for (target, port) in self.targets.iter().zip(OWN_PORTS..) {
                 let stream = if target.allowed {
-                    let stream =
-                        TcpStream::connect_timeout(&target.to, PATIENCE).with_context(|| format!("{target:?}"))?;
+                    let stream = connected(port, target.to).with_context(|| format!("{target:?}"))?;
                     stream.set_nodelay(true)?;
                     Some(stream)
                 } else {
@@ -143,6 +146,17 @@ impl Caller<'_> {
     }
 }
 
+fn any(to: SocketAddr) -> IpAddr {
+    if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() }
+}
+
+fn connected(from: u16, to: SocketAddr) -> Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(any(to), from).into()).with_context(|| format!("port {from}"))?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    Ok(socket.into())
+}
+
 fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut byte = [7];
@@ -151,8 +165,7 @@ fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
 }
 
 fn socket(to: SocketAddr) -> Result<UdpSocket> {
-    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let socket = UdpSocket::bind((any, 0)).context("a socket")?;
+    let socket = UdpSocket::bind((any(to), 0)).context("a socket")?;
     socket.connect(to).with_context(|| format!("{to}"))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)

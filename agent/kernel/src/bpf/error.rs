@@ -58,6 +58,9 @@ pub enum BpfError {
         /// Why, with the verifier's log.
         source: Box<aya::programs::ProgramError>,
     },
+    /// It cannot be waited for the end of running programs.
+    #[error("cannot wait for running kernel programs to end: {0} (membarrier(2), or CAP_NET_RAW for a packet socket)")]
+    Wait(io::Error),
     /// A map operation failed.
     #[error("cannot {call} map {map}: {source}")]
     Map {

@@ -127,6 +127,15 @@ impl Maps {
         self.0.config.put(&0, config, Put::Any)
     }
 
+    /// Waits until each program has ended that was running when this began, and may still read what stood in the maps. An
+    /// element must not be replaced or removed twice without it: `kumiko_abi::element`.
+    ///
+    /// # Errors
+    /// [`BpfError::Wait`]: no packet socket could be made where `membarrier(2)` is refused.
+    pub fn wait_for_programs(&self) -> Result<(), BpfError> {
+        sys::wait_for_programs().map_err(BpfError::Wait)
+    }
+
     /// Writes the endpoint of an interface.
     ///
     /// # Errors

@@ -14,6 +14,8 @@ use std::{
     path::Path,
 };
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
 /// Commands of `bpf(2)`.
 #[repr(i32)]
 #[derive(Clone, Copy)]
@@ -39,6 +41,18 @@ fn bpf<T>(cmd: Cmd, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is a live value of the given size; each caller keeps alive what it points to.
     let result = unsafe { libc::syscall(libc::SYS_bpf, cmd as libc::c_int, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(i32::try_from(result).unwrap_or(i32::MAX)) }
+}
+
+/// Waits until each program has ended that was running when this began: an RCU grace period, some 10 ms.
+/// `MEMBARRIER_CMD_GLOBAL` is one (kernel/sched/membarrier.c, Linux 4.3); where CPUs run without ticks it is refused, and closing
+/// a packet socket is one as well (`packet_release`, net/packet/af_packet.c).
+pub(super) fn wait_for_programs() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    if unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) } == 0 {
+        return Ok(());
+    }
+    drop(socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?);
+    Ok(())
 }
 
 fn owned(fd: i32) -> OwnedFd {
