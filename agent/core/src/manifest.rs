@@ -30,6 +30,7 @@ use std::net::IpAddr;
 
 use kumiko_abi::flow;
 
+use crate::policy::foreign::ForeignObject;
 use crate::policy::settings::Settings;
 
 /// Label of a namespace or workload that holds its stage.
@@ -68,6 +69,8 @@ pub enum Kind {
     Policy(PolicyObject),
     Exception(ExceptionObject),
     Settings(Settings),
+    /// Policy that is not enforced.
+    Foreign(ForeignObject),
 }
 
 /// Something that one object at most may have.
@@ -176,6 +179,7 @@ impl Kind {
             Self::Policy(policy) => policy.object.id.kind.name(),
             Self::Exception(_) => "MeshException",
             Self::Settings(_) => "MeshSettings",
+            Self::Foreign(object) => object.kind.name(),
         }
     }
 }

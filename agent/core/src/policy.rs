@@ -9,6 +9,7 @@
 pub mod ask;
 pub mod compile;
 pub mod explain;
+pub mod foreign;
 pub mod history;
 pub mod judge;
 pub mod labels;

@@ -11,15 +11,16 @@ mod watch;
 pub use held::{Held, Version};
 pub use kumiko_folder::{MAX_FILES, Reading, read};
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kumiko_abi::Stage;
 use kumiko_core::api::{SourceDiagnostic, SourceStatus};
 use kumiko_core::manifest::{Diagnostic, FolderState, Place, Problem, Scope};
 use kumiko_core::model::World;
-use kumiko_core::policy::load::load_in;
+use kumiko_core::policy::load::{load_after, load_in};
 use kumiko_core::principal::PrincipalError;
 use thiserror::Error;
 use tokio::sync::watch as channel;
@@ -123,6 +124,10 @@ struct Publisher {
     last_good: Option<LastGood>,
     /// Policy was in force, of this start or an earlier one.
     had_policy: bool,
+    /// What was to be kept for the next start could not be written.
+    unkept: bool,
+    /// Stages above observe that were in force when the last agent ended.
+    raised: BTreeMap<String, Stage>,
     world: channel::Sender<Arc<World>>,
     status: channel::Sender<Arc<SourceStatus>>,
     held: Arc<Mutex<Held>>,
@@ -134,7 +139,7 @@ struct Publisher {
 impl Publisher {
     fn new(dir: PathBuf, trust_domain: &str, taking: Taking) -> Result<(Self, Source), SourceError> {
         let mut folder = FolderState::of(taking.scope);
-        let (mut last_good, mut policy, mut had_policy) = (None, Arc::default(), false);
+        let (mut last_good, mut policy, mut had_policy, mut raised) = (None, Arc::default(), false, BTreeMap::new());
         if let Some(kept) = taking.last_good {
             // Of this source: another folder's files of the same names are others.
             let of = last_good::name_of(&dir);
@@ -146,6 +151,7 @@ impl Publisher {
                         had_policy = folder.files_in_force() > 0;
                         policy = Arc::new(before);
                     }
+                    raised = opened.raised();
                     last_good = Some(opened);
                 }
                 // An agent that does not start is worse.
@@ -164,6 +170,8 @@ impl Publisher {
             folder,
             last_good,
             had_policy,
+            unkept: false,
+            raised,
             world,
             status,
             held,
@@ -178,6 +186,11 @@ impl Publisher {
         self.world.is_closed() && self.status.is_closed()
     }
 
+    /// Wants another reading, though nothing has changed.
+    fn owes(&self) -> bool {
+        self.unkept
+    }
+
     /// Takes a reading of the whole folder, or the reason why there is none.
     fn take(&mut self, reading: std::io::Result<Reading>) {
         self.counters.readings.fetch_add(1, Ordering::Relaxed);
@@ -189,11 +202,12 @@ impl Publisher {
         let healed = self.refused.iter().any(|refused| refused.file.is_empty());
         let news = self.last_good.as_ref().map(|kept| kept.news(&files)).unwrap_or_default();
         let there: HashSet<String> = files.keys().cloned().collect();
-        if !self.folder.apply(files) && synced && !healed {
+        if !self.folder.apply(files) && synced && !healed && !self.unkept {
             return;
         }
         let epoch = self.world.borrow().epoch();
-        let policy = Arc::new(load_in(Some(&self.trust_domain), self.folder.objects()));
+        let raised = if epoch == 0 { self.raised.clone() } else { self.world.borrow().raised() };
+        let policy = Arc::new(load_after(&raised, Some(&self.trust_domain), self.folder.objects()));
         let unfit: Vec<SourceDiagnostic> = policy.problems.iter().map(SourceDiagnostic::from).collect();
         let fit = policy.is_fit();
         let unfit_files: HashSet<String> = policy.unfit_files().map(str::to_owned).collect();
@@ -217,11 +231,15 @@ impl Publisher {
         diagnostics.extend(unfit);
         let mut refused_files = self.folder.refused_files();
         refused_files.extend(unfit_files.iter().map(String::as_str));
-        if fit
-            && let Some(kept) = &mut self.last_good
-            && let Err(error) = kept.keep(&news, &refused_files, &there)
-        {
-            warn!(%error, "last good versions of files could not be kept for the next start");
+        if let Some(kept) = &mut self.last_good {
+            let files = if fit { kept.keep(&news, &refused_files, &there) } else { Ok(()) };
+            let kept = files.and_then(|()| kept.keep_raised(&world.raised()));
+            if let Err(error) = &kept
+                && !self.unkept
+            {
+                warn!(%error, "last good versions of files could not be kept for the next start: tried again");
+            }
+            self.unkept = kept.is_err();
         }
         let disputed = u32::try_from(world.disputed().len()).unwrap_or(u32::MAX);
         let changed = !synced || world != **self.world.borrow();

@@ -6,6 +6,7 @@ mod datagrams;
 mod documents;
 mod echoes;
 mod older;
+mod others;
 mod unfit;
 mod world;
 
@@ -53,7 +54,9 @@ const NAMES: &[&str] = &[
     "an_agent_that_comes_back_knows_the_rules_first",
     "exceptions_end_without_an_agent",
     "older_connections_are_cut_by_the_platform_alone",
+    "policy_of_others_raises_nobody_until_it_is_accepted",
 ];
+
 fn main() -> ExitCode {
     harness::main(NAMES, run)
 }
@@ -63,7 +66,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 23] = [
+    let tests: [fn() -> Result<()>; 24] = [
         rules,
         exceptions,
         open,
@@ -87,6 +90,7 @@ fn run(args: &Arguments) -> Result<bool> {
         changes::meanwhile,
         ended,
         older::cut,
+        others::accepted,
     ];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))

@@ -13,6 +13,8 @@ use kumiko_abi::Stage;
 use super::broken::Broken;
 use super::check::Checker;
 use super::node::{Node, Step, Value};
+use crate::policy::foreign::ForeignKind;
+
 use super::{API_VERSION, Claim, Kind, Object, Place, Problem, Protocol, Scope, de, policy, workload};
 
 /// `v1` Namespace.
@@ -176,11 +178,14 @@ pub(super) fn read(scope: Scope, root: &Node, objects: &mut Vec<Object>, problem
         (API_VERSION, "MeshException") if scope == Scope::Policy => policy::exception(root, problems),
         (API_VERSION, "MeshSettings") if scope == Scope::Policy => policy::settings(root, problems),
         ("networking.k8s.io/v1", "NetworkPolicy") if scope == Scope::Policy => policy::network_policy(root, problems),
-        _ => {
-            let place = root.place_of(&[Step::Key("kind")]);
-            problems.push((place, Problem::UnknownKind { api_version: short(version), kind: short(kind), scope }));
-            None
-        }
+        _ => match ForeignKind::of(version, kind).filter(|_| scope == Scope::Policy) {
+            Some(kind) => policy::foreign(kind, root, problems),
+            None => {
+                let place = root.place_of(&[Step::Key("kind")]);
+                problems.push((place, Problem::UnknownKind { api_version: short(version), kind: short(kind), scope }));
+                None
+            }
+        },
     };
     if let Some((kind, claims)) = read.filter(|_| problems.len() == before) {
         objects.push(Object { kind, place: root.place, claims });

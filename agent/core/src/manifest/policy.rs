@@ -1,5 +1,6 @@
 //! `kumiko.dev/v1alpha1` MeshBaseline, MeshPolicy, MeshException and MeshSettings, `networking.k8s.io/v1` NetworkPolicy.
 
+mod foreign;
 mod kubernetes;
 mod rules;
 mod settings;
@@ -23,6 +24,7 @@ use crate::policy::selector::{Requirement, Selector};
 
 use rules::{Of, peers, ports};
 
+pub(super) use foreign::foreign;
 pub(super) use kubernetes::network_policy;
 pub(super) use settings::settings;
 

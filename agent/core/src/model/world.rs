@@ -103,7 +103,7 @@ impl World {
             match &object.kind {
                 Kind::Namespace(namespace) => {
                     let (name, labels) = (namespace.name.clone(), namespace.labels.clone());
-                    let stage = namespace.stage.max(world.least(&labels));
+                    let stage = world.policy.gates.cap(&name, namespace.stage.max(world.least(&labels)));
                     let uid = namespace.uid.clone();
                     world.namespaces.entry(name).or_insert(Namespace { stage, labels, uid });
                 }
@@ -128,7 +128,7 @@ impl World {
                 Kind::Workload(workload) => workloads.push((file, object.place, workload)),
                 Kind::Claimed(claimed) => others.push((file, object.place, claimed)),
                 // They say nothing of who is where.
-                Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_) => {}
+                Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_) | Kind::Foreign(_) => {}
             }
         }
         let Settled { owners, disputed, mut diagnostics } = dispute::settle(&world.nodes, claims(&workloads, &others));
@@ -177,7 +177,10 @@ impl World {
             ports: object.ports.clone(),
             attachment: object.attachment.clone(),
             ready: object.ready,
-            stage: stage::effective(self.namespace_stage(&object.namespace), own),
+            stage: self
+                .policy
+                .gates
+                .cap(&object.namespace, stage::effective(self.namespace_stage(&object.namespace), own)),
         });
         for ip in &workload.ips {
             self.by_ip.entry(*ip).or_insert_with(|| workload.clone());
@@ -281,9 +284,23 @@ impl World {
         &self.trust_domain
     }
 
-    /// Stage of a namespace: what its label says, or the lowest that the platform lets it have; `off` without either.
+    /// Stage of a namespace: what its label says, or the lowest that the platform lets it have; `off` without either. Policy
+    /// that is not enforced may keep it lower.
     pub fn namespace_stage(&self, name: &str) -> Stage {
-        self.namespaces.get(name).map_or_else(|| self.least(&BTreeMap::new()), |namespace| namespace.stage)
+        let unknown = || self.policy.gates.cap(name, self.least(&BTreeMap::new()));
+        self.namespaces.get(name).map_or_else(unknown, |namespace| namespace.stage)
+    }
+
+    /// Namespaces that are above observe, or have workloads that are, with their highest stages.
+    pub fn raised(&self) -> BTreeMap<String, Stage> {
+        let workloads = self.workloads.values().map(|workload| (workload.namespace.as_str(), workload.stage));
+        let mut raised: BTreeMap<String, Stage> = BTreeMap::new();
+        for (namespace, stage) in self.namespaces().chain(workloads).filter(|(_, stage)| stage.meshed()) {
+            if raised.get(namespace).is_none_or(|known| *known < stage) {
+                raised.insert(namespace.to_owned(), stage);
+            }
+        }
+        raised
     }
 
     /// Namespaces with their stages, by name.

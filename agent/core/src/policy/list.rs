@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::foreign::ForeignObject;
 use super::nobody::Named;
 use super::object::Mode;
 use super::rule::{Exception, List, Object, ObjectId};
@@ -22,6 +23,7 @@ pub fn list(world: &World, node: &str, now: i64) -> Vec<PolicyObjectView> {
         let kind = SETTINGS.trim_end_matches('/').to_owned();
         list.push(PolicyObjectView { kind, name, enforced: true, file: file.clone(), ..PolicyObjectView::default() });
     }
+    list.extend(loaded.foreign.iter().map(|(object, accepted)| foreign(&loaded.files, object, *accepted)));
     list.extend(loaded.policies.exceptions().iter().map(|exception| all.exception(exception, now)));
     list.extend(loaded.policies.objects().iter().map(|object| all.object(object)));
     list.sort_by(|a, b| (&a.kind, &a.namespace, &a.name).cmp(&(&b.kind, &b.namespace, &b.name)));
@@ -30,6 +32,16 @@ pub fn list(world: &World, node: &str, now: i64) -> Vec<PolicyObjectView> {
 
 /// What names of settings begin with in [`super::load::Loaded::files`].
 const SETTINGS: &str = "MeshSettings/";
+
+/// Policy that nobody enforces here.
+fn foreign(files: &BTreeMap<String, (String, Place)>, object: &ForeignObject, accepted: bool) -> PolicyObjectView {
+    let kind = object.kind.name();
+    let name = if object.namespace.is_empty() { String::new() } else { format!("{}/", object.namespace) };
+    let file = files.get(&format!("{kind}/{name}{}", object.name)).map(|(file, _)| file.clone()).unwrap_or_default();
+    let why = if accepted { "no kind of kumiko's, accepted" } else { "no kind of kumiko's, keeps stages at observe" };
+    let (kind, namespace, name) = (kind.to_owned(), object.namespace.clone(), object.name.clone());
+    PolicyObjectView { kind, namespace, name, why: why.to_owned(), file, ..PolicyObjectView::default() }
+}
 
 struct Listing<'a> {
     world: &'a World,

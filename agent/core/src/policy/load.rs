@@ -1,19 +1,23 @@
 //! Policy from documents: what only all of them together can say is checked here.
 
+mod stages;
+mod unfit;
+
+pub use unfit::{Told, Unfit};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kumiko_abi::Stage;
-use thiserror::Error;
 
+use super::foreign::{ForeignObject, Gates};
 use super::judge::Policies;
 use super::object::Mode;
 use super::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Rule, Suspended};
 use super::selector::{Selector, Who};
 use super::settings::Settings;
-use crate::manifest::{self, Claim, Kind, Place, PlatformLabel, STAGE_LABEL};
+use crate::manifest::{self, Claim, Kind, Place, PlatformLabel};
 use crate::principal::Principal;
-use crate::stage;
 
 /// Policy that may be judged by.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -24,131 +28,16 @@ pub struct Loaded {
     pub settings: Settings,
     /// Files of the objects and their places there, by `kind/namespace/name` or `kind/name`.
     pub files: BTreeMap<String, (String, Place)>,
+    /// Policy that is not enforced, and whether the platform has accepted its kind.
+    pub foreign: Vec<(ForeignObject, bool)>,
+    /// How high it lets namespaces be.
+    pub gates: Gates,
     /// Why some of it would not do what it says; while there is any, no verdict is sure.
     pub problems: Vec<Told>,
     /// What of it would not.
     unfit: BTreeSet<ObjectId>,
     /// Something of the platform's would not.
     platform_unfit: bool,
-}
-
-/// A problem with its place.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("{file}:{}:{}: {problem}", place.line, place.column)]
-pub struct Told {
-    /// File, relative to the folder.
-    pub file: String,
-    /// Where in it.
-    pub place: Place,
-    /// What.
-    pub problem: Unfit,
-}
-
-/// Why an object would not do what it says.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Unfit {
-    /// A label that the namespace's own team may set.
-    #[error(
-        "{object}: {path}: {key:?} is no label of the platform's: a team that sets it would choose for itself; list its \
-         prefix in MeshSettings' platformLabelPrefixes, or choose by namespace"
-    )]
-    TeamsLabel {
-        /// The object.
-        object: String,
-        /// The field.
-        path: String,
-        /// The label.
-        key: String,
-    },
-    /// An exception suspends what is not there.
-    #[error(
-        "{exception}: there is no {rule} in a MeshBaseline {baseline}: see its name, or remove it from spec.suspends"
-    )]
-    NothingToSuspend {
-        /// The exception.
-        exception: String,
-        /// The baseline that it names.
-        baseline: String,
-        /// The rule that it names.
-        rule: String,
-    },
-    /// A namespace's stage is below what the platform wants of it.
-    #[error(
-        "Namespace {namespace}: its stage {} is below {}, the lowest that MeshSettings' minStage lets it have, which it has \
-         instead: raise its label {STAGE_LABEL}", stage::name(*is), stage::name(*least)
-    )]
-    StageTooLow {
-        /// The namespace.
-        namespace: String,
-        /// Its stage.
-        is: Stage,
-        /// The lowest that it may have.
-        least: Stage,
-    },
-    /// A SPIFFE ID that nobody here has.
-    #[error(
-        "{object}: {id} is not of the trust domain {domains}: nobody here has it, so that a rule which denies by it would \
-         deny nobody; mend it, or say --trust-domain or MeshSettings' trustDomains"
-    )]
-    TrustDomain {
-        /// The object.
-        object: String,
-        /// The SPIFFE ID.
-        id: String,
-        /// What it may be of.
-        domains: String,
-    },
-    /// The settings do not know this agent's own trust domain.
-    #[error(
-        "MeshSettings: spec.trustDomains does not list {own}, the trust domain of this agent: add it, or give the agent \
-         another --trust-domain"
-    )]
-    OwnTrustDomain {
-        /// The agent's.
-        own: String,
-    },
-    /// A policy in audit takes the place of none.
-    #[error("{policy}: there is no MeshPolicy {replaced} to replace: see its name, or remove it from spec.replaces")]
-    NothingToReplace {
-        /// The policy.
-        policy: String,
-        /// What it names.
-        replaced: String,
-    },
-    /// A rule that allows names nobody ([`super::nobody`]).
-    #[error(
-        "{object}: {rule} allows nobody, for no workload is whom it names (a warning): see its namespace, account and labels; \
-         it holds for who is to come"
-    )]
-    AllowsNobody {
-        /// The object.
-        object: String,
-        /// The rule.
-        rule: String,
-    },
-    /// A rule that denies names nobody.
-    #[error(
-        "{object}: {rule} denies nobody, for no workload is whom it names, so the object is degraded: mend its namespace, \
-         account or SPIFFE ID, or remove the rule; it holds for who is to come"
-    )]
-    DeniesNobody {
-        /// The object.
-        object: String,
-        /// The rule.
-        rule: String,
-    },
-}
-
-impl Unfit {
-    /// Whether it is made good by itself, and only told: a namespace has the lowest stage that it may have.
-    pub fn is_made_good(&self) -> bool {
-        matches!(self, Self::StageTooLow { .. })
-    }
-
-    /// Whether it is told in passing: nothing is wrong yet.
-    pub fn is_warning(&self) -> bool {
-        matches!(self, Self::AllowsNobody { .. })
-    }
 }
 
 impl Loaded {
@@ -197,6 +86,8 @@ impl Loaded {
             policies,
             settings: self.settings.clone(),
             files: self.files.clone(),
+            foreign: self.foreign.clone(),
+            gates: self.gates.clone(),
             problems: Vec::new(),
             unfit: BTreeSet::new(),
             platform_unfit: false,
@@ -220,7 +111,8 @@ impl Loaded {
         });
         objects.extend(new.map(|object| object.closed()));
         let exceptions = self.policies.exceptions().iter().map(|exception| Exception::clone(exception)).collect();
-        Self { policies: Policies::new(objects, exceptions), ..self.clone() }
+        let (foreign, gates) = (wanted.foreign.clone(), wanted.gates.clone());
+        Self { policies: Policies::new(objects, exceptions), foreign, gates, ..self.clone() }
     }
 }
 
@@ -234,10 +126,20 @@ pub fn load_in<'a>(
     trust_domain: Option<&str>,
     objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>,
 ) -> Loaded {
+    load_after(&BTreeMap::new(), trust_domain, objects)
+}
+
+/// The same where these stages were in force before, by namespace ([`crate::model::World::raised`]).
+pub fn load_after<'a>(
+    before: &BTreeMap<String, Stage>,
+    trust_domain: Option<&str>,
+    objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>,
+) -> Loaded {
     let (mut policies, mut exceptions, mut settings) = (Vec::new(), Vec::new(), Settings::default());
     let (mut namespaces, mut files, mut settings_at) = (Vec::new(), BTreeMap::new(), None);
+    let (mut foreign, mut workloads) = (Vec::new(), Vec::new());
     for (file, object) in objects {
-        if matches!(object.kind, Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_)) {
+        if matches!(object.kind, Kind::Policy(_) | Kind::Exception(_) | Kind::Settings(_) | Kind::Foreign(_)) {
             files.extend(names(object).map(|name| (name, (file.to_owned(), object.place))));
         }
         match &object.kind {
@@ -248,6 +150,8 @@ pub fn load_in<'a>(
                 settings_at = Some((file, object.place));
             }
             Kind::Namespace(namespace) => namespaces.push((file, object.place, namespace)),
+            Kind::Foreign(found) => foreign.push((file, object.place, found)),
+            Kind::Workload(workload) => workloads.push((file, object.place, workload)),
             _ => {}
         }
     }
@@ -273,13 +177,12 @@ pub fn load_in<'a>(
         };
         others.map(unfit).collect()
     };
-    for (file, place, namespace) in namespaces {
-        if let Some(least) = settings.least(&namespace.labels).filter(|least| namespace.stage < *least) {
-            let (namespace, is) = (namespace.name.clone(), namespace.stage);
-            told(file, place, Unfit::StageTooLow { namespace, is, least });
-        }
-    }
-    let foreign = |labels: &[PlatformLabel], object: &str| -> Vec<(Place, Unfit)> {
+    let (gates, of_stages) = stages::decide(before, &settings, &foreign, &namespaces, &workloads);
+    problems.extend(of_stages);
+    let mut told = |file: &str, place, problem| problems.push(Told { file: file.to_owned(), place, problem });
+    let accepted = |object: &ForeignObject| settings.accepted.contains(&object.kind);
+    let foreign = foreign.into_iter().map(|(_, _, object)| (object.clone(), accepted(object))).collect();
+    let teams = |labels: &[PlatformLabel], object: &str| -> Vec<(Place, Unfit)> {
         let labels = labels.iter().filter(|label| !settings.is_platforms(&label.key));
         let unfit = |label: &PlatformLabel| Unfit::TeamsLabel {
             object: object.to_owned(),
@@ -291,7 +194,7 @@ pub fn load_in<'a>(
     let names: BTreeSet<_> = policies.iter().map(|(_, _, policy)| &policy.object.id).collect();
     for (file, place, policy) in &policies {
         let id = &policy.object.id;
-        for (place, problem) in foreign(&policy.platform_labels, &id.to_string()) {
+        for (place, problem) in teams(&policy.platform_labels, &id.to_string()) {
             unfit.insert(id.clone());
             told(file, place, problem);
         }
@@ -318,7 +221,7 @@ pub fn load_in<'a>(
     for (file, place, exception) in &exceptions {
         let id = exception.exception.id();
         let name = id.to_string();
-        for (place, problem) in foreign(&exception.platform_labels, &name) {
+        for (place, problem) in teams(&exception.platform_labels, &name) {
             unfit.insert(id.clone());
             told(file, place, problem);
         }
@@ -338,7 +241,8 @@ pub fn load_in<'a>(
     platform_unfit |= unfit.iter().any(|id| id.kind != ObjectKind::MeshPolicy);
     let objects: Vec<Object> = policies.iter().map(|(_, _, policy)| policy.object.clone()).collect();
     let exceptions: Vec<Exception> = exceptions.iter().map(|(_, _, exception)| exception.exception.clone()).collect();
-    Loaded { policies: Policies::new(objects, exceptions), settings, files, problems, unfit, platform_unfit }
+    let policies = Policies::new(objects, exceptions);
+    Loaded { policies, settings, files, foreign, gates, problems, unfit, platform_unfit }
 }
 
 /// The name that an object claims.

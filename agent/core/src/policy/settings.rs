@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use kumiko_abi::Stage;
 
+use super::foreign::ForeignKind;
 use super::selector::{Labels, Requirement};
 
 /// The lowest stage of some namespaces.
@@ -39,6 +40,8 @@ pub struct Settings {
     pub refused_without_agent: bool,
     /// No flow takes the same-node fast path.
     pub slow_path: bool,
+    /// Kinds of policy that are not enforced and keep no namespace from being raised.
+    pub accepted: Vec<ForeignKind>,
 }
 
 impl Settings {

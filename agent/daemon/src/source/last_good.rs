@@ -5,9 +5,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use kumiko_abi::Stage;
 use kumiko_core::manifest::FileContent;
+use kumiko_core::stage;
 use kumiko_folder::read;
 use sha2::{Digest as _, Sha256};
+
+/// Stages that were in force. A hidden name is no manifest's.
+const RAISED: &str = ".raised";
 
 /// A folder with the same names as the source's.
 #[derive(Debug)]
@@ -34,6 +39,26 @@ impl LastGood {
         let texts = files.iter().filter_map(|(name, content)| Some((name, text(content)?)));
         let new = texts.filter(|(name, text)| self.known.get(*name) != Some(&digest(text)));
         new.map(|(name, text)| (name.clone(), text.to_owned())).collect()
+    }
+
+    /// Stages above observe that were in force, by namespace. One that cannot be read is not known, so that its namespace may be
+    /// kept from being raised again: never the other way.
+    pub(super) fn raised(&self) -> BTreeMap<String, Stage> {
+        let text = fs::read_to_string(self.dir.join(RAISED)).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| line.split_once(' '));
+        lines.filter_map(|(stage, namespace)| Some((namespace.to_owned(), stage::parse(stage)?))).collect()
+    }
+
+    /// Keeps them for the next start.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub(super) fn keep_raised(&self, raised: &BTreeMap<String, Stage>) -> io::Result<()> {
+        if self.raised() == *raised {
+            return Ok(());
+        }
+        let lines = raised.iter().map(|(namespace, is)| format!("{} {namespace}\n", stage::name(*is)));
+        replace(&self.dir.join(RAISED), &lines.collect::<String>())
     }
 
     /// Keeps new versions, but for those that are refused, and drops what is not there any more.

@@ -198,6 +198,83 @@ async fn a_start_with_a_bad_file_goes_on_with_its_last_good_version() {
     assert_eq!(fourth.world.borrow().workloads().count(), 0);
 }
 
+#[tokio::test]
+async fn what_could_not_be_kept_is_kept_when_it_can_be() {
+    let (dir, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let place = kept.path().join(last_good::name_of(dir.path()));
+    // A folder stands where the file has to be.
+    fs::create_dir_all(place.join("a.yaml")).unwrap();
+    put(dir.path(), "a.yaml", &workload("a", "10.0.0.1"));
+    let taking = Taking { last_good: Some(kept.path().to_owned()), ..Taking::default() };
+    let mut source = start(&SourceUrl::Dir(dir.path().to_owned()), "td", taking).unwrap();
+    wait_names(&mut source, &["a"]).await;
+    assert!(place.join("a.yaml").is_dir());
+    fs::remove_dir(place.join("a.yaml")).unwrap();
+    let until = tokio::time::Instant::now() + WITHIN;
+    while !place.join("a.yaml").is_file() {
+        assert!(tokio::time::Instant::now() < until, "it is not tried again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn policy_that_is_not_enforced_raises_nobody_and_lowers_nobody() {
+    let (dir, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let taking = Taking { scope: Scope::Policy, last_good: Some(kept.path().to_owned()) };
+    let begin = || start(&SourceUrl::Dir(dir.path().to_owned()), "td", taking.clone()).unwrap();
+    let namespace = |name: &str, stage: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{kumiko.dev/stage: {stage}}}}}\n"
+        );
+        put(dir.path(), &format!("{name}.yaml"), &text);
+    };
+    let foreign = |namespace: &str| {
+        let text = format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: l7, namespace: {namespace}}}\n"
+        );
+        put(dir.path(), &format!("cilium-{namespace}.yaml"), &text);
+    };
+    async fn stages(source: &mut Source, wanted: [Stage; 2]) {
+        let fits = |world: &Arc<World>| ["old", "new"].map(|name| world.namespace_stage(name)) == wanted;
+        tokio::time::timeout(WITHIN, source.world.wait_for(fits)).await.unwrap().unwrap();
+    }
+    use Stage::{Observe, Permissive, Strict};
+    namespace("old", "permissive");
+    foreign("new");
+    namespace("new", "strict");
+    let mut first = begin();
+    stages(&mut first, [Permissive, Observe]).await;
+    let told = wait_status(&mut first, |status| !status.diagnostics.is_empty()).await.diagnostics[0].clone();
+    assert!(
+        told.file == "new.yaml" && told.message.starts_with("Namespace new: its stage would be strict and is observe")
+    );
+    foreign("old");
+    wait_status(&mut first, |status| status.diagnostics.len() == 2).await;
+    stages(&mut first, [Permissive, Observe]).await;
+    drop(first);
+    // The agent after it knows what was in force; no higher than that.
+    namespace("old", "strict");
+    let mut second = begin();
+    stages(&mut second, [Permissive, Observe]).await;
+    put(
+        dir.path(),
+        "s.yaml",
+        &policy("MeshSettings", "mesh", "{acceptedPolicyKinds: [CiliumNetworkPolicy.cilium.io]}"),
+    );
+    stages(&mut second, [Strict, Strict]).await;
+    wait_status(&mut second, |status| status.diagnostics.is_empty()).await;
+    fs::remove_file(dir.path().join("s.yaml")).unwrap();
+    wait_status(&mut second, |status| status.diagnostics.len() == 2).await;
+    stages(&mut second, [Strict, Strict]).await;
+    // Whoever goes down by their own label goes up no more.
+    namespace("old", "observe");
+    stages(&mut second, [Observe, Strict]).await;
+    namespace("old", "strict");
+    wait_status(&mut second, |status| status.diagnostics.iter().any(|told| told.message.contains("Namespace old")))
+        .await;
+    stages(&mut second, [Observe, Strict]).await;
+}
+
 /// A baseline that selects by a label which is nobody's yet, and a team's policy.
 const UNFIT: &str = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshBaseline\nmetadata: {name: bank}\nspec:\n  subject: {namespaceLabels: \
                      {platform.bank/tier: prod}}\n  ingress: {deny: []}\n---\n";

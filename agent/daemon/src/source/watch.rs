@@ -72,7 +72,8 @@ impl Watched {
                         self.watch();
                     }
                     let silent = self.writers.values().any(|wrote| wrote.elapsed() >= SILENT);
-                    if silent || self.has_changed() || self.lost.swap(false, Ordering::AcqRel) {
+                    if silent || self.publisher.owes() || self.has_changed() || self.lost.swap(false, Ordering::AcqRel)
+                    {
                         self.look();
                     }
                 }

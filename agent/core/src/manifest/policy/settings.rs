@@ -67,6 +67,7 @@ pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem
         }
         seconds
     });
+    let accepted = [SPEC, Step::Key("acceptedPolicyKinds")];
     let settings = Settings {
         platform_label_prefixes: prefixes,
         min_stages,
@@ -78,6 +79,7 @@ pub(in super::super) fn settings(root: &Node, problems: &mut Vec<(Place, Problem
         legacy_max_age,
         refused_without_agent: spec.permissive_without_agent == WithoutAgent::Refuse,
         slow_path: !spec.same_node_fast_path,
+        accepted: check.at_most(&accepted, &spec.accepted_policy_kinds, MOST_OTHERS).to_vec(),
     };
     Some((Kind::Settings(settings), check.claims()))
 }

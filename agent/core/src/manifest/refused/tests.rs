@@ -119,7 +119,7 @@ fn what_can_be_read_of_it_says_whom_it_selects() {
         (network("  podSelector: {}\n  egress: [{to: [{}]}]\n"), "NetworkPolicy/demo/p [] ie"),
         (network("  podSelector: {}\n  policyTypes: [egress]\n"), "NetworkPolicy/demo/p [] ie"),
         (network("  podSelector: {matchLabel: {}}\n  policyTypes: [Ingress]\n"), "NetworkPolicy/demo/p [] i"),
-        (network("  podSelector: {}\n").replace("networking.k8s.io", "crd.projectcalico.org"), ""),
+        (network("  podSelector: {}\n").replace("networking.k8s.io", "networking.example.org"), ""),
     ];
     for (text, expected) in cases {
         let state = state(&[("f", &text)]);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::*;
 use crate::model::World;
-use crate::policy::load::{Unfit, load_in};
+use crate::policy::load::{Unfit, load_after};
 use crate::policy::nobody;
 use crate::principal::PrincipalError;
 
@@ -39,7 +39,8 @@ variants!(Mismatch as mismatch in MISMATCHES: Type Unquoted Missing Word Other);
 variants!(NotHad as not_had in NOT_HAD: Outside Claimed Shared);
 variants!(PrincipalError as principal in PRINCIPALS: Form Part);
 variants!(Unfit as unfit in UNFIT:
-    TeamsLabel NothingToSuspend StageTooLow TrustDomain OwnTrustDomain NothingToReplace AllowsNobody DeniesNobody);
+    TeamsLabel NothingToSuspend StageTooLow NotRaised NotEnforced TrustDomain OwnTrustDomain NothingToReplace AllowsNobody
+    DeniesNobody);
 
 /// All there is to be said.
 fn all() -> BTreeSet<String> {
@@ -78,7 +79,8 @@ impl Said {
             said.lines.push(diagnostic.to_string());
             said.parts.extend(parts(&diagnostic.problem));
         }
-        let loaded = load_in(Some("cluster.local"), folder.objects());
+        let before = BTreeMap::from([("was-strict".to_owned(), kumiko_abi::Stage::Strict)]);
+        let loaded = load_after(&before, Some("cluster.local"), folder.objects());
         for told in loaded.problems.iter().chain(&nobody::told(&world, &loaded)) {
             said.lines.push(told.to_string());
             said.parts.insert(unfit(&told.problem).to_owned());

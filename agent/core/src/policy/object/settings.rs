@@ -7,6 +7,8 @@ use kumiko_abi::Stage;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::foreign::ForeignKind;
+
 /// A stage, by its name in labels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -101,6 +103,11 @@ pub struct MeshSettingsSpec {
     #[serde(default = "yes")]
     #[schemars(default = "yes")]
     pub same_node_fast_path: bool,
+    /// Kinds of policy that kumiko does not enforce and that keep no namespace from being raised to permissive or strict: what
+    /// they say is then enforced by nobody. Without it a namespace that has such policy stays as it is, at observe if it is new.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub accepted_policy_kinds: Vec<ForeignKind>,
 }
 
 const fn yes() -> bool {

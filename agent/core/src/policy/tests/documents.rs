@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use crate::manifest::{Scope, parse, parse_in};
+use crate::model::World;
+use crate::policy::list::list;
 use crate::policy::load::{Loaded, load, load_in};
 
 const HEAD: &str = "apiVersion: kumiko.dev/v1alpha1\n";
@@ -158,11 +160,37 @@ fn what_settings_cannot_hold_is_refused() {
         ("trustDomains: [Bank]", "f:4:23: spec.trustDomains[0]: \"Bank\" must be a trust domain"),
         ("permissiveWithoutAgent: strict", "f:4:32: spec.permissiveWithoutAgent: "),
         ("sameNodeFastPath: 1", "f:4:26: spec.sameNodeFastPath: "),
-        // Of policy.md, and not built: nothing is taken and then not enforced.
-        ("acceptedPolicyKinds: [CiliumNetworkPolicy]", "MeshSettings has no field spec.acceptedPolicyKinds"),
+        (
+            "acceptedPolicyKinds: [CiliumNetworkPolicy]",
+            "f:4:30: spec.acceptedPolicyKinds[0]: found the text \"CiliumNetworkPolicy\", expected one of AdminNetworkPolicy.",
+        ),
     ] {
         let problem = refused(&format!("kind: MeshSettings\nmetadata: {{name: mesh}}\nspec: {{{spec}}}\n"));
         assert!(problem.contains(told), "{problem}");
+    }
+}
+
+#[test]
+fn policy_that_is_not_enforced_is_listed_as_that() {
+    let text = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: l7, namespace: n}\nspecs: [{}]\n---\n\
+                apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: g}\n---\n\
+                apiVersion: kumiko.dev/v1alpha1\nkind: MeshSettings\nmetadata: {name: mesh}\n\
+                spec: {acceptedPolicyKinds: [GlobalNetworkPolicy.projectcalico.org]}\n";
+    let objects = parse_in(Scope::Policy, "f", text).unwrap();
+    let (world, _) = World::build("td", 1, objects.iter().map(|object| ("f", object))).unwrap();
+    let listed: Vec<_> = list(&world, "n1", 0).into_iter().map(|of| (of.kind, of.enforced, of.why, of.file)).collect();
+    let row = |kind: &str, enforced, why: &str| (kind.to_owned(), enforced, why.to_owned(), "f".to_owned());
+    assert_eq!(
+        listed,
+        [
+            row("CiliumNetworkPolicy.cilium.io", false, "no kind of kumiko's, keeps stages at observe"),
+            row("GlobalNetworkPolicy.projectcalico.org", false, "no kind of kumiko's, accepted"),
+            row("MeshSettings", true, ""),
+        ]
+    );
+    for bad in ["metadata: {name: l7}", "metadata: {namespace: n}", "metadata: x"] {
+        let text = format!("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n{bad}\n");
+        assert!(parse_in(Scope::Policy, "f", &text).is_err(), "{bad}");
     }
 }
 
