@@ -271,7 +271,7 @@ pub struct FlowRecord {
     /// With what is in audit it would have another verdict: refused if it is let, let if it is refused.
     #[serde(default)]
     pub audit_differs: bool,
-    /// Were its ends strict, they would refuse it.
+    /// Were all pods strict that are enrolled, its ends would refuse it.
     #[serde(default)]
     pub strict_refuses: bool,
     /// Stage of the workload of this node that it belongs to; the higher one when both ends are here.

@@ -38,7 +38,7 @@ pub enum View {
     Enforced = 0,
     /// By what is enforced and what is in audit, without what that replaces.
     WithAudit = 1,
-    /// By what is enforced, were the endpoint strict.
+    /// By what is enforced, were the endpoint strict, and so all other pods that are enrolled: TCP between them is proved.
     Strict = 2,
 }
 

@@ -92,8 +92,20 @@ pub fn proved(all: &Everything, asked: Asked) -> bool {
 
 /// Egress and ingress; the outer `None`: nothing is asked.
 pub fn verdict(all: &Everything, asked: Asked, audit: bool) -> [Option<Refusal>; 2] {
+    judged(all, asked, proved(all, asked), audit)
+}
+
+/// The same, were all strict that are enrolled: a tunnel carries what is TCP between two of them.
+pub fn were_both_strict(all: &Everything, asked: Asked) -> [Option<Refusal>; 2] {
+    let mut strict = all.clone();
+    strict.pods.iter_mut().filter(|pod| pod.stage > 0).for_each(|pod| pod.stage = 3);
+    let enrolled = |ip| all.pod(ip).is_some_and(|pod| pod.stage > 0);
+    let tunnelled = asked.proto == TCP && enrolled(asked.from) && enrolled(asked.to);
+    judged(&strict, asked, proved(all, asked) || tunnelled, false)
+}
+
+fn judged(all: &Everything, asked: Asked, proved: bool, audit: bool) -> [Option<Refusal>; 2] {
     let (from, to) = (all.pod(asked.from), all.pod(asked.to));
-    let proved = proved(all, asked);
     let own = matches!((from, to), (Some(a), Some(b)) if a.name == b.name && a.namespace == b.namespace);
     let side = |me: Option<&Pod>, peer: IpAddr, peer_pod, ingress| {
         let me = me.filter(|me| me.stage > 0 && !own)?;

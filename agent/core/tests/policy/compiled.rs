@@ -64,9 +64,7 @@ fn booted_for(now: i64) -> u32 {
 
 /// The naive evaluator's refusals, by view.
 fn views(all: &Everything, asked: Asked) -> [[Option<naive::Refusal>; 2]; 3] {
-    let mut strict = all.clone();
-    strict.pods.iter_mut().filter(|pod| pod.stage == 2).for_each(|pod| pod.stage = 3);
-    [naive::verdict(all, asked, false), naive::verdict(all, asked, true), naive::verdict(&strict, asked, false)]
+    [naive::verdict(all, asked, false), naive::verdict(all, asked, true), naive::were_both_strict(all, asked)]
 }
 
 fn compare(all: &Everything, nodes: &Nodes, asked: Asked, decided: &mut BTreeMap<(View, bool, Option<char>), u64>) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use kumiko_abi::Stage;
 use kumiko_abi::policy::{REVOKE_CUT, REVOKE_KEEP};
 
 use super::super::judge::{Answer, Policies, Proof, Question, Side, Term, View};
@@ -12,6 +13,7 @@ use super::super::rule::{Direction, ObjectId};
 use super::super::verdict::{End, Evaluator};
 use super::subjects::Group;
 use super::{Verdict, Why};
+use crate::manifest::Protocol;
 
 /// Reasons that nobody gives any more may be so many before all are begun anew: no fewer, and no more than were needed at
 /// the beginning.
@@ -71,7 +73,11 @@ impl Judge {
         }
         let lenient = super::super::judge::lenient(&group.subject);
         let question = Question { subject, peer: &peer, direction, asked, proof, lenient, now };
-        let strict = Question { lenient: false, ..question };
+        // Were all strict that are enrolled, a tunnel would prove the peer; datagrams between nodes go without one.
+        let enrolled = end.workload.as_ref().is_some_and(|workload| workload.stage != Stage::Off);
+        let tunnelled = asked.protocol == Protocol::Tcp && enrolled;
+        let proof = if tunnelled { Proof::Tls } else { proof };
+        let strict = Question { lenient: false, proof, ..question };
         let policies = &group.policies;
         let enforced = policies.side(&question, View::Enforced);
         let sides = [&enforced, &policies.side(&question, View::WithAudit), &policies.side(&strict, View::Enforced)];

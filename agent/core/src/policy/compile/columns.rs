@@ -15,9 +15,29 @@ const PORTLESS: [Protocol; 2] = [Protocol::Icmp, Protocol::Other];
 
 const _: () = assert!(MAX_COLUMNS == 1 << u8::BITS);
 
-/// What rules make of a port: whether its protocol has ports at all, which rules mean it, and the port itself if it is one for
-/// itself.
-type Meaning<'a> = (bool, Vec<&'a Ports>, Option<(Protocol, u16)>);
+/// What the formula tells protocols apart by.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Carried {
+    /// TCP, which tunnels carry.
+    Tunnel,
+    /// What else has ports.
+    Ports,
+    /// What has none.
+    Portless,
+}
+
+impl Carried {
+    fn of(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tunnel,
+            _ if protocol.has_ports() => Self::Ports,
+            _ => Self::Portless,
+        }
+    }
+}
+
+/// What rules make of a port: how it is carried, which of them mean it, and the port itself if it is one for itself.
+type Meaning<'a> = (Carried, Vec<&'a Ports>, Option<(Protocol, u16)>);
 
 /// Columns of one direction.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -40,13 +60,14 @@ impl Columns {
     ) -> Result<Self, usize> {
         let rules: BTreeSet<&Ports> = ports(policies, direction).collect();
         let (mut ranges, mut portless) = ([Vec::new(), Vec::new(), Vec::new()], [0; 2]);
-        // What the same rules mean shares a column; not so with protocols that only some terms are asked about.
+        // What the same rules mean shares a column; not so with protocols that only some terms are asked about, nor with what a
+        // tunnel would prove.
         let mut known: BTreeMap<Meaning<'_>, usize> = BTreeMap::new();
         let mut ports = Vec::new();
         let mut column = |asked: Asked| {
             let meaning = rules.iter().filter(|rule| rule.mean(asked, None)).copied().collect();
             let alone = Some((asked.protocol, asked.port)).filter(|port| own.contains(port));
-            let column = *known.entry((asked.protocol.has_ports(), meaning, alone)).or_insert_with(|| {
+            let column = *known.entry((Carried::of(asked.protocol), meaning, alone)).or_insert_with(|| {
                 ports.push(asked);
                 ports.len() - 1
             });

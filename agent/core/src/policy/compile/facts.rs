@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use kumiko_abi::Stage;
+
 use super::super::judge::Policies;
 use super::super::port::Ports;
 use super::super::rule::{Direction, List, Rule};
@@ -66,6 +68,8 @@ pub(super) mod entities {
     pub(in crate::policy::compile) const THIS_NODE: u8 = 1 << 2;
     pub(in crate::policy::compile) const API_SERVER: u8 = 1 << 3;
     pub(in crate::policy::compile) const OUTSIDE: u8 = 1 << 4;
+    /// A member at observe or above.
+    pub(in crate::policy::compile) const ENROLLED: u8 = 1 << 5;
 }
 
 /// What one set asks.
@@ -213,7 +217,11 @@ impl<'a> Asking<'a> {
         }
         facts.sort_unstable();
         named.sort_unstable();
-        Signature { facts, named, entities: entities::MEMBER }
+        let mut entities = entities::MEMBER;
+        if workload.stage != Stage::Off {
+            entities |= entities::ENROLLED;
+        }
+        Signature { facts, named, entities }
     }
 
     fn selectors(&mut self, workload: &'a Workload) -> Rc<[u32]> {
