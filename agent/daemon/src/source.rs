@@ -6,10 +6,12 @@
 
 mod held;
 mod last_good;
+mod since;
 mod watch;
 
 pub use held::{Held, Version};
 pub use kumiko_folder::{MAX_FILES, Reading, read};
+pub use since::Since;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ use thiserror::Error;
 use tokio::sync::watch as channel;
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::options::SourceUrl;
 
 use last_good::LastGood;
@@ -50,6 +53,8 @@ pub struct Source {
     pub status: channel::Receiver<Arc<SourceStatus>>,
     /// Versions of its files; newer than, or as new as, the status.
     pub held: Arc<Mutex<Held>>,
+    /// Since when its workloads are as they are in the model.
+    pub since: Arc<Mutex<Since>>,
     /// For metrics.
     pub counters: Arc<SourceCounters>,
 }
@@ -131,6 +136,7 @@ struct Publisher {
     world: channel::Sender<Arc<World>>,
     status: channel::Sender<Arc<SourceStatus>>,
     held: Arc<Mutex<Held>>,
+    since: Arc<Mutex<Since>>,
     counters: Arc<SourceCounters>,
     /// Refused files of the last reading, to count each refusal once.
     refused: Vec<SourceDiagnostic>,
@@ -164,7 +170,8 @@ impl Publisher {
         let (status, status_rx) = channel::channel(Arc::new(status));
         let counters = Arc::new(SourceCounters::default());
         let held = Arc::<Mutex<Held>>::default();
-        let source = Source { world: world_rx, status: status_rx, held: held.clone(), counters: counters.clone() };
+        let (since, counted) = (Arc::default(), counters.clone());
+        let source = Source { world: world_rx, status: status_rx, held: held.clone(), since, counters: counted };
         let publisher = Self {
             trust_domain: trust_domain.to_owned(),
             folder,
@@ -175,6 +182,7 @@ impl Publisher {
             world,
             status,
             held,
+            since: source.since.clone(),
             counters,
             refused: Vec::new(),
         };
@@ -249,6 +257,7 @@ impl Publisher {
             self.counters.changes.fetch_add(1, Ordering::Relaxed);
             let world = world.at_epoch(epoch + 1).sharing(&self.world.borrow());
             let world = Arc::new(world);
+            self.since.lock().unwrap_or_else(PoisonError::into_inner).take(&world, clock::unix_seconds());
             info!(epoch = world.epoch(), workloads = world.workloads().count(), "desired state came into force");
             self.world.send_replace(world);
         }

@@ -46,7 +46,7 @@ impl PolicyState for Sample {
             }
         };
         let flow = asked.flow(&world, "the model that is in force").map_err(|error| error.to_string())?;
-        let by = InForce { node: "n1".into(), epoch: 12, now: true, waits: String::new() };
+        let by = InForce { node: "n1".into(), epoch: 12, now: true, waits: String::new(), claims: Vec::new() };
         Ok(explain(&Evaluator::of(&world), &flow, NOW).in_force(by))
     }
 
@@ -220,15 +220,15 @@ fn sets_say_what_they_take() {
     assert_eq!(code, Some(0));
     let expected = "\
 SET  WORKLOADS            OBJECTS            CLASSES  COLUMNS  CELLS   BYTES
-  1  payments/api-5f2 +1  MeshBaseline/bank        7      4+6     68  18 KiB
+  1  payments/api-5f2 +1  MeshBaseline/bank        7      5+7     82  22 KiB
 
-Epoch 12 takes 18 KiB
+Epoch 12 takes 22 KiB
   TABLE                   USED       OF  SHARE    BYTES
   sets                       2    2,048  0.1 %     72 B
   rows                       7  524,288  0.1 %     56 B
-  chunks of port tables  4,096  524,288  0.8 %   16 KiB
-  distinct chunks            7    8,192  0.1 %    448 B
-  cells                     68  262,144  0.1 %  1.1 KiB
+  chunks of port tables  5,120  524,288  1.0 %   20 KiB
+  distinct chunks            9    8,192  0.2 %    576 B
+  cells                     82  262,144  0.1 %  1.3 KiB
   networks                   3   16,384  0.1 %     84 B
 ";
     assert_eq!(shown, expected, "{shown}");

@@ -5,6 +5,7 @@ mod nearest;
 
 use std::borrow::Cow;
 
+use k8s_openapi::jiff::Timestamp;
 use kumiko_abi::Stage;
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +62,35 @@ pub struct InForce {
     /// Why a newer one is not in force yet; empty: there is none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub waits: String,
+    /// How old is what the source claims of the ends: their labels, account, node and addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<Claims>,
+}
+
+/// Since when the source says of a workload what it says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claims {
+    /// `namespace/name`.
+    pub workload: String,
+    /// Second since 1970 at which this agent read it first.
+    pub since: i64,
+    /// Seconds from then until the answer.
+    pub age: i64,
+}
+
+impl Claims {
+    pub(super) fn say(&self) -> String {
+        let Self { workload, since, age } = self;
+        let (age, unit) = match *age {
+            ..120 => (*age, "s"),
+            120..7_200 => (*age / 60, "min"),
+            7_200..172_800 => (*age / 3_600, "h"),
+            _ => (*age / 86_400, "days"),
+        };
+        let since = Timestamp::from_second(*since).map_or(String::new(), |at| format!(", since {at}"));
+        format!("of {workload} by the source, {age} {unit} old{since}")
+    }
 }
 
 /// Why a newer policy than the one in force waits, if one does: the source has changed since (`source`, and `of` which the
@@ -138,12 +168,13 @@ impl Explanation {
 
     /// The same, by an agent's verdicts.
     pub fn in_force(mut self, by: InForce) -> Self {
-        let InForce { node, epoch, now, waits } = &by;
+        let InForce { node, epoch, now, waits, claims } = &by;
         let past = if *now { "" } else { ", which is in force no more" };
         self.lines.push(Line::new("policy", format!("epoch {epoch} on {node}{past}")));
         if !waits.is_empty() {
             self.lines.push(Line::new("waits", waits.as_str()));
         }
+        self.lines.extend(claims.iter().map(|claims| Line::new("claims", claims.say())));
         self.in_force = Some(by);
         self
     }

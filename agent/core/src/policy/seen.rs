@@ -57,7 +57,13 @@ pub fn explain_seen(record: &FlowRecord, history: &History) -> Result<Explanatio
         start_unix_ns: record.start_unix_ns,
         reason: record.reason.clone().into_owned(),
     });
-    let by = InForce { node: record.node.clone(), epoch: record.epoch, now: record.epoch == now, waits: String::new() };
+    let by = InForce {
+        node: record.node.clone(),
+        epoch: record.epoch,
+        now: record.epoch == now,
+        waits: String::new(),
+        claims: Vec::new(),
+    };
     Ok(answer.in_force(by))
 }
 

@@ -2,7 +2,7 @@
 
 use crate::manifest::{Protocol, Scope, parse_in};
 use crate::model::World;
-use crate::policy::explain::{Explanation, InForce, explain, waits};
+use crate::policy::explain::{Claims, Explanation, InForce, explain, waits};
 use crate::policy::load::load;
 use crate::policy::port::Asked;
 use crate::policy::verdict::{End, Evaluator, Flow};
@@ -189,13 +189,15 @@ fn an_allow_says_who_was_proved_and_by_which_rule() {
 fn that_a_newer_policy_waits_is_said() {
     assert_eq!((waits("", 7, 7), waits("", 8, 7)), (String::new(), String::new()));
     let said = |waits: String| {
-        let by = InForce { node: "n1".into(), epoch: 12, now: true, waits };
+        let by = InForce { node: "n1".into(), epoch: 12, now: true, waits, claims: Vec::new() };
         let lines = explained("", "checkout/web-1", "payments/api-5f2").in_force(by).lines;
         lines.iter().rev().take(2).rev().map(|line| format!("{}: {}", line.label, line.text)).collect::<Vec<_>>()
     };
     assert_eq!(said(String::new())[1], "policy: epoch 12 on n1");
     let coming = said(waits("", 6, 7));
     assert_eq!(coming, ["policy: epoch 12 on n1", "waits: a newer one of the source is coming into force: ask again"]);
+    let aged = Claims { workload: "checkout/web-1".into(), since: 1_795_705_200, age: 200 };
+    assert_eq!(aged.say(), "of checkout/web-1 by the source, 3 min old, since 2026-11-26T15:00:00Z");
     let refused = said(waits("too many cells", 7, 7));
     assert_eq!(refused[1], "waits: a newer one of the source is not in force: too many cells");
 }

@@ -7,11 +7,11 @@ use std::sync::{MutexGuard, PoisonError};
 use kumiko_core::api::{Applied, AppliedState, PolicyObjectView, SetView, SetsView};
 use kumiko_core::flow_record::hex_id;
 use kumiko_core::policy::ask::{Asking, NoFlow};
-use kumiko_core::policy::explain::{Explanation, InForce, explain, waits};
+use kumiko_core::policy::explain::{Claims, Explanation, InForce, explain, name, waits};
 use kumiko_core::policy::history::History;
 use kumiko_core::policy::list;
 use kumiko_core::policy::seen::explain_seen;
-use kumiko_core::policy::verdict::Evaluator;
+use kumiko_core::policy::verdict::{End, Evaluator};
 
 use super::View;
 use crate::admin::{AppliedQuery, ExplainQuery, PolicyState};
@@ -29,6 +29,17 @@ impl View {
 }
 
 impl View {
+    /// How old is what the source says of the ends of a flow that are workloads.
+    fn claims(&self, ends: [&End; 2]) -> Vec<Claims> {
+        let (known, now) = (self.source.since.lock().unwrap_or_else(PoisonError::into_inner), clock::unix_seconds());
+        let one = |end: &&End| {
+            let workload = end.workload.as_ref()?;
+            let since = known.of(workload)?;
+            Some(Claims { workload: name(end), since, age: now.saturating_sub(since).max(0) })
+        };
+        ends.iter().filter_map(one).collect()
+    }
+
     fn explain_asked(&self, asked: &Asking) -> Result<Explanation, String> {
         let (epoch, world) = {
             let history = self.history();
@@ -44,7 +55,8 @@ impl View {
         let answer = explain(&Evaluator::of(&world), &flow, clock::unix_seconds());
         let (policy, source) = (self.reconciled.state.load().policy(), self.source.status.borrow().epoch);
         let waits = waits(&policy.problem, policy.source_epoch, source);
-        Ok(answer.in_force(InForce { node: self.common.node.to_string(), epoch, now: true, waits }))
+        let claims = self.claims([&flow.source, &flow.destination]);
+        Ok(answer.in_force(InForce { node: self.common.node.to_string(), epoch, now: true, waits, claims }))
     }
 }
 
