@@ -25,7 +25,9 @@ use crate::{
     node::{AGENT, HERE, Node, key, node},
 };
 
-const WORLDS: u64 = 3_000;
+const WORLDS: u64 = 7_000;
+/// So often each term and each reason decides, at least.
+const OFTEN: u64 = 100;
 const QUESTIONS: usize = 10;
 const NODE: &str = "n1";
 
@@ -190,13 +192,21 @@ fn the_programs_say_what_the_formula_says() {
                 // Kubernetes says nothing of what has no ports.
                 let portless = icmp + gre >= 20 || reason == Reason::NetworkPolicyDefault;
                 let enough = tcp >= 20 && udp + sctp >= 20 && portless && told >= 20;
-                assert!(enough, "{reason:?}, outbound {outbound}: {denied:?} denied, {told} told");
+                let often = denied.iter().sum::<u64>() >= OFTEN;
+                assert!(enough && often, "{reason:?}, outbound {outbound}: {denied:?} denied, {told} told");
             }
+        }
+        for reason in [Reason::PeerUnproved, Reason::PlaintextRefused, Reason::HostRefused] {
+            let denies = |(_, _, verdict, why): &Key| (*verdict, *why) == (Verdict::Deny as u8, Some(reason));
+            let denied: u64 = decided.iter().filter(|(key, _)| denies(key)).map(|(_, times)| times).sum();
+            assert!(denied >= OFTEN, "{reason:?}: {denied} denied");
         }
     });
 }
 
-type Decided = BTreeMap<(u8, bool, u8, Option<Reason>), u64>;
+/// Protocol, whether the pod began it, verdict and reason.
+type Key = (u8, bool, u8, Option<Reason>);
+type Decided = BTreeMap<Key, u64>;
 
 fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: u16, decided: &mut Decided, seed: u64) {
     let maps = node.maps.clone();
