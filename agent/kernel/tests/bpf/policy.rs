@@ -162,7 +162,7 @@ fn the_programs_say_what_the_formula_says() {
         for (addr, _) in maps.addrs().unwrap() {
             maps.remove_addr(&addr).unwrap();
         }
-        let (mut written, mut port, mut decided) = (Desired::default(), 1_024, BTreeMap::new());
+        let (mut written, mut port, mut decided) = (Desired::default(), 1_024_u16, BTreeMap::new());
         for seed in 0..WORLDS {
             let mut random = Random::new(seed);
             let mut all = random.everything();
@@ -171,7 +171,7 @@ fn the_programs_say_what_the_formula_says() {
             let mut here = enter(&maps, &all, written, u32::try_from(seed).unwrap());
             for _ in 0..QUESTIONS {
                 let asked = random.asked(&all);
-                port += 1;
+                port = port.checked_add(1).unwrap_or(1_024);
                 ask(&mut node, &mut here, &all, asked, port, &mut decided, seed);
             }
             written = here.written;
