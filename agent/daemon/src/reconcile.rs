@@ -17,6 +17,7 @@ mod judged;
 mod kernel;
 mod local;
 mod state;
+mod touched;
 
 pub use edge::{Edge, EdgeError, Veth};
 pub use engine::Engine;

@@ -13,15 +13,15 @@ pub use held::{Held, Version};
 pub use kumiko_folder::{MAX_FILES, Reading, read};
 pub use since::Since;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kumiko_abi::Stage;
 use kumiko_core::api::{SourceDiagnostic, SourceStatus};
 use kumiko_core::manifest::{Diagnostic, FolderState, Place, Problem, Scope};
 use kumiko_core::model::World;
+use kumiko_core::policy::foreign::Raised;
 use kumiko_core::policy::load::{load_after, load_in};
 use kumiko_core::principal::PrincipalError;
 use thiserror::Error;
@@ -131,8 +131,10 @@ struct Publisher {
     had_policy: bool,
     /// What was to be kept for the next start could not be written.
     unkept: bool,
-    /// Stages above observe that were in force when the last agent ended.
-    raised: BTreeMap<String, Stage>,
+    /// Files whose new versions are not in force as they stand; none at all are where the platform's policy is not fit.
+    unfit_files: Option<HashSet<String>>,
+    /// Stages above observe that were in force, of this start or an earlier one.
+    raised: Raised,
     world: channel::Sender<Arc<World>>,
     status: channel::Sender<Arc<SourceStatus>>,
     held: Arc<Mutex<Held>>,
@@ -145,7 +147,7 @@ struct Publisher {
 impl Publisher {
     fn new(dir: PathBuf, trust_domain: &str, taking: Taking) -> Result<(Self, Source), SourceError> {
         let mut folder = FolderState::of(taking.scope);
-        let (mut last_good, mut policy, mut had_policy, mut raised) = (None, Arc::default(), false, BTreeMap::new());
+        let (mut last_good, mut policy, mut had_policy, mut raised) = (None, Arc::default(), false, Raised::default());
         if let Some(kept) = taking.last_good {
             // Of this source: another folder's files of the same names are others.
             let of = last_good::name_of(&dir);
@@ -157,7 +159,7 @@ impl Publisher {
                         had_policy = folder.files_in_force() > 0;
                         policy = Arc::new(before);
                     }
-                    raised = opened.raised();
+                    raised = opened.raised().unwrap_or_else(|| asked_for(trust_domain, &folder));
                     last_good = Some(opened);
                 }
                 // An agent that does not start is worse.
@@ -178,6 +180,7 @@ impl Publisher {
             last_good,
             had_policy,
             unkept: false,
+            unfit_files: None,
             raised,
             world,
             status,
@@ -210,12 +213,14 @@ impl Publisher {
         let healed = self.refused.iter().any(|refused| refused.file.is_empty());
         let news = self.last_good.as_ref().map(|kept| kept.news(&files)).unwrap_or_default();
         let there: HashSet<String> = files.keys().cloned().collect();
-        if !self.folder.apply(files) && synced && !healed && !self.unkept {
+        if !self.folder.apply(files) && synced && !healed {
+            if self.unkept {
+                self.keep(&news, &there);
+            }
             return;
         }
         let epoch = self.world.borrow().epoch();
-        let raised = if epoch == 0 { self.raised.clone() } else { self.world.borrow().raised() };
-        let policy = Arc::new(load_after(&raised, Some(&self.trust_domain), self.folder.objects()));
+        let policy = Arc::new(load_after(&self.raised, Some(&self.trust_domain), self.folder.objects()));
         let unfit: Vec<SourceDiagnostic> = policy.problems.iter().map(SourceDiagnostic::from).collect();
         let fit = policy.is_fit();
         let unfit_files: HashSet<String> = policy.unfit_files().map(str::to_owned).collect();
@@ -237,18 +242,9 @@ impl Publisher {
         };
         let mut diagnostics: Vec<_> = self.folder.diagnostics().chain(&lowered).map(SourceDiagnostic::from).collect();
         diagnostics.extend(unfit);
-        let mut refused_files = self.folder.refused_files();
-        refused_files.extend(unfit_files.iter().map(String::as_str));
-        if let Some(kept) = &mut self.last_good {
-            let files = if fit { kept.keep(&news, &refused_files, &there) } else { Ok(()) };
-            let kept = files.and_then(|()| kept.keep_raised(&world.raised()));
-            if let Err(error) = &kept
-                && !self.unkept
-            {
-                warn!(%error, "last good versions of files could not be kept for the next start: tried again");
-            }
-            self.unkept = kept.is_err();
-        }
+        self.raised.follow(&world);
+        self.unfit_files = fit.then_some(unfit_files);
+        self.keep(&news, &there);
         let disputed = u32::try_from(world.disputed().len()).unwrap_or(u32::MAX);
         let changed = !synced || world != **self.world.borrow();
         self.tell(diagnostics);
@@ -263,7 +259,7 @@ impl Publisher {
         }
         self.held.lock().unwrap_or_else(PoisonError::into_inner).take(
             &self.folder,
-            |name| fit && !unfit_files.contains(name),
+            |name| self.unfit_files.as_ref().is_some_and(|unfit| !unfit.contains(name)),
             epoch + u64::from(changed),
             &self.refused,
         );
@@ -280,6 +276,24 @@ impl Publisher {
             next.diagnostics.clone_from(&self.refused);
             *status = Arc::new(next);
         });
+    }
+
+    /// Keeps for the next start what is in force.
+    fn keep(&mut self, news: &[(String, String)], there: &HashSet<String>) {
+        let Some(kept) = &mut self.last_good else { return };
+        let stages = kept.keep_raised(&self.raised);
+        let files = self.unfit_files.as_ref().map_or(Ok(()), |unfit| {
+            let mut refused = self.folder.refused_files();
+            refused.extend(unfit.iter().map(String::as_str));
+            kept.keep(news, &refused, there)
+        });
+        let done = stages.and(files);
+        if let Err(error) = &done
+            && !self.unkept
+        {
+            warn!(%error, "last good versions of files could not be kept for the next start: tried again");
+        }
+        self.unkept = done.is_err();
     }
 
     fn unreadable(&mut self, error: &std::io::Error) {
@@ -307,6 +321,15 @@ impl Publisher {
         }
         self.refused = diagnostics;
     }
+}
+
+/// Stages above observe that files ask for which an agent kept that did not keep stages: they were in force.
+fn asked_for(trust_domain: &str, folder: &FolderState) -> Raised {
+    let mut raised = Raised::default();
+    if let Ok((world, _)) = World::build_under(Arc::default(), trust_domain, 0, folder.objects()) {
+        raised.follow(&world);
+    }
+    raised
 }
 
 fn unix_ns() -> u64 {

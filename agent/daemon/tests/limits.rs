@@ -21,6 +21,7 @@ const NO_BOUNDS: &[(&str, &str)] = &[
     ("MAX_OPTIONS", "RFC 9293, 3.1"),
     ("MAX_COLUMNS", "a byte's"),
     ("MAX_STRING", "RFC 1123, 2.1"),
+    ("MAX_TOUCHED", "a pause"),
 ];
 
 fn root() -> PathBuf {

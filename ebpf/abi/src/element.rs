@@ -6,7 +6,8 @@
 
 /// Reads what `find` finds, and looks whether that is still the key's element: only then the value is its own. An element
 /// that has come in its place is read as it is: agents replace no element twice without having waited, in between, until every
-/// program has ended that ran at the first time. False: there is none.
+/// program has ended that ran at the first time. False: there is none. x86-64 keeps the order of the two look-ups and of what is
+/// read in between.
 #[inline(always)]
 pub fn read<P: Copy + PartialEq, T: Default>(find: impl Fn() -> Option<P>, mut of: impl FnMut(P) -> T) -> (T, bool) {
     let (mut value, mut there) = (T::default(), false);

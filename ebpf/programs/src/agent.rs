@@ -52,7 +52,10 @@ fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
             FlowState::Captured if !reset || is_of_agent(skb, s, entry) => return carried(skb, s, entry),
             FlowState::Captured => {}
             // The kernel's answer to a packet of a cut flow is what ends it.
-            FlowState::Cut if reset => finish(s, entry, OVER_RST, now()),
+            FlowState::Cut if reset && (entry.flags() & DELIVERED == 0 || is_of_agent(skb, s, entry)) => {
+                finish(s, entry, OVER_RST, now());
+            }
+            FlowState::Cut if reset => {}
             _ => return None,
         }
     }

@@ -24,7 +24,8 @@ pub(crate) struct Entry(pub(crate) *mut Flow);
 /// Reads a field of an entry once.
 macro_rules! get {
     ($entry:expr, $field:ident) => {
-        // SAFETY: the map keeps the element while the program runs; a torn or stale value is a value.
+        // SAFETY: the memory stays an element's of this map; a torn or stale value is a value, as is that of the flow which got
+        // the element of one that was reaped a moment ago.
         unsafe { core::ptr::read_volatile(&raw const (*$entry.0).$field) }
     };
 }

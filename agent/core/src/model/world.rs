@@ -103,7 +103,8 @@ impl World {
             match &object.kind {
                 Kind::Namespace(namespace) => {
                     let (name, labels) = (namespace.name.clone(), namespace.labels.clone());
-                    let stage = world.policy.gates.cap(&name, namespace.stage.max(world.least(&labels)));
+                    // The platform's own word counts, whatever a team has beside it.
+                    let stage = world.policy.gates.namespace(&name, namespace.stage).max(world.least(&labels));
                     let uid = namespace.uid.clone();
                     world.namespaces.entry(name).or_insert(Namespace { stage, labels, uid });
                 }
@@ -163,6 +164,9 @@ impl World {
         let own = object.stage.map(|(stage, _)| stage);
         let has = |ip: &IpAddr| owners.get(ip) == Some(&object.uid);
         let (ips, rest): (Vec<IpAddr>, Vec<IpAddr>) = object.ips.iter().copied().partition(has);
+        let namespace = self.namespace_stage(&object.namespace);
+        let raised = self.policy.gates.workload(&object.namespace, stage::effective(namespace, own));
+        let stage = raised.max(namespace);
         let disputed = rest.into_iter().filter(|ip| self.disputed.contains(ip)).collect();
         let workload = Arc::new(Workload {
             namespace: object.namespace.clone(),
@@ -177,10 +181,7 @@ impl World {
             ports: object.ports.clone(),
             attachment: object.attachment.clone(),
             ready: object.ready,
-            stage: self
-                .policy
-                .gates
-                .cap(&object.namespace, stage::effective(self.namespace_stage(&object.namespace), own)),
+            stage,
         });
         for ip in &workload.ips {
             self.by_ip.entry(*ip).or_insert_with(|| workload.clone());
@@ -284,23 +285,10 @@ impl World {
         &self.trust_domain
     }
 
-    /// Stage of a namespace: what its label says, or the lowest that the platform lets it have; `off` without either. Policy
-    /// that is not enforced may keep it lower.
+    /// Stage of a namespace: what its label says, unless policy that is not enforced keeps it lower, or the lowest that the
+    /// platform lets it have; `off` without either.
     pub fn namespace_stage(&self, name: &str) -> Stage {
-        let unknown = || self.policy.gates.cap(name, self.least(&BTreeMap::new()));
-        self.namespaces.get(name).map_or_else(unknown, |namespace| namespace.stage)
-    }
-
-    /// Namespaces that are above observe, or have workloads that are, with their highest stages.
-    pub fn raised(&self) -> BTreeMap<String, Stage> {
-        let workloads = self.workloads.values().map(|workload| (workload.namespace.as_str(), workload.stage));
-        let mut raised: BTreeMap<String, Stage> = BTreeMap::new();
-        for (namespace, stage) in self.namespaces().chain(workloads).filter(|(_, stage)| stage.meshed()) {
-            if raised.get(namespace).is_none_or(|known| *known < stage) {
-                raised.insert(namespace.to_owned(), stage);
-            }
-        }
-        raised
+        self.namespaces.get(name).map_or_else(|| self.least(&BTreeMap::new()), |namespace| namespace.stage)
     }
 
     /// Namespaces with their stages, by name.

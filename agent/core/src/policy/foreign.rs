@@ -5,11 +5,13 @@
 //! whoever may write such an object could otherwise take a namespace out of the mesh.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kumiko_abi::Stage;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::model::World;
 
 macro_rules! kinds {
     ($($variant:ident = $name:literal $reach:ident,)*) => {
@@ -135,35 +137,92 @@ impl std::fmt::Display for ForeignObject {
     }
 }
 
-/// The highest stages that namespaces may have.
+/// Stages above observe that were in force: what no object may take away.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Raised {
+    /// Of namespaces.
+    pub namespaces: BTreeMap<String, Stage>,
+    /// The highest of workloads that their own label raised, by namespace.
+    pub workloads: BTreeMap<String, Stage>,
+}
+
+/// Namespaces that are not there any more are remembered as long as there are no more of them: they may come back.
+const MAX_GONE: usize = 1_024;
+
+impl Raised {
+    /// Takes the stages that are in force now. Only a namespace that is there and asks for no more than observe is forgotten: a
+    /// document that is missing in one reading, or pods that are not there for a while, are no change of mind.
+    pub fn follow(&mut self, world: &World) {
+        for (namespace, stage) in world.namespaces() {
+            if stage.meshed() {
+                self.namespaces.insert(namespace.to_owned(), stage);
+            } else {
+                self.namespaces.remove(namespace);
+            }
+        }
+        for workload in world.workloads().filter(|workload| workload.stage.meshed()) {
+            let (namespace, of) = (&workload.namespace, world.namespace_stage(&workload.namespace));
+            if of.meshed() && !self.namespaces.contains_key(namespace) {
+                self.namespaces.insert(namespace.clone(), of);
+            }
+            if workload.stage > of {
+                let known = self.workloads.entry(namespace.clone()).or_default();
+                *known = workload.stage.max(*known);
+            }
+        }
+        let there: BTreeSet<&str> = world.namespaces().map(|(name, _)| name).collect();
+        for all in [&mut self.namespaces, &mut self.workloads] {
+            let gone: Vec<String> = all.keys().filter(|name| !there.contains(name.as_str())).cloned().collect();
+            for name in gone.iter().skip(MAX_GONE) {
+                all.remove(name);
+            }
+        }
+    }
+}
+
+/// How high labels may raise namespaces and workloads.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Gates {
-    /// Of namespaces that an object is about.
-    by_name: BTreeMap<String, Stage>,
-    /// Of all others, if one is about any.
-    others: Option<Stage>,
+    /// Of namespaces that an object is about: their own stage, and that of their workloads.
+    by_name: BTreeMap<String, [Stage; 2]>,
+    /// An object is about all others, too.
+    others: bool,
 }
 
 impl Gates {
-    /// What objects that are not accepted leave, after these stages were in force: `before` by namespace, as far as they are
-    /// above observe.
-    pub fn of<'a>(objects: impl IntoIterator<Item = &'a ForeignObject>, before: &BTreeMap<String, Stage>) -> Self {
-        let most = |namespace: &str| before.get(namespace).copied().unwrap_or_default().max(Stage::Observe);
+    /// What objects that are not accepted leave, after these stages were in force.
+    pub fn of<'a>(objects: impl IntoIterator<Item = &'a ForeignObject>, before: &Raised) -> Self {
+        let had = |all: &BTreeMap<String, Stage>, name: &str| all.get(name).copied().unwrap_or_default();
+        let most = |name: &str| {
+            let own = had(&before.namespaces, name).max(Stage::Observe);
+            [own, had(&before.workloads, name).max(own)]
+        };
         let mut gates = Self::default();
         for object in objects {
             if object.kind.is_namespaced() {
-                gates.by_name.insert(object.namespace.clone(), most(&object.namespace));
-            } else {
-                gates.others = Some(Stage::Observe);
-                gates.by_name.extend(before.keys().map(|namespace| (namespace.clone(), most(namespace))));
+                gates.by_name.entry(object.namespace.clone()).or_insert_with(|| most(&object.namespace));
+            } else if !gates.others {
+                gates.others = true;
+                let known = before.namespaces.keys().chain(before.workloads.keys());
+                gates.by_name.extend(known.map(|name| (name.clone(), most(name))));
             }
         }
         gates
     }
 
-    /// The stage that a namespace, or a workload of it, has instead of one that it would have.
-    pub fn cap(&self, namespace: &str, wanted: Stage) -> Stage {
-        self.by_name.get(namespace).copied().or(self.others).map_or(wanted, |most| wanted.min(most))
+    fn most(&self, namespace: &str) -> Option<[Stage; 2]> {
+        let others = self.others.then_some([Stage::Observe; 2]);
+        self.by_name.get(namespace).copied().or(others)
+    }
+
+    /// The stage that a namespace has whose label asks for one.
+    pub fn namespace(&self, name: &str, wanted: Stage) -> Stage {
+        self.most(name).map_or(wanted, |[own, _]| wanted.min(own))
+    }
+
+    /// The same of a workload of it.
+    pub fn workload(&self, namespace: &str, wanted: Stage) -> Stage {
+        self.most(namespace).map_or(wanted, |[_, workloads]| wanted.min(workloads))
     }
 }
 
@@ -187,26 +246,29 @@ mod tests {
     #[test]
     fn nobody_is_raised_and_nobody_is_lowered() {
         use Stage::{Observe, Off, Permissive, Strict};
-        let before = BTreeMap::from([("old".to_owned(), Permissive), ("top".to_owned(), Strict)]);
+        let namespaces = BTreeMap::from([("old".to_owned(), Permissive), ("top".to_owned(), Strict)]);
+        let before = Raised { namespaces, workloads: BTreeMap::from([("pods".to_owned(), Strict)]) };
         let gates = |objects: &[ForeignObject]| Gates::of(objects, &before);
-        let own = gates(&[object(ForeignKind::Cilium, "new"), object(ForeignKind::Cilium, "old")]);
-        for (namespace, wanted, has) in [
-            ("new", Off, Off),
-            ("new", Observe, Observe),
-            ("new", Permissive, Observe),
-            ("new", Strict, Observe),
-            ("old", Strict, Permissive),
-            ("old", Permissive, Permissive),
-            ("old", Observe, Observe),
-            ("top", Strict, Strict),
-            ("other", Strict, Strict),
+        let own = gates(&["new", "old", "pods"].map(|namespace| object(ForeignKind::Cilium, namespace)));
+        for (namespace, wanted, has, workload) in [
+            ("new", Off, Off, Off),
+            ("new", Observe, Observe, Observe),
+            ("new", Permissive, Observe, Observe),
+            ("new", Strict, Observe, Observe),
+            ("old", Strict, Permissive, Permissive),
+            ("old", Permissive, Permissive, Permissive),
+            ("old", Observe, Observe, Observe),
+            ("pods", Strict, Observe, Strict),
+            ("top", Strict, Strict, Strict),
+            ("other", Strict, Strict, Strict),
         ] {
-            assert_eq!(own.cap(namespace, wanted), has, "{namespace} {wanted:?}");
+            let found = (own.namespace(namespace, wanted), own.workload(namespace, wanted));
+            assert_eq!(found, (has, workload), "{namespace} {wanted:?}");
         }
         let all = gates(&[object(ForeignKind::CalicoGlobal, "")]);
         for (namespace, has) in [("new", Observe), ("old", Permissive), ("top", Strict)] {
-            assert_eq!(all.cap(namespace, Strict), has, "{namespace}");
+            assert_eq!(all.namespace(namespace, Strict), has, "{namespace}");
         }
-        assert_eq!(gates(&[]).cap("new", Strict), Strict);
+        assert_eq!(gates(&[]).namespace("new", Strict), Strict);
     }
 }

@@ -8,9 +8,7 @@ pub use unfit::{Told, Unfit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kumiko_abi::Stage;
-
-use super::foreign::{ForeignObject, Gates};
+use super::foreign::{ForeignObject, Gates, Raised};
 use super::judge::Policies;
 use super::object::Mode;
 use super::rule::{Direction, Exception, List, Object, ObjectId, ObjectKind, Rule, Suspended};
@@ -111,8 +109,9 @@ impl Loaded {
         });
         objects.extend(new.map(|object| object.closed()));
         let exceptions = self.policies.exceptions().iter().map(|exception| Exception::clone(exception)).collect();
-        let (foreign, gates) = (wanted.foreign.clone(), wanted.gates.clone());
-        Self { policies: Policies::new(objects, exceptions), foreign, gates, ..self.clone() }
+        let (foreign, gates, mut files) = (wanted.foreign.clone(), wanted.gates.clone(), self.files.clone());
+        files.extend(wanted.files.clone());
+        Self { policies: Policies::new(objects, exceptions), foreign, gates, files, ..self.clone() }
     }
 }
 
@@ -126,12 +125,12 @@ pub fn load_in<'a>(
     trust_domain: Option<&str>,
     objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>,
 ) -> Loaded {
-    load_after(&BTreeMap::new(), trust_domain, objects)
+    load_after(&Raised::default(), trust_domain, objects)
 }
 
-/// The same where these stages were in force before, by namespace ([`crate::model::World::raised`]).
+/// The same where these stages were in force before.
 pub fn load_after<'a>(
-    before: &BTreeMap<String, Stage>,
+    before: &Raised,
     trust_domain: Option<&str>,
     objects: impl IntoIterator<Item = (&'a str, &'a manifest::Object)>,
 ) -> Loaded {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use kumiko_abi::flow::flags;
 use kumiko_abi::map::ProbePort;
 use kumiko_abi::policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN};
-use kumiko_abi::{Addr, Backend, CommandResult, Config, Flow, FlowKey, Reason, Workload};
+use kumiko_abi::{Backend, CommandResult, Config, Flow, FlowKey, Reason, Workload};
 use kumiko_core::addr::from_abi;
 use kumiko_core::compile::{Desired, Handles, Op, net_key, service_key};
 use kumiko_core::model::Attachment;
@@ -27,6 +27,7 @@ use nix::sys::socket::SockaddrStorage;
 use tracing::warn;
 
 use super::edge::{Edge, EdgeError, Ended, NoVeth, Veth};
+use super::touched::{Element, Touched};
 
 /// File of the numbers, in the agent's directory.
 const HANDLES: &str = "handles.json";
@@ -43,21 +44,9 @@ pub struct KernelEdge {
     handles: PathBuf,
     /// Verdicts as they were written last, by epoch's parity; none: not known.
     halves: [Option<Image>; 2],
-    /// Elements that were replaced or removed, and may still be read.
-    touched: HashSet<Element>,
+    /// What may still be read as it was.
+    touched: Touched,
 }
-
-/// An element of a hash map, which is replaced as a whole.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Element {
-    Addr(Addr),
-    Endpoint(u32),
-    Service(Addr, u16, u8),
-    Backend(u32, u32),
-}
-
-/// So many elements are touched without waiting for their readers.
-const MAX_TOUCHED: usize = 4_096;
 
 impl KernelEdge {
     /// `host` is the namespace that interfaces are looked up in; `agent_ifindex` is the way into the agent's there.
@@ -73,37 +62,17 @@ impl KernelEdge {
             agent_ifindex,
             handles: run_dir.join(HANDLES),
             halves: [None, None],
-            touched: HashSet::new(),
+            touched: Touched::new(),
         }
     }
 
-    /// Before an element is replaced or removed: the second time, whoever read it the first time has to be done.
-    fn touch(&mut self, op: &Op) -> Result<(), EdgeError> {
-        let element = match *op {
-            Op::SetAddr(addr, _) | Op::RemoveAddr(addr) => Element::Addr(addr),
-            Op::SetEndpoint(ifindex, _) | Op::RemoveEndpoint(ifindex) => Element::Endpoint(ifindex),
-            Op::SetService((addr, port, proto), _) | Op::RemoveService((addr, port, proto)) => {
-                Element::Service(addr, port, proto)
-            }
-            Op::SetBackend(key, _) | Op::RemoveBackend(key) => Element::Backend(key.service, key.index),
-            // Written where they stand, freed by the kernel after their readers (NETS), or only asked for (PROBE_PORTS).
-            Op::SetWorkload(..)
-            | Op::ClearWorkload(_)
-            | Op::SetNet(..)
-            | Op::RemoveNet(_)
-            | Op::SetProbePort(..)
-            | Op::RemoveProbePort(..) => return Ok(()),
-        };
-        if self.touched.contains(&element) || self.touched.len() == MAX_TOUCHED {
-            self.wait()?;
+    /// Before an element is replaced or removed, or anything else is written: waits for programs that may read what was there.
+    fn touch(&mut self, element: Option<Element>) -> Result<(), EdgeError> {
+        if self.touched.must_wait(element) {
+            self.maps.wait_for_programs()?;
+            self.touched.waited();
         }
-        self.touched.insert(element);
-        Ok(())
-    }
-
-    fn wait(&mut self) -> Result<(), EdgeError> {
-        self.maps.wait_for_programs()?;
-        self.touched.clear();
+        element.into_iter().for_each(|element| self.touched.touch(element));
         Ok(())
     }
 
@@ -138,8 +107,6 @@ impl Edge for KernelEdge {
     }
 
     fn written(&mut self, handles: &Handles) -> Result<Desired, EdgeError> {
-        // The agent before this one may have written a moment ago.
-        self.wait()?;
         let mut written = Desired {
             addrs: self.maps.addrs()?.into_iter().collect(),
             endpoints: self.maps.endpoints()?.into_iter().collect(),
@@ -160,7 +127,7 @@ impl Edge for KernelEdge {
     }
 
     fn write(&mut self, op: &Op) -> Result<(), EdgeError> {
-        self.touch(op)?;
+        self.touch(Element::of(op))?;
         let probe = |handle, port| ProbePort { handle, port, _pad: 0 };
         match *op {
             Op::SetWorkload(handle, workload) => self.maps.set_workload(handle, &workload)?,
@@ -195,6 +162,7 @@ impl Edge for KernelEdge {
     }
 
     fn set_verdicts(&mut self, image: &Image) -> Result<(), EdgeError> {
+        self.touch(None)?;
         let Some(half) = self.halves.get_mut((image.epoch % 2) as usize) else { return Ok(()) };
         // Should a write fail, nobody knows what stands there.
         let before = half.take().unwrap_or_default();
@@ -211,8 +179,13 @@ impl Edge for KernelEdge {
         // The slot first: a program may see a part of one write, and reads no slot of an epoch that is yet to come.
         self.maps.set_config(&config)?;
         self.maps.set_config(&Config { epoch: image.epoch, ..config })?;
-        // From here on no packet passes by older verdicts, and what the next ones need may be written over theirs.
-        self.wait()
+        // After a wait no packet passes by older verdicts, and what the next ones need may be written over theirs. The new ones
+        // are in force even if it cannot be waited now.
+        self.touched.flipped();
+        if let Err(error) = self.touch(None) {
+            warn!(%error, "packets may pass by older verdicts for a moment: waited for before anything is written again");
+        }
+        Ok(())
     }
 
     fn hooked(&mut self) -> Result<Vec<u32>, EdgeError> {
@@ -236,10 +209,12 @@ impl Edge for KernelEdge {
     }
 
     fn init_use(&mut self, ifindex: u32) -> Result<(), EdgeError> {
+        self.touch(Some(Element::Use(ifindex)))?;
         Ok(self.maps.init_use(ifindex)?)
     }
 
     fn remove_use(&mut self, ifindex: u32) -> Result<(), EdgeError> {
+        self.touch(Some(Element::Use(ifindex)))?;
         Ok(self.maps.remove_use(ifindex).map(drop)?)
     }
 

@@ -5,14 +5,17 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kumiko_abi::Stage;
 use kumiko_core::manifest::FileContent;
+use kumiko_core::policy::foreign::Raised;
 use kumiko_core::stage;
 use kumiko_folder::read;
 use sha2::{Digest as _, Sha256};
 
 /// Stages that were in force. A hidden name is no manifest's.
 const RAISED: &str = ".raised";
+/// What a line of it is about.
+const NAMESPACE: &str = "namespace";
+const WORKLOADS: &str = "workloads";
 
 /// A folder with the same names as the source's.
 #[derive(Debug)]
@@ -41,30 +44,43 @@ impl LastGood {
         new.map(|(name, text)| (name.clone(), text.to_owned())).collect()
     }
 
-    /// Stages above observe that were in force, by namespace. One that cannot be read is not known, so that its namespace may be
-    /// kept from being raised again: never the other way.
-    pub(super) fn raised(&self) -> BTreeMap<String, Stage> {
-        let text = fs::read_to_string(self.dir.join(RAISED)).unwrap_or_default();
-        let lines = text.lines().filter_map(|line| line.split_once(' '));
-        lines.filter_map(|(stage, namespace)| Some((namespace.to_owned(), stage::parse(stage)?))).collect()
+    /// Stages above observe that were in force. A line that cannot be read is none, so that its namespace may be kept from being
+    /// raised again: never the other way. `None`: an agent before this one kept none.
+    pub(super) fn raised(&self) -> Option<Raised> {
+        let text = fs::read_to_string(self.dir.join(RAISED)).ok()?;
+        let mut raised = Raised::default();
+        for line in text.lines() {
+            let mut words = line.split(' ');
+            let (Some(of), Some(is), Some(namespace)) =
+                (words.next(), words.next().and_then(stage::parse), words.next())
+            else {
+                continue;
+            };
+            let all = if of == WORKLOADS { &mut raised.workloads } else { &mut raised.namespaces };
+            all.insert(namespace.to_owned(), is);
+        }
+        Some(raised)
     }
 
     /// Keeps them for the next start.
     ///
     /// # Errors
     /// They cannot be written.
-    pub(super) fn keep_raised(&self, raised: &BTreeMap<String, Stage>) -> io::Result<()> {
-        if self.raised() == *raised {
+    pub(super) fn keep_raised(&self, raised: &Raised) -> io::Result<()> {
+        if self.raised().as_ref() == Some(raised) {
             return Ok(());
         }
-        let lines = raised.iter().map(|(namespace, is)| format!("{} {namespace}\n", stage::name(*is)));
+        let both = [(NAMESPACE, &raised.namespaces), (WORKLOADS, &raised.workloads)];
+        let lines = both.into_iter().flat_map(|(of, all)| {
+            all.iter().map(move |(namespace, is)| format!("{of} {} {namespace}\n", stage::name(*is)))
+        });
         replace(&self.dir.join(RAISED), &lines.collect::<String>())
     }
 
     /// Keeps new versions, but for those that are refused, and drops what is not there any more.
     ///
     /// # Errors
-    /// One cannot be written, or removed; it is tried again when the folder is read.
+    /// One cannot be written, or removed, the first of them; the others are. It is tried again.
     pub(super) fn keep(
         &mut self,
         news: &[(String, String)],
@@ -72,17 +88,20 @@ impl LastGood {
         there: &HashSet<String>,
     ) -> io::Result<()> {
         let gone: Vec<String> = self.known.keys().filter(|name| !there.contains(*name)).cloned().collect();
+        let mut done = Ok(());
         for name in gone {
             match fs::remove_file(self.dir.join(&name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => done = done.and(Err(error)),
                 _ => drop(self.known.remove(&name)),
             }
         }
         for (name, text) in news.iter().filter(|(name, _)| !refused.contains(name.as_str())) {
-            replace(&self.dir.join(name), text)?;
-            self.known.insert(name.clone(), digest(text));
+            match replace(&self.dir.join(name), text) {
+                Err(error) => done = done.and(Err(error)),
+                Ok(()) => drop(self.known.insert(name.clone(), digest(text))),
+            }
         }
-        Ok(())
+        done
     }
 }
 

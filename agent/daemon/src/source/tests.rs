@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use kumiko_abi::Stage;
 use kumiko_core::manifest::FileContent;
 
 use super::*;
@@ -266,13 +267,29 @@ async fn policy_that_is_not_enforced_raises_nobody_and_lowers_nobody() {
     fs::remove_file(dir.path().join("s.yaml")).unwrap();
     wait_status(&mut second, |status| status.diagnostics.len() == 2).await;
     stages(&mut second, [Strict, Strict]).await;
-    // Whoever goes down by their own label goes up no more.
+    // What is missing in one reading is no change of mind.
+    let moved = fs::read_to_string(dir.path().join("new.yaml")).unwrap();
+    fs::remove_file(dir.path().join("new.yaml")).unwrap();
+    stages(&mut second, [Strict, Stage::Off]).await;
+    put(dir.path(), "moved.yaml", &moved);
+    stages(&mut second, [Strict, Strict]).await;
+    fs::remove_file(dir.path().join("moved.yaml")).unwrap();
+    put(dir.path(), "new.yaml", &moved);
+    // Whoever goes down by their own label goes up no more, unless the platform says so.
     namespace("old", "observe");
     stages(&mut second, [Observe, Strict]).await;
     namespace("old", "strict");
     wait_status(&mut second, |status| status.diagnostics.iter().any(|told| told.message.contains("Namespace old")))
         .await;
     stages(&mut second, [Observe, Strict]).await;
+    put(dir.path(), "s.yaml", &policy("MeshSettings", "mesh", "{minStage: [{stage: permissive}]}"));
+    stages(&mut second, [Permissive, Strict]).await;
+    drop(second);
+    // An agent before this one kept files and no stages.
+    fs::remove_file(dir.path().join("s.yaml")).unwrap();
+    fs::remove_file(kept.path().join(last_good::name_of(dir.path())).join(".raised")).unwrap();
+    let mut third = begin();
+    stages(&mut third, [Strict, Strict]).await;
 }
 
 /// A baseline that selects by a label which is nobody's yet, and a team's policy.

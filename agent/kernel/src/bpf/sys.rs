@@ -45,7 +45,8 @@ fn bpf<T>(cmd: Cmd, attr: &mut T) -> io::Result<i32> {
 
 /// Waits until each program has ended that was running when this began: an RCU grace period, some 10 ms.
 /// `MEMBARRIER_CMD_GLOBAL` is one (kernel/sched/membarrier.c, Linux 4.3); where CPUs run without ticks it is refused, and closing
-/// a packet socket is one as well (`packet_release`, net/packet/af_packet.c).
+/// a packet socket is one as well (`packet_release`, net/packet/af_packet.c). With one CPU on line there
+/// is nothing to wait for: where this runs, no program does.
 pub(super) fn wait_for_programs() -> io::Result<()> {
     // SAFETY: no memory is passed.
     if unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) } == 0 {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::*;
 use crate::model::World;
+use crate::policy::foreign::Raised;
 use crate::policy::load::{Unfit, load_after};
 use crate::policy::nobody;
 use crate::principal::PrincipalError;
@@ -79,7 +80,8 @@ impl Said {
             said.lines.push(diagnostic.to_string());
             said.parts.extend(parts(&diagnostic.problem));
         }
-        let before = BTreeMap::from([("was-strict".to_owned(), kumiko_abi::Stage::Strict)]);
+        let namespaces = BTreeMap::from([("was-strict".to_owned(), kumiko_abi::Stage::Strict)]);
+        let before = Raised { namespaces, ..Raised::default() };
         let loaded = load_after(&before, Some("cluster.local"), folder.objects());
         for told in loaded.problems.iter().chain(&nobody::told(&world, &loaded)) {
             said.lines.push(told.to_string());

@@ -78,12 +78,15 @@ pub enum Unfit {
     },
     /// Policy that is not enforced came into a namespace that is above observe.
     #[error(
-        "{object}: kumiko does not enforce this kind, and namespace {namespace} goes on at {}: say the same in a MeshPolicy or \
-         NetworkPolicy and remove it, or list {} in MeshSettings' acceptedPolicyKinds", stage::name(*is), object.kind.name()
+        "{object}{}: kumiko does not enforce this kind, and namespace {namespace} goes on at {}: say the same in a MeshPolicy or \
+         NetworkPolicy and remove it, or list {} in MeshSettings' acceptedPolicyKinds", more(*others), stage::name(*is),
+        object.kind.name()
     )]
     NotEnforced {
-        /// The object.
+        /// The object, or the first of them.
         object: ForeignObject,
+        /// How many others there are.
+        others: usize,
         /// The namespace.
         namespace: String,
         /// Its stage.
@@ -153,4 +156,8 @@ impl Unfit {
     pub fn is_warning(&self) -> bool {
         matches!(self, Self::AllowsNobody { .. })
     }
+}
+
+fn more(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(" (and {others} more)") }
 }
