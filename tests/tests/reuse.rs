@@ -1,7 +1,7 @@
 //! Ports and addresses that come again: at once, after a connection that was given up or reset; for two addresses of one pod; and on a
 //! pod that closes many connections a second. And the tunnel port when strangers sit on it.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,8 +27,6 @@ const CHECKS: &[(&str, Check)] = &[
     ("a_tuple_is_used_again_at_once", at_once),
     ("a_port_lent_to_one_flow_is_its_owners_for_another", |side| lent(side, Family::V4)),
     ("a_port_lent_to_one_flow_is_its_owners_for_another_v6", |side| lent(side, Family::V6)),
-    ("a_services_connection_keeps_its_tuple_from_the_pods_other_one", |side| taken(side, Family::V4)),
-    ("a_services_connection_keeps_its_tuple_from_the_pods_other_one_v6", |side| taken(side, Family::V6)),
     ("a_port_comes_again_to_a_server_without_timestamps", without_timestamps),
     ("strangers_at_the_tunnel_port_do_not_keep_nodes_apart", strangers),
     // The last one: afterwards the address is another workload's.
@@ -107,84 +105,33 @@ fn talk(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// A server of one path, asked by client-1 from ports of its choice.
-struct Asked<'a> {
-    side: &'a Side,
-    listener: TcpListener,
-    client: IpAddr,
-    pod: SocketAddr,
-    service: SocketAddr,
-}
-
-impl<'a> Asked<'a> {
-    fn new(side: &'a Side, family: Family, [direct, by_service]: [Path; 2]) -> Result<Self> {
-        let port = side.port();
-        let pod = SocketAddr::new(side.address(direct, family)?, port);
-        let service = SocketAddr::new(side.address(by_service, family)?, port);
-        let server = side.lab.pod(direct.server())?;
-        let listener = server.netns.within(|| TcpListener::bind(pod).context("listening"))?;
-        Ok(Self { side, listener, client: side.lab.pod("client-1")?.ip(family), pod, service })
-    }
-
-    fn connect(&self, from: u16, to: SocketAddr) -> Result<TcpStream> {
-        self.side.lab.pod("client-1")?.netns.within(|| {
-            let socket = bound(SocketAddr::new(self.client, from))?;
+fn lent(side: &Side, family: Family) -> Result<()> {
+    let port = side.port();
+    let pod = SocketAddr::new(side.address(Path::CrossNode, family)?, port);
+    let service = SocketAddr::new(side.address(Path::ServiceCrossNode, family)?, port);
+    let listener = side.lab.pod("server-2")?.netns.within(|| TcpListener::bind(pod).context("listening"))?;
+    let client: IpAddr = side.lab.pod("client-1")?.ip(family);
+    let connect = |from: u16, to: SocketAddr| -> Result<(TcpStream, TcpStream, u16)> {
+        let near = side.lab.pod("client-1")?.netns.within(|| {
+            let socket = bound(SocketAddr::new(client, from))?;
             socket.connect_timeout(&SockAddr::from(to), LIMIT).with_context(|| format!("port {from} to {to}"))?;
             Ok(TcpStream::from(socket))
-        })
-    }
-
-    /// Both ends of a connection, and the client's port as the server sees it.
-    fn connected(&self, from: u16, to: SocketAddr) -> Result<(TcpStream, TcpStream, u16)> {
-        let near = self.connect(from, to)?;
-        let (far, peer) = self.listener.accept().context("accepting")?;
-        ensure!(peer.ip() == self.client, "the server sees {peer}");
+        })?;
+        let (far, peer) = listener.accept().context("accepting")?;
+        ensure!(peer.ip() == client, "the server sees {peer}");
         for stream in [&near, &far] {
             stream.set_read_timeout(Some(LIMIT))?;
         }
         Ok((near, far, peer.port()))
-    }
-}
-
-fn lent(side: &Side, family: Family) -> Result<()> {
-    let asked = Asked::new(side, family, [Path::CrossNode, Path::ServiceCrossNode])?;
-    let mut first = asked.connected(31_100, asked.service)?;
-    let mut second = asked.connected(31_100, asked.pod)?;
+    };
+    let mut first = connect(31_100, service)?;
+    let mut second = connect(31_100, pod)?;
     ensure!(first.2 == 31_100 && second.2 != 31_100, "ports {} and {}: nothing was lent", first.2, second.2);
-    let mut owner = asked.connected(second.2, asked.pod)?;
+    let mut owner = connect(second.2, pod)?;
     for (name, flow) in [("first", &mut first), ("second, on a lent port", &mut second), ("owner", &mut owner)] {
         talk(&mut flow.0, &mut flow.1).with_context(|| name.to_owned())?;
     }
     Ok(())
-}
-
-/// On one node the second of them is no flow of the agent's, which could come from another port: it is told at once.
-fn taken(side: &Side, family: Family) -> Result<()> {
-    let asked = Asked::new(side, family, [Path::SameNode, Path::ServiceSameNode])?;
-    let mut first = asked.connected(31_110, asked.service)?;
-    ensure!(first.2 == 31_110, "the server sees port {}", first.2);
-    if harness::without_mesh() {
-        let mut second = asked.connected(31_110, asked.pod)?;
-        talk(&mut second.0, &mut second.1).context("second")?;
-    } else {
-        let error = asked.connect(31_110, asked.pod).err().context("two connections are one at the server")?;
-        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        ensure!(kind == Some(ErrorKind::ConnectionRefused), "{error:?}");
-        wait_for("the flow is told", LIMIT, || {
-            let flows = side.lab.admin(1, "/v1/flows?verdict=deny&limit=1000")?;
-            let all = flows.as_array().context("no list")?;
-            let ours = |flow: &&Value| {
-                let port = |end: &str| flow.pointer(end).and_then(Value::as_u64);
-                port("/source/port") == Some(31_110) && port("/destination/port") == Some(asked.pod.port().into())
-            };
-            let told = all.iter().find(ours).context("no record of it")?;
-            ensure!(told.get("reason").and_then(Value::as_str) == Some("tuple_busy"), "{told}");
-            Ok(())
-        })?;
-    }
-    talk(&mut first.0, &mut first.1).context("first")?;
-    let mut other = asked.connected(31_111, asked.pod)?;
-    talk(&mut other.0, &mut other.1).context("from another port")
 }
 
 /// What the mesh calls the workload that gets server-2's address.

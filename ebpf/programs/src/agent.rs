@@ -46,26 +46,16 @@ pub(crate) fn ingress(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
 #[inline(always)]
 fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
     let reset = s.packet.flags & RST != 0;
-    if let Some(entry) = table::find(&s.key) {
-        match entry.state() {
-            // A RST that is not of its flow answers another connection with the same addresses and ports.
-            FlowState::Captured if !reset || is_of_agent(skb, s, entry) => return carried(skb, s, entry),
-            FlowState::Captured => {}
+    let Some(entry) = table::find(&s.key) else { return if reset { refusal(skb, s) } else { None } };
+    match entry.state() {
+        FlowState::Captured => carried(skb, s, entry),
+        FlowState::Cut if reset => {
             // The kernel's answer to a packet of a cut flow is what ends it.
-            FlowState::Cut if reset && (entry.flags() & DELIVERED == 0 || is_of_agent(skb, s, entry)) => {
-                finish(s, entry, OVER_RST, now());
-            }
-            FlowState::Cut if reset => {}
-            _ => return None,
+            finish(s, entry, OVER_RST, now());
+            refusal(skb, s)
         }
+        _ => None,
     }
-    if reset { refusal(skb, s) } else { None }
-}
-
-/// Whether the packet is of the end that the agent has in the entry.
-#[inline(always)]
-fn is_of_agent(skb: Skb, s: &Scratch, entry: Entry) -> bool {
-    entry.sender(entry.by_initiator(s.packet.src_is_lo)) == skb.ifindex()
 }
 
 /// A segment of one of the agent's sockets.
@@ -73,7 +63,7 @@ fn is_of_agent(skb: Skb, s: &Scratch, entry: Entry) -> bool {
 fn carried(skb: Skb, s: &Scratch, entry: Entry) -> Option<i32> {
     let p = &s.packet;
     let from = entry.by_initiator(p.src_is_lo);
-    if !is_of_agent(skb, s, entry) {
+    if entry.sender(from) != skb.ifindex() {
         return None;
     }
     let pod = entry.sender(!from);

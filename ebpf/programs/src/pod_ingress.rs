@@ -140,7 +140,6 @@ fn judged(hook: &Hook<'_>, s: &mut Scratch, found: *mut Flow) -> i32 {
         match known(*hook, s, entry) {
             Known::Done(action) => return action,
             Known::Fresh => old = entry.0,
-            Known::Taken => return taken(hook, s),
         }
     }
     if matches!(stage(hook.endpoint), Stage::Off) {
@@ -161,18 +160,6 @@ enum Known {
     Done(i32),
     /// A SYN that begins another flow under the same key.
     Fresh,
-    /// A SYN to an endpoint of this node, where the agent delivers another connection of the pod's with these very addresses
-    /// and ports, which asked for a Service.
-    Taken,
-}
-
-/// The endpoint could not tell the two connections apart, so the second one is refused at once.
-#[inline(never)]
-fn taken(hook: &Hook<'_>, s: &mut Scratch) -> i32 {
-    ends::find_target(s, hook.config);
-    s.ends = Ends::new((hook.endpoint.handle, hook.ifindex), (s.target.handle, s.target.ifindex), false);
-    s.decision = Decision::refuse(Reason::TupleBusy);
-    settle(hook, s, ptr::null_mut())
 }
 
 /// A packet whose key is in the table.
@@ -190,10 +177,6 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
         // An entry from before this pod was attached names the host's stack instead.
         let own = sender == 0 && ends::source_is_own(p, hook.endpoint);
         if !own || !table::adopt(entry, from, hook.ifindex, hook.config) {
-            let delivered = from && sender == hook.config.agent_ifindex && entry.flags() & DELIVERED != 0;
-            if syn && delivered && enforces(stage(hook.endpoint)) && ends::source_is_own(p, hook.endpoint) {
-                return Known::Taken;
-            }
             return Known::Done(forged(&hook));
         }
     }

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(4);
 
 /// From here on, ports of connections that stay: ports that the kernel gives to no other connection. One to a Service and one to
-/// the pod behind it would be the same connection there, and the second one is refused.
+/// the pod behind it would be the same connection there, and the second one waits for the first one's end.
 const OWN_PORTS: u16 = 21_000;
 
 /// Whom a client calls, and whether it may.

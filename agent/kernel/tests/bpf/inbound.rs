@@ -242,41 +242,6 @@ fn what_the_agent_sends() {
 }
 
 #[test]
-fn a_tuple_that_the_agent_delivers_is_no_other_connections() {
-    alone("a_tuple_that_the_agent_delivers_is_no_other_connections", |dir| {
-        let mut node = node(dir, Stage::Strict);
-        // The pod asked a Service, and the agent delivers that to the pod beside it.
-        let delivered = Tcp::syn(POD_4, LOCAL_4);
-        let entry = Flow {
-            state: FlowState::Captured as u8,
-            src_ifindex: AGENT,
-            dst_ifindex: OTHER_POD,
-            flags: fake(&delivered).flags | flags::DELIVERED,
-            ..fake(&delivered)
-        };
-        node.datapath.commands().create(&key(&delivered), &entry).unwrap();
-        let entry = node.flow(&delivered).unwrap();
-        assert_eq!(node.sends(&delivered.frame()), REDIRECT, "to be refused");
-        let (kind, reason, event) = node.event().unwrap();
-        assert_eq!((kind, reason), (EventKind::Denied, Reason::TupleBusy));
-        assert_eq!((event.flow.src, event.flow.dst, event.flow.src_ifindex), (1, 3, HERE));
-        assert_eq!(node.flow(&delivered).unwrap(), entry, "the other one is as it was");
-        assert_eq!(node.sends(&delivered.clone().with(|t| t.flags = ACK).frame()), DROP, "no beginning");
-        // Nobody else is told anything, nor is any where nothing is enforced.
-        let forged = Tcp::syn(LOCAL_4, POD_4);
-        assert_eq!(node.sends(&Tcp { sport: delivered.dport, dport: delivered.sport, ..forged }.frame()), DROP);
-        node.endpoint(|_| (), Stage::Observe);
-        assert_eq!(node.sends(&delivered.frame()), PASS);
-        assert!(node.event().is_none());
-        // The refusal, whose key is the delivered flow's, finds the pod.
-        node.maps.set_config(&config(HERE)).unwrap();
-        assert_eq!(node.run(AGENT_INGRESS, &reply(&delivered, RST | ACK).frame()), REDIRECT);
-        assert_eq!(node.run(AGENT_INGRESS, &reply(&delivered, ACK).frame()), DROP);
-        assert_eq!(node.flow(&delivered).unwrap(), entry);
-    });
-}
-
-#[test]
 fn pairs_are_counted() {
     alone("pairs_are_counted", |dir| {
         let node = node(dir, Stage::Strict);
