@@ -187,8 +187,7 @@ impl Kind {
 /// Which kinds a reader takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Scope {
-    /// What an agent brings into force. It does not enforce policy yet, so it refuses policy: nothing is accepted and
-    /// silently not enforced.
+    /// Without policy: nothing is accepted and silently not enforced.
     #[default]
     Agent,
     /// Policy too: for who only asks what it would mean.
