@@ -19,7 +19,7 @@ const MAX_DEPTH: usize = 8;
 pub struct Reading {
     /// Contents by path below the folder.
     pub files: BTreeMap<String, FileContent>,
-    /// A file changed while it was read: look again.
+    /// A file changed while it was read, and is [`FileContent::Unfinished`]: look again.
     pub torn: bool,
 }
 
@@ -102,7 +102,10 @@ fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
     }
     let after = file.metadata()?;
     let stamp = |m: &fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec());
-    *torn |= stamp(&before) != stamp(&after);
+    if stamp(&before) != stamp(&after) {
+        *torn = true;
+        return Ok(Some(FileContent::Unfinished));
+    }
     Ok(Some(match String::from_utf8(bytes) {
         Ok(text) => FileContent::Text(text),
         Err(error) => {

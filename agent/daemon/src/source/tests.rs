@@ -1,5 +1,6 @@
 //! The source on a real folder.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -460,6 +461,38 @@ async fn half_of_a_file_never_comes_into_force_however_slow_its_writer() {
     drop(file);
     wait_names(&mut source, &["a", "c", "d"]).await;
     wait_status(&mut source, |status| status.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_anew_all_the_time_never_says_nothing() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    let text = workload("a", "10.0.0.1");
+    put(dir.path(), "a.yaml", &text);
+    let mut source = source(dir.path());
+    wait_names(&mut source, &["a"]).await;
+    let path = dir.path().to_owned();
+    let writer = std::thread::spawn(move || {
+        for round in 0..150 {
+            let mut file = fs::File::create(path.join("a.yaml")).unwrap();
+            // Empty for as long as a reading of the folder takes.
+            std::thread::sleep(Duration::from_millis(5));
+            file.write_all(text.as_bytes()).unwrap();
+            drop(file);
+            put(&path, "b.yaml", &workload("b", &format!("10.0.1.{round}")));
+            // Now and then quiet enough to be read.
+            std::thread::sleep(Duration::from_millis(round * 7 % 60));
+        }
+    });
+    let mut worlds = source.world.clone();
+    let mut names = BTreeSet::new();
+    while !writer.is_finished() {
+        let _ = tokio::time::timeout(Duration::from_millis(50), worlds.changed()).await;
+        names.insert(worlds.borrow_and_update().workloads().any(|workload| workload.name == "a"));
+    }
+    writer.join().unwrap();
+    assert_eq!(names, BTreeSet::from([true]), "half of a file came into force");
+    assert!(source.counters.readings() > 2, "{} readings", source.counters.readings());
 }
 
 #[tokio::test]

@@ -21,6 +21,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Longest wait for quiet, and for a writer that has a file open: a truncated file reads as "no objects". After it the
 /// other files are read.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(1);
+/// For the notification of what was written before a reading to come out of the watcher's thread.
+const DELIVERED: Duration = Duration::from_millis(10);
 /// A writer that has a file open and has written nothing for so long is not waited for any more.
 const SILENT: Duration = Duration::from_secs(10);
 /// Time between looks at what inotify cannot see: files behind links, a folder that was replaced.
@@ -36,11 +38,19 @@ type Notified = notify::Result<Event>;
 pub(super) fn spawn(dir: PathBuf, publisher: Publisher) -> io::Result<()> {
     let (sender, receiver) = sync_channel(WAITING);
     let lost = Arc::new(AtomicBool::new(false));
-    let mut watched =
-        Watched { dir, publisher, sender, lost, watcher: None, writers: HashMap::new(), print: Vec::new() };
+    let mut watched = Watched {
+        dir,
+        publisher,
+        sender,
+        lost,
+        watcher: None,
+        writers: HashMap::new(),
+        print: Vec::new(),
+        again: false,
+    };
     // The watch stands before the first reading, so nothing falls between the two.
     watched.watch();
-    watched.look();
+    watched.look(&receiver);
     std::thread::Builder::new().name("source".into()).spawn(move || watched.run(&receiver))?;
     Ok(())
 }
@@ -55,26 +65,41 @@ struct Watched {
     /// Files that somebody has open and has written, and when.
     writers: HashMap<PathBuf, Instant>,
     print: Vec<Print>,
+    /// Something was written to while the folder was read the last time.
+    again: bool,
 }
 
 impl Watched {
     fn run(mut self, notified: &Receiver<Notified>) {
         loop {
-            let idle = if self.watcher.is_some() { LOOK } else { LOOK_UNWATCHED };
+            let idle = match self.watcher {
+                _ if self.again => SETTLE,
+                Some(_) => LOOK,
+                None => LOOK_UNWATCHED,
+            };
             let silent = self.writers.values().map(|wrote| SILENT.saturating_sub(wrote.elapsed())).min();
             match notified.recv_timeout(silent.map_or(idle, |silent| silent.min(idle))) {
                 Ok(event) => {
                     self.settle(event, notified);
-                    self.look();
+                    self.look(notified);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     if self.watcher.is_none() {
                         self.watch();
                     }
                     let silent = self.writers.values().any(|wrote| wrote.elapsed() >= SILENT);
-                    if silent || self.publisher.owes() || self.has_changed() || self.lost.swap(false, Ordering::AcqRel)
+                    let changed = self.has_changed();
+                    if changed {
+                        // What tells that somebody writes comes a moment after he has begun.
+                        self.settled(notified);
+                    }
+                    if changed
+                        || silent
+                        || self.again
+                        || self.publisher.owes()
+                        || self.lost.swap(false, Ordering::AcqRel)
                     {
-                        self.look();
+                        self.look(notified);
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -113,11 +138,29 @@ impl Watched {
         loop {
             let left = SETTLE_AT_MOST.saturating_sub(begun.elapsed());
             let wait = if writing.is_empty() { SETTLE.min(left) } else { left };
-            match notified.recv_timeout(wait) {
-                Ok(event) if !left.is_zero() => self.note(event, &mut writing),
-                _ => return,
+            let Ok(event) = notified.recv_timeout(wait) else { return };
+            self.note(event, &mut writing);
+            if left.is_zero() {
+                return;
             }
         }
+    }
+
+    /// Takes what has been notified: whether anything was, and which files were written to in place.
+    fn noted(&mut self, notified: &Receiver<Notified>) -> (bool, HashSet<PathBuf>) {
+        let (mut files, mut writing) = (HashSet::new(), HashSet::new());
+        let mut any = false;
+        while let Ok(event) = notified.recv_timeout(if any { Duration::ZERO } else { DELIVERED }) {
+            any = true;
+            if let Ok(event) = event.as_ref()
+                && !event.kind.is_remove()
+                && !matches!(event.kind, EventKind::Modify(ModifyKind::Name(_)))
+            {
+                files.extend(event.paths.iter().filter(|path| is_manifest(path)).cloned());
+            }
+            self.note(event, &mut writing);
+        }
+        (any, files)
     }
 
     /// Follows which files have a writer.
@@ -173,19 +216,30 @@ impl Watched {
         print != self.print
     }
 
-    fn look(&mut self) {
-        let mut reading = read(&self.dir);
-        // A writer that is at it all the time is met again by its own notifications.
-        for _ in 0..3 {
-            match &reading {
-                Ok(whole) if whole.torn => reading = read(&self.dir),
-                _ => break,
-            }
+    /// Waits until writers are done, if there are any.
+    fn settled(&mut self, notified: &Receiver<Notified>) {
+        if let Ok(event) = notified.recv_timeout(SETTLE) {
+            self.settle(event, notified);
         }
+    }
+
+    /// Reads the folder. A file that was truncated just before it was read looks whole and says nothing, so what was
+    /// written to while the reading went on is read again, or is not taken from this reading.
+    fn look(&mut self, notified: &Receiver<Notified>) {
+        let begun = Instant::now();
+        let (mut reading, meanwhile) = loop {
+            let reading = read(&self.dir);
+            let (any, meanwhile) = self.noted(notified);
+            self.again = any || reading.as_ref().is_ok_and(|whole| whole.torn);
+            if !self.again || begun.elapsed() >= SETTLE_AT_MOST {
+                break (reading, meanwhile);
+            }
+            self.settled(notified);
+        };
         self.print = fingerprint(&self.dir).unwrap_or_default();
         self.writers.retain(|_, wrote| wrote.elapsed() < SILENT);
         if let Ok(whole) = &mut reading {
-            for path in self.writers.keys() {
+            for path in meanwhile.iter().chain(self.writers.keys()) {
                 let name = path.strip_prefix(&self.dir).unwrap_or(path).to_string_lossy();
                 // Half of a file may read as a whole one with fewer objects.
                 whole.files.entry(name.into_owned()).and_modify(|content| *content = FileContent::Unfinished);
