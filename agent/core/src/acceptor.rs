@@ -80,13 +80,13 @@ impl Acceptor {
         }
     }
 
-    /// The destination has accepted.
-    pub fn opened(&mut self) -> Option<Frame> {
+    /// The destination has accepted, and this node let it by an epoch of its policy; 0: none.
+    pub fn opened(&mut self, epoch: u32) -> Option<Frame> {
         if self.phase != Phase::Asked {
             return None;
         }
         self.phase = Phase::Flow(Halves::open());
-        Some(Frame::Opened { flow: self.flow })
+        Some(Frame::Opened { flow: self.flow, epoch })
     }
 
     /// Nothing comes of it.

@@ -30,8 +30,8 @@ enum Phase {
 pub enum Event {
     /// Nothing to do.
     Nothing,
-    /// The flow is open.
-    Opened,
+    /// The flow is open; by which epoch of the other node's policy it was let, 0: not said.
+    Opened(u32),
     /// The flow was refused; the tunnel is idle again.
     Refused(Refused),
     /// The acceptor did not begin with the flow: open it on another tunnel.
@@ -156,7 +156,7 @@ impl Dialler {
             }
             // It crossed the end of its flow.
             Frame::Reset { flow, .. } | Frame::Urgent { flow } if self.is_over(*flow) => return step(Event::Nothing),
-            Frame::Opened { flow }
+            Frame::Opened { flow, .. }
             | Frame::Refused { flow, .. }
             | Frame::Fin { flow }
             | Frame::Reset { flow, .. }
@@ -168,9 +168,9 @@ impl Dialler {
             _ => {}
         }
         match (&mut self.phase, frame) {
-            (Phase::Opening, Frame::Opened { .. }) => {
+            (Phase::Opening, Frame::Opened { epoch, .. }) => {
                 self.phase = Phase::Flow(Halves::open());
-                step(Event::Opened)
+                step(Event::Opened(*epoch))
             }
             // It crossed our giving up: the acceptor answers our RESET with its own.
             (Phase::Cancelled, Frame::Opened { .. }) => {

@@ -211,6 +211,8 @@ pub struct AgentFacts {
     pub closed_by: Option<FlowSide>,
     /// Epoch of the last verdicts that the agent asked.
     pub epoch: Option<u32>,
+    /// Epoch of the other node's verdicts that let it, as that node says.
+    pub peer_epoch: Option<u32>,
 }
 
 impl AgentFacts {
@@ -218,6 +220,13 @@ impl AgentFacts {
     pub fn judged(&mut self, epoch: u32) {
         if epoch != 0 {
             self.epoch = Some(epoch);
+        }
+    }
+
+    /// The other node says which epoch of its verdicts let it; 0: it does not.
+    pub fn judged_there(&mut self, epoch: u32) {
+        if epoch != 0 {
+            self.peer_epoch = Some(epoch);
         }
     }
 }
@@ -326,6 +335,10 @@ pub struct FlowRecord {
     pub connect_us: Option<u64>,
     /// Policy epoch of the verdict; 0: there was none.
     pub epoch: u32,
+    /// Policy epoch by which the other node let it when it began, in that node's counting; absent: no tunnel, or it did not
+    /// say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_epoch: Option<u32>,
     /// What spoke for each end to the other: `tls`, `veth` or `claim`; empty: it was refused, or is dialled, before that was seen.
     #[serde(default)]
     pub proof: Cow<'static, str>,

@@ -50,6 +50,7 @@ mod field {
     pub(super) const REASON: u16 = 1 | CRITICAL;
     pub(super) const ERRNO: u16 = 2;
     pub(super) const SIDE: u16 = 3;
+    pub(super) const EPOCH: u16 = 4;
 }
 
 /// One control frame.
@@ -66,6 +67,8 @@ pub enum Frame {
     Opened {
         /// Number of the flow.
         flow: u32,
+        /// Epoch of the policy by which the acceptor's node let it; 0: not said. For people, nothing follows from it.
+        epoch: u32,
     },
     /// No flow came of it.
     Refused {
@@ -181,7 +184,7 @@ impl Frame {
         let mut w = Writer::new(out.get_mut(..limit).unwrap_or_default());
         let (kind, flow) = match self {
             Self::Open { flow, .. } => (kind::OPEN, *flow),
-            Self::Opened { flow } => (kind::OPENED, *flow),
+            Self::Opened { flow, .. } => (kind::OPENED, *flow),
             Self::Refused { flow, .. } => (kind::REFUSED, *flow),
             Self::Fin { flow } => (kind::FIN, *flow),
             Self::Reset { flow, .. } => (kind::RESET, *flow),
@@ -193,6 +196,7 @@ impl Frame {
         w.raw(&flow.to_be_bytes())?;
         match self {
             Self::Open { open, .. } => open.encode(&mut w)?,
+            Self::Opened { epoch, .. } if *epoch != 0 => w.field(field::EPOCH, &epoch.to_be_bytes())?,
             Self::Refused { refused, .. } => {
                 w.field(field::REASON, &refused.reason.to_be_bytes())?;
                 if refused.errno != 0 {
@@ -225,7 +229,7 @@ impl Frame {
         let fields = Reader::new(rest);
         let frame = match kind {
             kind::OPEN => Self::Open { flow, open: Box::new(Open::decode(fields)?) },
-            kind::OPENED => no_fields(fields, Self::Opened { flow })?,
+            kind::OPENED => Self::Opened { flow, epoch: decode_opened(fields)? },
             kind::REFUSED => Self::Refused { flow, refused: decode_refused(fields)? },
             kind::FIN => no_fields(fields, Self::Fin { flow })?,
             kind::RESET => Self::Reset { flow, reason: decode_reset(fields)? },
@@ -269,6 +273,22 @@ fn no_fields(fields: Reader<'_>, frame: Frame) -> Result<Frame, FrameError> {
 
 fn u16_of(value: &[u8], what: &'static str) -> Result<u16, FrameError> {
     value.try_into().map(u16::from_be_bytes).map_err(|_| FrameError::Value(what))
+}
+
+fn epoch_of(value: &[u8]) -> Result<u32, FrameError> {
+    value.try_into().map(u32::from_be_bytes).map_err(|_| FrameError::Value("the policy's epoch"))
+}
+
+fn decode_opened(fields: Reader<'_>) -> Result<u32, FrameError> {
+    let mut epoch = 0;
+    each_field(fields, |f| {
+        if f.kind != field::EPOCH {
+            return Ok(false);
+        }
+        epoch = epoch_of(f.value)?;
+        Ok(true)
+    })?;
+    Ok(epoch)
 }
 
 fn decode_refused(fields: Reader<'_>) -> Result<Refused, FrameError> {

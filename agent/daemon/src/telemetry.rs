@@ -151,6 +151,15 @@ impl Telemetry {
         Some(found.build(&self.node))
     }
 
+    /// What another node judged by when it last let a flow in a tunnel, by its word: its epoch, and the flow's beginning in
+    /// monotonic ns.
+    pub fn peer_epoch(&self, node: &str) -> Option<(u32, u64)> {
+        let flows = self.lock().snapshot();
+        let told = flows.iter().filter(|flow| flow.facts.peer_node == node);
+        let told = told.filter_map(|flow| Some((flow.facts.peer_epoch?, flow.entry.flow.first_ns)));
+        told.max_by_key(|(_, began)| *began)
+    }
+
     /// Flows as they begin, go on and end from now on.
     pub fn follow(&self) -> broadcast::Receiver<Arc<FlowRecord>> {
         self.lock().follow()

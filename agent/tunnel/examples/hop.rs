@@ -111,6 +111,7 @@ async fn dialler(dir: &Path, listen: &str, node: &str) {
                 source_uid: "s".into(),
                 label_digest: Vec::new(),
                 service: None,
+                epoch: 0,
             };
             if let Err(error) = tunnel.open(&open).await {
                 eprintln!("open: {error}");
@@ -140,7 +141,7 @@ async fn acceptor(dir: &Path, listen: &str, target: &str) {
                     continue;
                 };
                 plain_side(&pod);
-                tunnel.opened().await.unwrap();
+                tunnel.opened(0).await.unwrap();
                 let end = relay(&pod, &mut tunnel, never(), None).await;
                 close(&end, &pod);
                 if !end.reusable {

@@ -19,7 +19,7 @@ pub(crate) enum Event {
     Nothing,
     Asked(Box<Open>),
     Cancelled,
-    Opened,
+    Opened(u32),
     Refused(Refused),
     NotProcessed,
     Finished,
@@ -92,7 +92,7 @@ impl Role {
                 let step = d.received(&frame)?;
                 let event = match step.event {
                     dialler::Event::Nothing => Event::Nothing,
-                    dialler::Event::Opened => Event::Opened,
+                    dialler::Event::Opened(epoch) => Event::Opened(epoch),
                     dialler::Event::Refused(refused) => Event::Refused(refused),
                     dialler::Event::NotProcessed => Event::NotProcessed,
                     dialler::Event::Finished => Event::Finished,

@@ -114,6 +114,7 @@ pub(crate) fn open() -> Open {
         source_uid: "uid-1".into(),
         label_digest: Vec::new(),
         service: None,
+        epoch: 0,
     }
 }
 
@@ -121,12 +122,12 @@ pub(crate) fn open() -> Open {
 pub(crate) async fn open_flow(dialled: &mut Tunnel, accepted: &mut Tunnel) {
     let answer = async {
         let asked = accepted.next_open().await.unwrap().unwrap();
-        accepted.opened().await.unwrap();
+        accepted.opened(7).await.unwrap();
         asked
     };
     let wanted = open();
     let (opened, asked) = tokio::join!(dialled.open(&wanted), answer);
-    opened.unwrap();
+    assert_eq!(opened.unwrap(), 7);
     assert_eq!(asked, wanted);
 }
 

@@ -128,9 +128,9 @@ impl Tunnel {
         }
     }
 
-    /// Opens a flow and waits for the answer. Dropped while it waits, the tunnel is not idle: drop it too, or
+    /// Opens a flow and waits for the answer: the epoch of the other node's policy, 0 when it does not say. Dropped while it waits, the tunnel is not idle: drop it too, or
     /// [`Self::cancel_open`].
-    pub async fn open(&mut self, open: &Open) -> Result<(), OpenError> {
+    pub async fn open(&mut self, open: &Open) -> Result<u32, OpenError> {
         let Role::Dialler(dialler) = &mut self.role else {
             return Err(TunnelError::Misuse("only the dialler opens flows").into());
         };
@@ -144,14 +144,14 @@ impl Tunnel {
         result
     }
 
-    async fn ask(&mut self, frame: &Frame) -> Result<(), OpenError> {
+    async fn ask(&mut self, frame: &Frame) -> Result<u32, OpenError> {
         if let Err(error) = self.send(frame).await {
             // The peer may have said why before it closed.
             return Err(self.last_words(error).await.into());
         }
         loop {
             match self.event().await? {
-                Event::Opened => return Ok(()),
+                Event::Opened(epoch) => return Ok(epoch),
                 Event::Refused(refused) => return Err(OpenError::Refused(refused)),
                 Event::NotProcessed => return Err(OpenError::NotProcessed),
                 _ => {}
@@ -186,10 +186,10 @@ impl Tunnel {
         }
     }
 
-    /// The destination has accepted.
-    pub async fn opened(&mut self) -> Result<(), TunnelError> {
+    /// The destination has accepted, and this node let it by an epoch of its policy; 0: none.
+    pub async fn opened(&mut self, epoch: u32) -> Result<(), TunnelError> {
         let Role::Acceptor(acceptor) = &mut self.role else { return Err(TunnelError::Misuse("not the acceptor")) };
-        let frame = acceptor.opened().ok_or(TunnelError::Misuse("no flow was asked for"))?;
+        let frame = acceptor.opened(epoch).ok_or(TunnelError::Misuse("no flow was asked for"))?;
         self.send(&frame).await
     }
 

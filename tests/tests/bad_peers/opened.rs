@@ -52,6 +52,7 @@ impl World {
             source_uid: self.uid(source)?,
             label_digest: Vec::new(),
             service: None,
+            epoch: 0,
         })
     }
 
@@ -93,7 +94,7 @@ impl World {
             // The tunnel's certificate ends meanwhile: only time does that.
             tokio::time::sleep(wait).await;
             match tunnel.open(open).await {
-                Ok(()) => bail!("the flow was opened: {open:?}"),
+                Ok(_) => bail!("the flow was opened: {open:?}"),
                 Err(_) => Ok(()),
             }
         })
@@ -153,6 +154,7 @@ impl World {
             source_uid: self.uid("client-1")?,
             label_digest: Vec::new(),
             service: None,
+            epoch: 0,
         };
         let asked = waits.and_then(|()| self.ask(&open, &honest(), self.now + HOUR, Duration::ZERO));
         self.side.lab.signal_agent(1, Signal::SIGCONT)?;

@@ -135,6 +135,32 @@ fn field<'a>(flow: &'a Value, at: &str) -> &'a str {
     flow.pointer(at).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// What is said of a flow between nodes has the epochs of both, each in its own node's counting.
+fn both_nodes_are_told(world: &World) -> Result<()> {
+    let epochs @ [first, second] = world.judged()?;
+    for (node, own, there, other) in [(1, first, 2, second), (2, second, 1, first)] {
+        let flows = flows(world, node)?;
+        let is = |flow: &&Value| {
+            field(flow, "/path") == "tunnel" && flow["epoch"] == own && field(flow, "/verdict") == "allow"
+        };
+        let flow = flows.iter().find(is).context("no flow in a tunnel")?;
+        ensure!(flow["peerEpoch"] == other, "{flow}; epochs: {epochs:?}");
+        let asked = ["policy", "explain", "--from", "demo/client-1", "--to", "demo/server-2", "--port"];
+        let port = OPEN.to_string();
+        for (args, when) in [
+            (vec!["policy", "explain", "--flow", field(flow, "/id")], "when it let this flow"),
+            (asked.into_iter().chain([port.as_str()]).collect(), " ago"),
+        ] {
+            let output = kumiko(world, node, &args)?;
+            let shown = String::from_utf8_lossy(&output.stdout);
+            for said in [format!("epoch {own} on n{node}"), format!("epoch {other} on n{there}, ")] {
+                ensure!(shown.contains(&said) && shown.contains(when), "n{node}, {said}: {shown}");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Every flow that was seen is explained as it was judged, also after the policy has changed.
 pub(super) fn explained() -> Result<()> {
     within("explained", Net::Routed, |world| {
@@ -145,6 +171,7 @@ pub(super) fn explained() -> Result<()> {
         let seen = |one, allowed| world.all(&[(one, allowed)]);
         seen(("client-1", "server-1", OPEN), true)?;
         seen(("client-1", "server-2", OPEN), true)?;
+        both_nodes_are_told(world)?;
         seen(("client-1", "server-2", SHUT), false)?;
         seen(("other-1", "server-1", OPEN), false)?;
         seen(("other-1", "server-2", OPEN), false)?;

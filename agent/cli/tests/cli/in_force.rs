@@ -46,7 +46,14 @@ impl PolicyState for Sample {
             }
         };
         let flow = asked.flow(&world, "the model that is in force").map_err(|error| error.to_string())?;
-        let by = InForce { node: "n1".into(), epoch: 12, now: true, waits: String::new(), claims: Vec::new() };
+        let by = InForce {
+            node: "n1".into(),
+            epoch: 12,
+            now: true,
+            waits: String::new(),
+            claims: Vec::new(),
+            peers: Vec::new(),
+        };
         Ok(explain(&Evaluator::of(&world), &flow, NOW).in_force(by))
     }
 

@@ -324,6 +324,7 @@ pub(crate) fn flow(number: u8) -> FlowRecord {
         tunnel: Some(1),
         handshake_us: None,
         connect_us: Some(640),
+        peer_epoch: None,
         epoch: 1,
         proof: "tls".into(),
     }

@@ -15,6 +15,7 @@ fn open() -> Box<Open> {
         source_uid: "s".into(),
         label_digest: Vec::new(),
         service: None,
+        epoch: 0,
     })
 }
 
@@ -23,7 +24,7 @@ fn a_reset_after_fin_does_not_meet_the_next_flow() {
     let (mut d, mut a) = (Dialler::default(), Acceptor::default());
     let flow = d.open().unwrap();
     a.received(Frame::Open { flow, open: open() }).unwrap();
-    d.received(&a.opened().unwrap()).unwrap();
+    d.received(&a.opened(0).unwrap()).unwrap();
     let (fin_d, fin_a) = (d.finish().unwrap(), a.finish().unwrap());
     let late = a.reset(Reason::ServerReset).unwrap();
     d.received(&fin_a).unwrap();
@@ -33,7 +34,7 @@ fn a_reset_after_fin_does_not_meet_the_next_flow() {
     let next = d.open().unwrap();
     assert_eq!(d.received(&late).unwrap().event, Event::Nothing);
     a.received(Frame::Open { flow: next, open: open() }).unwrap();
-    assert_eq!(d.received(&a.opened().unwrap()).unwrap().event, Event::Opened);
+    assert_eq!(d.received(&a.opened(9).unwrap()).unwrap().event, Event::Opened(9));
 }
 
 #[test]
@@ -57,7 +58,7 @@ fn what_is_not_allowed_closes() {
     assert!(d.received(&Frame::Fin { flow: 1 }).is_err());
     let mut d = Dialler::default();
     let flow = d.open().unwrap();
-    d.received(&Frame::Opened { flow }).unwrap();
+    d.received(&Frame::Opened { flow, epoch: 0 }).unwrap();
     assert!(d.received(&Frame::Urgent { flow: flow + 1 }).is_err(), "URGENT of a flow that is not there yet");
     let mut a = Acceptor::default();
     assert!(a.received(Frame::Open { flow: 2, open: open() }).is_err());

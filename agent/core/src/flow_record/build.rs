@@ -157,6 +157,7 @@ impl FlowRecord {
             handshake_us: facts.handshake_us,
             connect_us: facts.connect_us,
             epoch: facts.epoch.unwrap_or(flow.epoch),
+            peer_epoch: facts.peer_epoch,
             proof: Cow::Borrowed(proof(flow, path, phase, facts, destination.node == node)),
             source,
             destination,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use kumiko_abi::FlowId;
 
-use super::{FrameError, each_field};
+use super::{FrameError, each_field, epoch_of};
 use crate::addr;
 use crate::tlv::{Reader, Writer};
 
@@ -25,6 +25,7 @@ mod field {
     pub(super) const LABEL_DIGEST: u16 = 6;
     pub(super) const SERVICE_NAME: u16 = 7;
     pub(super) const SERVICE_ADDRESS: u16 = 8;
+    pub(super) const EPOCH: u16 = 9;
 }
 
 /// A Service that the client asked for.
@@ -53,6 +54,8 @@ pub struct Open {
     pub label_digest: Vec<u8>,
     /// The Service, if one was asked for.
     pub service: Option<AskedService>,
+    /// Epoch of the policy by which the dialler's node let it; 0: not said. For people, nothing follows from it.
+    pub epoch: u32,
 }
 
 impl Open {
@@ -80,13 +83,16 @@ impl Open {
             w.field(field::SERVICE_NAME, service.name.as_bytes())?;
             w.field(field::SERVICE_ADDRESS, &address_bytes(service.address))?;
         }
+        if self.epoch != 0 {
+            w.field(field::EPOCH, &self.epoch.to_be_bytes())?;
+        }
         Ok(())
     }
 
     pub(super) fn decode(fields: Reader<'_>) -> Result<Self, FrameError> {
         let (mut flow_id, mut client, mut destination) = (None, None, None);
         let (mut destination_uid, mut source_uid) = (None, None);
-        let (mut label_digest, mut service_name, mut service_address) = (Vec::new(), None, None);
+        let (mut label_digest, mut service_name, mut service_address, mut epoch) = (Vec::new(), None, None, 0);
         each_field(fields, |f| {
             match f.kind {
                 field::FLOW_ID => {
@@ -104,6 +110,7 @@ impl Open {
                 }
                 field::SERVICE_NAME => service_name = Some(service_name_of(f.value)?),
                 field::SERVICE_ADDRESS => service_address = Some(address_of(f.value, "the Service's address")?),
+                field::EPOCH => epoch = epoch_of(f.value)?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -121,6 +128,7 @@ impl Open {
             source_uid: source_uid.ok_or(FrameError::Missing("the source UID"))?,
             label_digest,
             service,
+            epoch,
         })
     }
 }

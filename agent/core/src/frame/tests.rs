@@ -17,8 +17,9 @@ fn name() -> impl Strategy<Value = String> {
 
 fn open() -> impl Strategy<Value = Open> {
     let service = proptest::option::of((name(), name(), address()));
-    (any::<[u8; 16]>(), address(), address(), name(), name(), proptest::collection::vec(any::<u8>(), 0..65), service)
-        .prop_map(|(id, client, destination, destination_uid, source_uid, label_digest, service)| Open {
+    let digest = proptest::collection::vec(any::<u8>(), 0..65);
+    (any::<[u8; 16]>(), address(), address(), name(), name(), digest, service, any::<u32>()).prop_map(
+        |(id, client, destination, destination_uid, source_uid, label_digest, service, epoch)| Open {
             flow_id: FlowId(id),
             client,
             destination,
@@ -26,7 +27,9 @@ fn open() -> impl Strategy<Value = Open> {
             source_uid,
             label_digest,
             service: service.map(|(ns, n, address)| AskedService { name: format!("{ns}/{n}"), address }),
-        })
+            epoch,
+        },
+    )
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
@@ -34,7 +37,7 @@ fn frame() -> impl Strategy<Value = Frame> {
     let side = prop_oneof![Just(Side::Unknown), Just(Side::Agent), Just(Side::Destination)];
     prop_oneof![
         (flow.clone(), open()).prop_map(|(flow, open)| Frame::Open { flow, open: Box::new(open) }),
-        flow.clone().prop_map(|flow| Frame::Opened { flow }),
+        (flow.clone(), any::<u32>()).prop_map(|(flow, epoch)| Frame::Opened { flow, epoch }),
         (flow.clone(), any::<u16>(), any::<u16>(), side)
             .prop_map(|(flow, reason, errno, side)| Frame::Refused { flow, refused: Refused { reason, errno, side } }),
         flow.clone().prop_map(|flow| Frame::Fin { flow }),
@@ -112,6 +115,7 @@ fn largest_open_fits() {
         source_uid: long.clone(),
         label_digest: vec![1; 64],
         service: Some(AskedService { name: format!("{long}/{long}"), address: "[fd00::3]:80".parse().unwrap() }),
+        epoch: u32::MAX,
     };
     let mut bytes = [0; MAX_FRAME];
     Frame::Open { flow: 1, open: Box::new(open) }.encode(&mut bytes).unwrap();

@@ -20,6 +20,7 @@ pub(super) fn open(id: u16) -> Box<Open> {
         source_uid: "s".into(),
         label_digest: Vec::new(),
         service: None,
+        epoch: 0,
     })
 }
 
@@ -82,7 +83,7 @@ impl Checked {
 
     pub(super) fn opened(&mut self) -> Option<Frame> {
         let Machine::Acceptor(acceptor) = &mut self.machine else { return None };
-        let frame = acceptor.opened();
+        let frame = acceptor.opened(0);
         assert_eq!(frame, self.spec.opened());
         self.agree();
         frame
@@ -151,7 +152,7 @@ fn dialler_makes(step: Result<crate::dialler::Step, Violation>) -> Verdict {
     let step = step.ok()?;
     let makes = match step.event {
         Event::Nothing => Makes::Nothing,
-        Event::Opened => Makes::Opened,
+        Event::Opened(_) => Makes::Opened,
         Event::Refused(refused) => Makes::Refused(refused),
         Event::NotProcessed => Makes::NotProcessed,
         Event::Finished => Makes::Finished,
@@ -189,7 +190,7 @@ pub fn machines(script: &[u8]) {
         let reason = reasons[usize::from(arg >> 3) & 3];
         let frame = match act % 18 {
             0 => Frame::Open { flow, open: open(0) },
-            1 => Frame::Opened { flow },
+            1 => Frame::Opened { flow, epoch: u32::from(arg) },
             2 => Frame::Refused { flow, refused: Refused::by_agent(reason) },
             3 | 4 => Frame::Fin { flow },
             5 => Frame::Reset { flow, reason: reason as u16 },

@@ -164,7 +164,7 @@ impl World {
     fn say(&mut self, end: usize, frame: Option<Frame>) {
         let Some(frame) = frame else { return };
         match &frame {
-            Frame::Opened { flow } => {
+            Frame::Opened { flow, .. } => {
                 let flow = self.flow(*flow);
                 assert!(flow.taken == 1 && !flow.said_opened && !flow.said_refused, "{flow:?}");
                 flow.said_opened = true;
@@ -251,7 +251,7 @@ impl World {
         }
         let number = match *frame {
             Frame::Open { flow, .. }
-            | Frame::Opened { flow }
+            | Frame::Opened { flow, .. }
             | Frame::Refused { flow, .. }
             | Frame::Fin { flow }
             | Frame::Reset { flow, .. }

@@ -94,7 +94,7 @@ impl Spec {
     pub(super) fn opened(&mut self) -> Option<Frame> {
         self.waits().then(|| {
             self.opened = Some(true);
-            Frame::Opened { flow: self.flow }
+            Frame::Opened { flow: self.flow, epoch: 0 }
         })
     }
 
@@ -145,7 +145,7 @@ impl Spec {
             Frame::Ignored(_) => return quiet(Makes::Nothing),
             Frame::Drain { last } => return self.drained(last),
             Frame::Open { flow, .. } => return self.asked(flow),
-            Frame::Opened { flow }
+            Frame::Opened { flow, .. }
             | Frame::Refused { flow, .. }
             | Frame::Fin { flow }
             | Frame::Reset { flow, .. }

@@ -1,13 +1,15 @@
 //! Why a flow may be, or may not: for people, and as values for programs.
 
 mod allowed;
+mod in_force;
 mod nearest;
 
 use std::borrow::Cow;
 
-use k8s_openapi::jiff::Timestamp;
 use kumiko_abi::Stage;
 use serde::{Deserialize, Serialize};
+
+pub use in_force::{Claims, InForce, PeerEpoch, waits};
 
 use super::judge::{Answer, Proof, Side, Source, Term, View};
 use super::port::Asked;
@@ -47,60 +49,6 @@ pub struct Explanation {
     pub sides: Vec<SideView>,
     /// The same for people: a word, and what is to be said of it.
     pub lines: Vec<Line>,
-}
-
-/// Verdicts of an agent.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct InForce {
-    /// Its node.
-    pub node: String,
-    /// The policy's epoch there.
-    pub epoch: u32,
-    /// Whether it is the one in force now.
-    pub now: bool,
-    /// Why a newer one is not in force yet; empty: there is none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub waits: String,
-    /// How old is what the source claims of the ends: their labels, account, node and addresses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub claims: Vec<Claims>,
-}
-
-/// Since when the source says of a workload what it says.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Claims {
-    /// `namespace/name`.
-    pub workload: String,
-    /// Second since 1970 at which this agent read it first.
-    pub since: i64,
-    /// Seconds from then until the answer.
-    pub age: i64,
-}
-
-impl Claims {
-    pub(super) fn say(&self) -> String {
-        let Self { workload, since, age } = self;
-        let (age, unit) = match *age {
-            ..120 => (*age, "s"),
-            120..7_200 => (*age / 60, "min"),
-            7_200..172_800 => (*age / 3_600, "h"),
-            _ => (*age / 86_400, "days"),
-        };
-        let since = Timestamp::from_second(*since).map_or(String::new(), |at| format!(", since {at}"));
-        format!("of {workload} by the source, {age} {unit} old{since}")
-    }
-}
-
-/// Why a newer policy than the one in force waits, if one does: the source has changed since (`source`, and `of` which the
-/// verdicts are, are its epochs), or its verdicts could not be made.
-pub fn waits(problem: &str, of: u64, source: u64) -> String {
-    match (problem.is_empty(), of < source) {
-        (false, _) => format!("a newer one of the source is not in force: {problem}"),
-        (true, true) => "a newer one of the source is coming into force: ask again".to_owned(),
-        (true, false) => String::new(),
-    }
 }
 
 /// A flow that was seen.
@@ -164,19 +112,6 @@ impl Explanation {
     pub(super) fn refuses_by(&self, term: Term) -> bool {
         let side = self.side.as_ref().and_then(|side| self.sides.iter().find(|view| view.direction == *side));
         side.is_some_and(|side| side.terms.iter().any(|view| view.decides && view.term == term.to_string()))
-    }
-
-    /// The same, by an agent's verdicts.
-    pub fn in_force(mut self, by: InForce) -> Self {
-        let InForce { node, epoch, now, waits, claims } = &by;
-        let past = if *now { "" } else { ", which is in force no more" };
-        self.lines.push(Line::new("policy", format!("epoch {epoch} on {node}{past}")));
-        if !waits.is_empty() {
-            self.lines.push(Line::new("waits", waits.as_str()));
-        }
-        self.lines.extend(claims.iter().map(|claims| Line::new("claims", claims.say())));
-        self.in_force = Some(by);
-        self
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use kumiko_abi::{Reason, Verdict};
 
 use super::compile::reason;
-use super::explain::{Explanation, InForce, Line, Seen, explain_proved};
+use super::explain::{Explanation, InForce, Line, PeerEpoch, Seen, explain_proved};
 use super::history::History;
 use super::judge::{Proof, Term};
 use super::port::Asked;
@@ -63,8 +63,16 @@ pub fn explain_seen(record: &FlowRecord, history: &History) -> Result<Explanatio
         now: record.epoch == now,
         waits: String::new(),
         claims: Vec::new(),
+        peers: peers(record),
     };
     Ok(answer.in_force(by))
+}
+
+/// The other node's epoch: of a refused flow it is not that of the refusal, and nothing is said.
+fn peers(record: &FlowRecord) -> Vec<PeerEpoch> {
+    let let_it = record.peer_epoch.filter(|_| record.verdict != Verdict::Deny);
+    let peer = let_it.map(|epoch| PeerEpoch { node: record.peer_node.clone(), epoch: Some(epoch), age: None });
+    peer.into_iter().collect()
 }
 
 /// Why no rule was asked about a flow, if none was.

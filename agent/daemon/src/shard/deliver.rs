@@ -43,6 +43,8 @@ pub(super) struct Delivery {
 pub(super) struct Delivered {
     pub(super) stream: TcpStream,
     pub(super) registered: Registered,
+    /// Epoch of the verdicts that let it.
+    pub(super) epoch: u32,
 }
 
 /// An entry whose connection is still to come. Dropped before it came (refused, or the client gave up), the entry goes:
@@ -96,14 +98,18 @@ impl Shard {
         let (key, _) = addr::flow_key(source, delivery.to, TCP);
         let reserved = Reserved { commands: &self.common.commands, key, id: delivery.id, registered: &registered };
         self.common.registry.learn(&registered, between.clone());
-        if let Some(refused) = self.common.state.load().refusal(&between) {
-            return Err(Failure::new(refused.reason));
-        }
+        let epoch = {
+            let state = self.common.state.load();
+            if let Some(refused) = state.refusal(&between) {
+                return Err(Failure::new(refused.reason));
+            }
+            state.epoch()
+        };
         at(Point::AcceptorEntered)?;
         match connect(source, delivery.to, &registered).await {
             Ok(stream) => {
                 reserved.keep();
-                Ok(Delivered { stream, registered })
+                Ok(Delivered { stream, registered, epoch })
             }
             Err(number) => Err(Failure { reason: connect_reason(number), errno: number }),
         }

@@ -11,7 +11,7 @@ use kumiko_abi::{FlowState, Reason, SynRecord, Verdict};
 use kumiko_core::addr;
 use kumiko_core::connect::{self, Answer};
 use kumiko_core::frame::{AskedService, Open};
-use kumiko_core::model::{Protocol, World};
+use kumiko_core::model::Protocol;
 use kumiko_core::route::{self, Plan};
 use kumiko_fault::Point;
 use kumiko_kernel::diag;
@@ -25,7 +25,7 @@ use super::failure::{Failure, at};
 use super::registry::{Entry, Stop};
 use super::{Shard, carry, report};
 use crate::clock;
-use crate::reconcile::Between;
+use crate::reconcile::{Between, NodeState};
 use crate::telemetry::FlowOpened;
 
 /// How often a pending flow's entry is looked at, to see whether its client still tries.
@@ -142,11 +142,11 @@ async fn reach(
             delivered = shard.deliver(delivery) => delivered?,
             reason = quit => return Err(Failure::new(reason)),
         };
-        shard.common.sink.opened(syn.id, FlowOpened { tunnel: None, handshake_us: None, connect_us: since(syn) });
+        shard.common.sink.opened(syn.id, FlowOpened { connect_us: since(syn), ..FlowOpened::default() });
         return Ok(Far::Local(delivered));
     };
     let node = SocketAddr::new(node, kumiko_abi::TUNNEL_PORT);
-    let open = open_frame(&shard.common.state.load().world, syn, plan, client, asked);
+    let open = open_frame(&shard.common.state.load(), syn, plan, client, asked);
     let (mut last, mut fresh) = (Failure::new(Reason::NotProcessed), false);
     for _ in 0..TRIES {
         let key = Key { source: plan.source_principal.clone(), destination: plan.target_principal.clone(), node };
@@ -177,11 +177,12 @@ async fn reach(
             }
         };
         match opened {
-            Ok(()) => {
+            Ok(peer_epoch) => {
                 let opened = FlowOpened {
                     tunnel: Some(tunnel.info().number),
                     handshake_us: taken.handshake.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
                     connect_us: since(syn),
+                    peer_epoch,
                 };
                 shard.common.sink.opened(syn.id, opened);
                 return Ok(Far::Tunnel(Box::new(tunnel)));
@@ -210,18 +211,19 @@ fn passing(reason: Reason) -> bool {
     matches!(reason, Reason::HandshakeTimedOut | Reason::TlsFailed | Reason::TunnelLost)
 }
 
-fn open_frame(world: &World, syn: &SynRecord, plan: &Plan, client: SocketAddr, asked: SocketAddr) -> Open {
+fn open_frame(state: &NodeState, syn: &SynRecord, plan: &Plan, client: SocketAddr, asked: SocketAddr) -> Open {
     Open {
         flow_id: syn.id,
         client,
         destination: plan.target_addr,
         destination_uid: plan.target.uid.clone(),
         source_uid: plan.source.uid.clone(),
-        label_digest: route::label_digest(world, &plan.source),
+        label_digest: route::label_digest(&state.world, &plan.source),
         service: plan
             .service
             .as_ref()
             .map(|service| AskedService { name: format!("{}/{}", service.namespace, service.name), address: asked }),
+        epoch: state.epoch(),
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) fn dialled(syn: &SynRecord, client: SocketAddr, plan: &Plan, (target,
         remote: plan.node_addr.is_some(),
         peer_node: plan.node_addr.map_or_else(String::new, |_| plan.target.node.clone()),
         epoch,
+        peer_epoch: 0,
     }
 }
 
@@ -50,6 +51,7 @@ pub(super) fn unplanned(syn: &SynRecord) -> FlowStart {
         remote: false,
         peer_node: String::new(),
         epoch: 0,
+        peer_epoch: 0,
     }
 }
 
@@ -84,6 +86,7 @@ pub(super) fn asked(
         remote: true,
         peer_node: accepted.map_or_else(|| node.to_owned(), |accepted| accepted.source.node.clone()),
         epoch,
+        peer_epoch: open.epoch,
     }
 }
 
@@ -115,6 +118,7 @@ mod tests {
                 source_uid: "b".into(),
                 label_digest: Vec::new(),
                 service: Some(AskedService { name: name.into(), address: "10.9.0.1:80".parse().unwrap() }),
+                epoch: 0,
             };
             asked(&open, &world, None, ([0, 0], 0), "192.168.0.2").service.map(|service| service.name)
         };

@@ -163,13 +163,16 @@ async fn serve_flow(shard: &Rc<Shard>, tunnel: &mut Tunnel, open: Open, node: Ip
         Ok(delivered) => delivered,
         Err(failure) => return refuse(shard, tunnel, &open, failure).await,
     };
-    if at(Point::AcceptorConnected).is_err() || tunnel.opened().await.is_err() || at(Point::AcceptorOpened).is_err() {
+    if at(Point::AcceptorConnected).is_err()
+        || tunnel.opened(delivered.epoch).await.is_err()
+        || at(Point::AcceptorOpened).is_err()
+    {
         // Dropping the socket resets the pod's side; nothing was said on it yet.
         shard.common.sink.refused(open.flow_id, Reason::TunnelLost, 0);
         return false;
     }
     let connect_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let opened = FlowOpened { tunnel: Some(tunnel.info().number), handshake_us: None, connect_us };
+    let opened = FlowOpened { tunnel: Some(tunnel.info().number), handshake_us: None, connect_us, peer_epoch: 0 };
     shard.common.sink.opened(open.flow_id, opened);
     carry::from_node(shard, open.flow_id, delivered, tunnel, &stop).await
 }

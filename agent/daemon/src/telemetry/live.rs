@@ -115,6 +115,7 @@ impl Live {
     pub(super) fn started(&mut self, start: FlowStart) {
         self.by_agent = true;
         self.facts.judged(start.epoch);
+        self.facts.judged_there(start.peer_epoch);
         // Of a same-node flow through a Service both halves are told; the client's knows the Service.
         if !(start.delivering && self.facts.target.is_some()) {
             self.facts.target = start.target.or(self.facts.target);

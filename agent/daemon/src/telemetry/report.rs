@@ -38,6 +38,8 @@ pub struct FlowStart {
     pub peer_node: String,
     /// Epoch of the verdicts that the agent asked; 0: it asked none.
     pub epoch: u32,
+    /// Epoch of the other node's, as it says; 0: it does not, or not yet.
+    pub peer_epoch: u32,
 }
 
 /// A flow that opened: the far pod, or this node's, accepted.
@@ -49,6 +51,8 @@ pub struct FlowOpened {
     pub handshake_us: Option<u64>,
     /// Time from the client's SYN (or from OPEN) to the pod's answer, in microseconds.
     pub connect_us: u64,
+    /// Epoch of the verdicts by which the other node let it; 0: not said, or no other node did.
+    pub peer_epoch: u32,
 }
 
 /// How a flow ended that had opened.

@@ -140,6 +140,7 @@ impl Store {
                 live.facts.tunnel = opened.tunnel.or(live.facts.tunnel);
                 live.facts.handshake_us = opened.handshake_us.or(live.facts.handshake_us);
                 live.facts.connect_us.get_or_insert(opened.connect_us);
+                live.facts.judged_there(opened.peer_epoch);
                 if live.state() == Some(FlowState::Pending) {
                     // The kernel was told already; the next reading shows the same.
                     live.entry.flow.state = FlowState::Captured as u8;

@@ -2,7 +2,7 @@
 
 use crate::manifest::{Protocol, Scope, parse_in};
 use crate::model::World;
-use crate::policy::explain::{Claims, Explanation, InForce, explain, waits};
+use crate::policy::explain::{Claims, Explanation, InForce, PeerEpoch, explain, waits};
 use crate::policy::load::load;
 use crate::policy::port::Asked;
 use crate::policy::verdict::{End, Evaluator, Flow};
@@ -189,7 +189,7 @@ fn an_allow_says_who_was_proved_and_by_which_rule() {
 fn that_a_newer_policy_waits_is_said() {
     assert_eq!((waits("", 7, 7), waits("", 8, 7)), (String::new(), String::new()));
     let said = |waits: String| {
-        let by = InForce { node: "n1".into(), epoch: 12, now: true, waits, claims: Vec::new() };
+        let by = InForce { node: "n1".into(), epoch: 12, now: true, waits, claims: Vec::new(), peers: Vec::new() };
         let lines = explained("", "checkout/web-1", "payments/api-5f2").in_force(by).lines;
         lines.iter().rev().take(2).rev().map(|line| format!("{}: {}", line.label, line.text)).collect::<Vec<_>>()
     };
@@ -198,6 +198,20 @@ fn that_a_newer_policy_waits_is_said() {
     assert_eq!(coming, ["policy: epoch 12 on n1", "waits: a newer one of the source is coming into force: ask again"]);
     let aged = Claims { workload: "checkout/web-1".into(), since: 1_795_705_200, age: 200 };
     assert_eq!(aged.say(), "of checkout/web-1 by the source, 3 min old, since 2026-11-26T15:00:00Z");
+    let peer = |epoch, age| PeerEpoch { node: "n2".into(), epoch, age };
+    let peers = vec![peer(Some(9), None), peer(Some(9), Some(7_300)), peer(None, None)];
+    let by = InForce { node: "n1".into(), epoch: 12, now: true, waits: String::new(), claims: Vec::new(), peers };
+    let lines = explained("", "checkout/web-1", "payments/api-5f2").in_force(by).lines;
+    let there: Vec<&str> = lines.iter().filter(|line| line.label == "policy").map(|line| line.text.as_str()).collect();
+    assert_eq!(
+        there,
+        [
+            "epoch 12 on n1",
+            "epoch 9 on n2, when it let this flow",
+            "epoch 9 on n2, 2 h ago",
+            "epoch on n2 is not known here, no flow in a tunnel told it: ask its agent",
+        ]
+    );
     let refused = said(waits("too many cells", 7, 7));
     assert_eq!(refused[1], "waits: a newer one of the source is not in force: too many cells");
 }

@@ -1,13 +1,13 @@
 //! What the admin API says of policy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{MutexGuard, PoisonError};
 
 use kumiko_core::api::{Applied, AppliedState, PolicyObjectView, SetView, SetsView};
 use kumiko_core::flow_record::hex_id;
 use kumiko_core::policy::ask::{Asking, NoFlow};
-use kumiko_core::policy::explain::{Claims, Explanation, InForce, explain, name, waits};
+use kumiko_core::policy::explain::{Claims, Explanation, InForce, PeerEpoch, explain, name, waits};
 use kumiko_core::policy::history::History;
 use kumiko_core::policy::list;
 use kumiko_core::policy::seen::explain_seen;
@@ -40,7 +40,22 @@ impl View {
         ends.iter().filter_map(one).collect()
     }
 
+    /// What the nodes of ends that are workloads elsewhere judge by, as far as flows have told.
+    fn peers(&self, ends: [&End; 2]) -> Vec<PeerEpoch> {
+        let nodes = ends.iter().filter_map(|end| Some(end.workload.as_ref()?.node.as_str()));
+        let others: BTreeSet<&str> = nodes.filter(|node| !node.is_empty() && *node != &*self.common.node).collect();
+        let now = clock::monotonic_ns();
+        let one = |node: &str| {
+            let told = self.telemetry.peer_epoch(node);
+            let age =
+                told.map(|(_, began)| i64::try_from(now.saturating_sub(began) / 1_000_000_000).unwrap_or(i64::MAX));
+            PeerEpoch { node: node.to_owned(), epoch: told.map(|(epoch, _)| epoch), age }
+        };
+        others.into_iter().map(one).collect()
+    }
+
     fn explain_asked(&self, asked: &Asking) -> Result<Explanation, String> {
+        self.telemetry.settle();
         let (epoch, world) = {
             let history = self.history();
             let (epoch, world) = history.now().map_err(|unknown| unknown.to_string())?;
@@ -56,7 +71,8 @@ impl View {
         let (policy, source) = (self.reconciled.state.load().policy(), self.source.status.borrow().epoch);
         let waits = waits(&policy.problem, policy.source_epoch, source);
         let claims = self.claims([&flow.source, &flow.destination]);
-        Ok(answer.in_force(InForce { node: self.common.node.to_string(), epoch, now: true, waits, claims }))
+        let peers = self.peers([&flow.source, &flow.destination]);
+        Ok(answer.in_force(InForce { node: self.common.node.to_string(), epoch, now: true, waits, claims, peers }))
     }
 }
 

@@ -103,6 +103,7 @@ fn start(of: Entry) -> FlowStart {
         remote: true,
         peer_node: "n2".into(),
         epoch: 0,
+        peer_epoch: 0,
     }
 }
 
@@ -134,7 +135,10 @@ async fn table_events_and_reports_come_together() {
     table.with(|entries| entries.push(flow));
     let start = start(flow);
     sink.dialling(start);
-    sink.opened(flow.flow.id, FlowOpened { tunnel: Some(1), handshake_us: Some(900), connect_us: 1_500 });
+    sink.opened(
+        flow.flow.id,
+        FlowOpened { tunnel: Some(1), handshake_us: Some(900), connect_us: 1_500, peer_epoch: 7 },
+    );
     until(&telemetry, |t| t.status().open == 1 && t.list(&FlowFilter::default(), 1).records[0].tunnel == Some(1)).await;
 
     flow.flow.over_ns = now;
@@ -177,7 +181,7 @@ async fn what_a_shard_said_before_the_end_is_in_the_record() {
     for id in 1..=40 {
         let mut flow = entry(id, FlowState::Captured, clock::monotonic_ns());
         sink.dialling(start(flow));
-        sink.opened(flow.flow.id, FlowOpened { tunnel: Some(1), handshake_us: None, connect_us: 1 });
+        sink.opened(flow.flow.id, FlowOpened { tunnel: Some(1), handshake_us: None, connect_us: 1, peer_epoch: 0 });
         flow.flow.over_ns = clock::monotonic_ns();
         flow.flow.flags |= flags::OVER_FIN;
         events.send(event(EventKind::Over, flow)).unwrap();

@@ -95,6 +95,7 @@ fn start(id: u8) -> FlowStart {
         remote: true,
         peer_node: "n2".into(),
         epoch: 0,
+        peer_epoch: 0,
     }
 }
 
@@ -130,10 +131,11 @@ fn a_dialled_flow_from_syn_to_fin() {
     assert_eq!(only(&store).state, FlowPhase::Pending);
     assert!(follower.try_recv().is_err(), "a dial that goes well is told when it has opened");
 
-    let opened = FlowOpened { tunnel: Some(7), handshake_us: None, connect_us: 400 };
+    let opened = FlowOpened { tunnel: Some(7), handshake_us: None, connect_us: 400, peer_epoch: 9 };
     store.report(FlowReport::Opened(FlowId([1; 16]), opened), SECOND, &Demo);
     let open = only(&store);
     assert_eq!((open.state, open.encrypted, open.tunnel, open.connect_us), (FlowPhase::Open, true, Some(7), Some(400)));
+    assert_eq!((open.peer_node.as_str(), open.peer_epoch), ("n2", Some(9)));
     assert_eq!(follower.try_recv().unwrap().report, 1);
 
     // The kernel sees the last FIN; the shard's word is still missing.
@@ -148,7 +150,7 @@ fn a_dialled_flow_from_syn_to_fin() {
 
 #[test]
 fn a_flow_shorter_than_a_reading_keeps_its_bytes() {
-    let opened = FlowOpened { tunnel: Some(7), handshake_us: None, connect_us: 400 };
+    let opened = FlowOpened { tunnel: Some(7), handshake_us: None, connect_us: 400, peer_epoch: 9 };
     for by_event in [true, false] {
         let mut store = Store::new(settings());
         // All of it before the kernel's word: no event and no reading has shown the entry yet.
