@@ -50,7 +50,7 @@ pub struct Object {
     pub kind: Kind,
     /// Where its document begins.
     pub place: Place,
-    /// What no other object may claim, with the place that claims it.
+    /// What no other object may claim ([`Claim::clashes`]), with the place that claims it.
     pub claims: Vec<(Claim, Place)>,
 }
 
@@ -80,8 +80,32 @@ pub enum Claim {
     Name(&'static str, String, String),
     /// A workload's UID.
     Uid(String),
-    /// An address of a workload, node or Service.
+    /// An address of a node or Service.
     Ip(IpAddr),
+    /// An address of a workload. What two of them claim is settled when all documents are known ([`crate::model`]): the
+    /// order of files must not say whose it is, nor keep a pod out of the mesh.
+    PodIp(IpAddr),
+}
+
+/// What claims are compared by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum ClaimKey<'a> {
+    Ip(IpAddr),
+    Other(&'a Claim),
+}
+
+impl Claim {
+    fn key(&self) -> ClaimKey<'_> {
+        match self {
+            Self::Ip(ip) | Self::PodIp(ip) => ClaimKey::Ip(*ip),
+            other => ClaimKey::Other(other),
+        }
+    }
+
+    /// Whether objects of two files cannot both have what they claim.
+    pub fn clashes(&self, other: &Self) -> bool {
+        self.key() == other.key() && !matches!((self, other), (Self::PodIp(_), Self::PodIp(_)))
+    }
 }
 
 impl fmt::Display for Claim {
@@ -90,7 +114,7 @@ impl fmt::Display for Claim {
             Self::Name(kind, namespace, name) if namespace.is_empty() => write!(f, "{kind} {name}"),
             Self::Name(kind, namespace, name) => write!(f, "{kind} {namespace}/{name}"),
             Self::Uid(uid) => write!(f, "UID {uid}"),
-            Self::Ip(ip) => write!(f, "address {ip}"),
+            Self::Ip(ip) | Self::PodIp(ip) => write!(f, "address {ip}"),
         }
     }
 }
@@ -232,12 +256,12 @@ pub fn parse_in(scope: Scope, file: &str, text: &str) -> Result<Vec<Object>, Vec
     for document in &documents {
         kinds::read(scope, document, &mut objects, &mut problems);
     }
-    let mut seen: HashMap<&Claim, Place> = HashMap::new();
+    let mut seen: HashMap<ClaimKey<'_>, Place> = HashMap::new();
     for (claim, place) in objects.iter().flat_map(|object| &object.claims) {
-        if let Some(first) = seen.get(claim) {
+        if let Some(first) = seen.get(&claim.key()) {
             problems.push((*place, Problem::Claimed { claim: claim.clone(), file: file.to_owned(), place: *first }));
         } else {
-            seen.insert(claim, *place);
+            seen.insert(claim.key(), *place);
         }
     }
     if problems.is_empty() {

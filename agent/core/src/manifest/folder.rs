@@ -2,7 +2,8 @@
 //!
 //! A file is taken whole or not at all. A new version that cannot be read, or that claims what another file has, is
 //! refused: the last good version of that file stays. Who had a name or an address first keeps it; on a fresh start the
-//! file whose name comes first does. A refused version is tried again whenever anything changes.
+//! file whose name comes first does. Only what two workloads say of an address is not settled here ([`crate::model`]). A
+//! refused version is tried again whenever anything changes.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -12,7 +13,9 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::refused::{self, Refused};
-use super::{Claim, ClaimedAddresses, Diagnostic, Kind, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in};
+use super::{
+    Claim, ClaimKey, ClaimedAddresses, Diagnostic, Kind, MAX_DIAGNOSTICS, Object, Place, Problem, Scope, parse_in,
+};
 
 /// What was read from a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,6 +56,9 @@ struct File {
     /// Addresses that the newest version claims for workloads, and that workloads in force have.
     claimed: Vec<Object>,
 }
+
+/// Which files claim something, with what they say and where.
+type Owners<'a> = HashMap<ClaimKey<'a>, Vec<(&'a str, &'a Claim, Place)>>;
 
 /// A version that is refused.
 #[derive(Clone, Debug)]
@@ -186,10 +192,11 @@ impl FolderState {
 
     /// Files whose new versions claim what another file has or had first.
     fn hold_back(&self) -> BTreeSet<String> {
-        let had: HashMap<&Claim, &str> = self
+        // As it was claimed: who had a pod's address with others has no right to it for a Service.
+        let had: HashSet<(&str, &Claim)> = self
             .files
             .iter()
-            .flat_map(|(name, file)| claims(file.good.as_ref()).map(move |(claim, _)| (claim, name.as_str())))
+            .flat_map(|(name, file)| claims(file.good.as_ref()).map(move |(claim, _)| (name.as_str(), claim)))
             .collect();
         let mut held_back = BTreeSet::new();
         loop {
@@ -207,8 +214,8 @@ impl FolderState {
     }
 
     /// Who loses a claim with its new version, and to whom.
-    fn lost<'a>(&'a self, held_back: &BTreeSet<String>, had: &HashMap<&Claim, &str>) -> BTreeSet<(&'a str, &'a str)> {
-        let mut owners: HashMap<&Claim, &str> = HashMap::new();
+    fn lost<'a>(&'a self, held_back: &BTreeSet<String>, had: &HashSet<(&str, &Claim)>) -> BTreeSet<(&'a str, &'a str)> {
+        let mut owners: HashMap<ClaimKey<'a>, (&'a str, &'a Claim)> = HashMap::new();
         let mut lost = BTreeSet::new();
         // What is in force already comes first: it can lose to nobody.
         for newcomers in [false, true] {
@@ -218,14 +225,14 @@ impl FolderState {
                     continue;
                 }
                 for (claim, _) in claims(objects) {
-                    let Some(owner) = owners.get(claim).copied() else {
-                        owners.insert(claim, name);
+                    let (owner, theirs) = *owners.entry(claim.key()).or_insert((name, claim));
+                    if owner == name || !claim.clashes(theirs) {
                         continue;
-                    };
-                    if new && had.get(claim).is_some_and(|first| *first == name) {
+                    }
+                    if new && had.contains(&(name.as_str(), claim)) {
                         // Had it before the one that was met first here: that one is a newcomer too.
                         lost.insert((owner, name.as_str()));
-                        owners.insert(claim, name);
+                        owners.insert(claim.key(), (name, claim));
                     } else {
                         lost.insert((name.as_str(), owner));
                     }
@@ -236,24 +243,22 @@ impl FolderState {
     }
 
     /// Every claim of the versions that would be in force.
-    fn owners<'a>(&'a self, held_back: &BTreeSet<String>) -> HashMap<&'a Claim, (&'a str, Place)> {
-        let mut owners = HashMap::new();
+    fn owners<'a>(&'a self, held_back: &BTreeSet<String>) -> Owners<'a> {
+        let mut owners = Owners::new();
         for (name, file) in &self.files {
-            let claims = claims(self.version(name, file, held_back).0);
-            owners.extend(claims.map(|(claim, place)| (claim, (name.as_str(), *place))));
+            for (claim, place) in claims(self.version(name, file, held_back).0) {
+                owners.entry(claim.key()).or_default().push((name, claim, *place));
+            }
         }
         owners
     }
 
     /// What the newest version of a file claims that is another's.
-    fn clashes<'a>(
-        &'a self,
-        name: &'a str,
-        owners: &'a HashMap<&Claim, (&str, Place)>,
-    ) -> impl Iterator<Item = Diagnostic> + 'a {
+    fn clashes<'a>(&'a self, name: &'a str, owners: &'a Owners<'_>) -> impl Iterator<Item = Diagnostic> + 'a {
         let newest = self.files.get(name).and_then(|file| file.newest.as_ref()?.as_ref().ok());
         claims(newest).filter_map(move |(claim, place)| {
-            let (other, theirs) = owners.get(claim).filter(|(owner, _)| *owner != name)?;
+            let mut others = owners.get(&claim.key())?.iter();
+            let (other, _, theirs) = others.find(|(owner, theirs, _)| *owner != name && claim.clashes(theirs))?;
             let problem = Problem::Claimed { claim: claim.clone(), file: (*other).to_owned(), place: *theirs };
             Some(Diagnostic { file: name.to_owned(), place: *place, problem })
         })

@@ -175,7 +175,7 @@ fn ips(check: &mut Checker<'_>, raw: &[String]) -> Vec<IpAddr> {
     for (index, text) in raw.iter().enumerate() {
         let path = [SPEC, Step::Key("ips"), Step::Index(index)];
         if let Some(ip) = check.ip(&path, text) {
-            check.claim(&path, Claim::Ip(ip));
+            check.claim(&path, Claim::PodIp(ip));
             ips.push(ip);
         }
     }
