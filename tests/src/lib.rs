@@ -9,6 +9,7 @@ pub mod forge;
 pub mod harness;
 pub mod in_force;
 pub mod load;
+pub mod own_port;
 pub mod probe;
 pub mod programs;
 pub mod twins;

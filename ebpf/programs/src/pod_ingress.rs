@@ -184,7 +184,9 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
     if syn {
         if from {
             if p.seq != get!(entry, isn) && !first_syn(entry, p.seq) {
-                return Known::Fresh;
+                let turned = entry.flags() & TURNED != 0;
+                // From one port, to the Service and to the endpoint itself: the open one goes on, the other waits for its end.
+                return if turned == (s.service != 0) { Known::Fresh } else { Known::Done(DROP) };
             }
             if matches!(state, FlowState::Pending) {
                 return again(s, entry);

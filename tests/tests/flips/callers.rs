@@ -1,23 +1,20 @@
 //! Clients that call all the time, and what is wrong with what they are told.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kumiko_lab::Netns;
-use socket2::{Domain, SockRef, Socket, Type};
+use kumiko_tests::own_port::{self, any};
+use socket2::SockRef;
 
 /// Nobody waits longer for what should come: nothing gets lost between these pods.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Between two first packets of a client: what has ended stays in the flow table for a while, and a pod has a share of it.
 const PAUSE: Duration = Duration::from_millis(4);
-
-/// From here on, ports of connections that stay: ports that the kernel gives to no other connection. One to a Service and one to
-/// the pod behind it would be the same connection there, and the second one waits for the first one's end.
-const OWN_PORTS: u16 = 21_000;
 
 /// Whom a client calls, and whether it may.
 #[derive(Clone, Copy, Debug)]
@@ -110,9 +107,10 @@ impl Caller<'_> {
     pub(super) fn stand(&self, calls: &Calls) -> Result<()> {
         self.netns.within(|| {
             let mut open = Vec::new();
-            for (target, port) in self.targets.iter().zip(OWN_PORTS..) {
+            for (target, port) in self.targets.iter().zip(own_port::FIRST..) {
                 let stream = if target.allowed {
-                    let stream = connected(port, target.to).with_context(|| format!("{target:?}"))?;
+                    let stream = own_port::connect(port, target.to, PATIENCE);
+                    let stream = stream.with_context(|| format!("{target:?} from {port}"))?;
                     stream.set_nodelay(true)?;
                     Some(stream)
                 } else {
@@ -144,17 +142,6 @@ impl Caller<'_> {
             Ok(())
         })
     }
-}
-
-fn any(to: SocketAddr) -> IpAddr {
-    if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() }
-}
-
-fn connected(from: u16, to: SocketAddr) -> Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    socket.bind(&SocketAddr::new(any(to), from).into()).with_context(|| format!("port {from}"))?;
-    socket.connect_timeout(&to.into(), PATIENCE)?;
-    Ok(socket.into())
 }
 
 fn ask(stream: &mut TcpStream) -> std::io::Result<()> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kumiko_lab::{Family, Net};
+use kumiko_tests::own_port::any;
 
 use super::world::{OPEN, SHUT, Try, World, within};
 
@@ -24,8 +25,7 @@ impl Exchange {
     pub(super) fn new(world: &World, (from, to, port): Try, ip: IpAddr) -> Result<Self> {
         let address = SocketAddr::new(ip, port);
         let socket = world.lab.pod(from)?.netns.within(|| {
-            let any: IpAddr = if ip.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-            let socket = UdpSocket::bind((any, 0))?;
+            let socket = UdpSocket::bind((any(address), world.ports.next()))?;
             socket.connect(address)?;
             socket.set_read_timeout(Some(AGAIN))?;
             Ok(socket)

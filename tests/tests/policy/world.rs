@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage};
 use kumiko_tests::echo::{Datagrams, Echo};
 use kumiko_tests::in_force;
+use kumiko_tests::own_port::{self, OwnPorts};
 use serde_json::Value;
 
 /// Ports that the servers listen on, and their Services.
@@ -30,6 +31,8 @@ pub(super) fn within(name: &str, net: Net, test: impl FnOnce(&mut World) -> Resu
 /// The lab, with what changes in it.
 pub(super) struct World {
     pub(super) lab: Lab,
+    /// Of connections and exchanges, so that none is another one's at the pod behind a Service.
+    pub(super) ports: OwnPorts,
     _echoes: Vec<Echo>,
     _datagrams: Vec<Datagrams>,
 }
@@ -75,7 +78,7 @@ impl World {
                 }
             }
         }
-        Ok(Self { lab, _echoes: echoes, _datagrams: datagrams })
+        Ok(Self { lab, ports: OwnPorts::default(), _echoes: echoes, _datagrams: datagrams })
     }
 
     /// Epochs of the verdicts that open flows were looked at by, of both nodes.
@@ -114,7 +117,7 @@ impl World {
     fn connect(&self, (from, to, port): Try, ip: IpAddr, allowed: bool) -> Result<()> {
         let address = SocketAddr::new(ip, port);
         let client = &self.lab.pod(from)?.netns;
-        let result = client.within(|| Ok(TcpStream::connect_timeout(&address, CONNECT_WITHIN)))?;
+        let result = client.within(|| Ok(own_port::connect(self.ports.next(), address, CONNECT_WITHIN)))?;
         let (said, right) = match &result {
             Ok(_) => ("connected".to_owned(), allowed),
             Err(error) => (error.to_string(), !allowed && error.kind() == ErrorKind::ConnectionRefused),
@@ -168,7 +171,7 @@ impl World {
                 for idle in [false, true] {
                     let what = format!("{from} to {to}:{port}, {family}, by {by}, idle: {idle}");
                     let address = SocketAddr::new(ip, port);
-                    let stream = client.within(|| Ok(TcpStream::connect_timeout(&address, CONNECT_WITHIN)?));
+                    let stream = client.within(|| Ok(own_port::connect(self.ports.next(), address, CONNECT_WITHIN)?));
                     let stream = stream.with_context(|| what.clone())?;
                     stream.set_read_timeout(Some(CONNECT_WITHIN))?;
                     let mut open = Open { what, stream, stays };

@@ -162,6 +162,17 @@ fn a_connection_in_the_clear_to_a_service_goes_to_an_endpoint_that_rules_are_ask
             assert_eq!(flow.flags & flags::TURNED, flags::TURNED);
             assert_eq!(flow.dir.map(|dir| dir.packets), [3, 3]);
             assert_eq!(node.stat(Stat::LeakBytes), clear);
+            // To the endpoint itself from the same port: that waits, and what is open goes on.
+            let own = direct(&syn).with(|t| t.seq = 5_000);
+            assert_eq!(node.sends(&own.summed()), DROP);
+            assert_eq!(node.sends_and_shows(&data.summed()), (PASS, direct(&data).summed()));
+            assert_eq!(node.flow(&direct(&syn)).unwrap().id, flow.id);
+            let elsewhere = |of: &Tcp<'static>| of.clone().with(|t| t.sport = 39_000);
+            let (own, syn_there) = (elsewhere(&own), elsewhere(&syn));
+            assert_eq!(node.sends_and_shows(&own.summed()), (PASS, own.summed()));
+            let first = node.flow(&own).unwrap().id;
+            assert_eq!(node.sends(&syn_there.summed()), DROP);
+            assert_eq!(node.flow(&own).unwrap().id, first);
             // Without an entry it is a stray, and goes as it came.
             let stray = data.clone().with(|t| t.sport = 9);
             assert_eq!(node.sends_and_shows(&stray.summed()), (REDIRECT, stray.summed()));
