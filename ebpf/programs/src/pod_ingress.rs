@@ -184,9 +184,9 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
     if syn {
         if from {
             if p.seq != get!(entry, isn) && !first_syn(entry, p.seq) {
-                let turned = entry.flags() & TURNED != 0;
                 // From one port, to the Service and to the endpoint itself: the open one goes on, the other waits for its end.
-                return if turned == (s.service != 0) { Known::Fresh } else { Known::Done(DROP) };
+                let other = (entry.flags() & TURNED != 0) != (s.service != 0);
+                return if other && enforces(stage(hook.endpoint)) { Known::Done(DROP) } else { Known::Fresh };
             }
             if matches!(state, FlowState::Pending) {
                 return again(s, entry);

@@ -167,6 +167,16 @@ fn a_connection_in_the_clear_to_a_service_goes_to_an_endpoint_that_rules_are_ask
             assert_eq!(node.sends(&own.summed()), DROP);
             assert_eq!(node.sends_and_shows(&data.summed()), (PASS, direct(&data).summed()));
             assert_eq!(node.flow(&direct(&syn)).unwrap().id, flow.id);
+            // Of a pod that is only observed, or no more at all, nothing ever waits here.
+            let waits = |stage| {
+                let there = syn.clone().with(|t| t.sport = 38_000);
+                node.sends(&there.summed());
+                node.endpoint(|_| (), stage);
+                let action = node.sends(&own.clone().with(|t| t.sport = 38_000).summed());
+                node.endpoint(|_| (), Stage::Strict);
+                action
+            };
+            assert_eq!([Stage::Off, Stage::Observe].map(waits), [PASS; 2]);
             let elsewhere = |of: &Tcp<'static>| of.clone().with(|t| t.sport = 39_000);
             let (own, syn_there) = (elsewhere(&own), elsewhere(&syn));
             assert_eq!(node.sends_and_shows(&own.summed()), (PASS, own.summed()));
