@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use kumiko_abi::flow::flags;
 use kumiko_abi::{Event, Flow, FlowId, FlowKey};
 use kumiko_core::addr;
 use kumiko_core::flow_record::Entry;
 use kumiko_core::model::Attachment;
-use kumiko_kernel::bpf::{Commands, Datapath, EventRing, FlowTable};
+use kumiko_kernel::bpf::{Commands, Datapath, EventRing, FlowTable, Maps};
 use kumiko_kernel::diag;
 use kumiko_kernel::netns::Netns;
 use kumiko_kernel::readable::Readable;
@@ -20,6 +22,7 @@ use crate::telemetry::{EventSource, FlowSource};
 /// The flow table, and the namespaces behind it: the pods' and the agent's own.
 pub(super) struct Flows {
     table: FlowTable,
+    maps: Maps,
     commands: Commands,
     state: SharedState,
     host: Netns,
@@ -30,7 +33,8 @@ pub(super) struct Flows {
 
 impl Flows {
     pub(super) fn new(datapath: &Datapath, state: SharedState, host: Netns, agent: Netns) -> Self {
-        Self { table: datapath.flows(), commands: datapath.commands(), state, host, agent, known: HashMap::new() }
+        let (table, maps, commands) = (datapath.flows(), datapath.maps(), datapath.commands());
+        Self { table, maps, commands, state, host, agent, known: HashMap::new() }
     }
 
     fn namespace(&mut self, ifindex: u32) -> Option<Arc<Netns>> {
@@ -65,7 +69,11 @@ impl FlowSource for Flows {
 
     fn has_socket(&mut self, entry: &Entry) -> io::Result<Option<bool>> {
         let (initiator, target) = addr::ends(&entry.key, entry.flow.flags);
-        let ends = [(entry.flow.src_ifindex, initiator, target), (entry.flow.dst_ifindex, target, initiator)];
+        // Where the programs chose the endpoint, the client's socket has the Service for its peer.
+        let turned = entry.flow.flags & flags::TURNED != 0;
+        let asked = if turned { self.maps.translation(&entry.key).map_err(io::Error::other)? } else { None };
+        let peer = asked.map_or(target, |asked| SocketAddr::new(addr::from_abi(&asked.addr), asked.port));
+        let ends = [(entry.flow.src_ifindex, initiator, peer), (entry.flow.dst_ifindex, target, initiator)];
         let mut told = None;
         for (ifindex, local, remote) in ends {
             if ifindex == 0 {
