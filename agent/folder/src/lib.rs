@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kumiko_core::manifest::{FileContent, MAX_BYTES, Place};
 
@@ -131,6 +132,15 @@ pub struct Print {
     /// Bytes; for the folder its device.
     size: u64,
     modified: (i64, i64),
+}
+
+impl Print {
+    /// For how long the file has not been written to; none: it is the folder's own, or its time has not come yet.
+    pub fn age(&self, now: SystemTime) -> Option<Duration> {
+        let (seconds, ns) = self.modified;
+        let modified = UNIX_EPOCH + Duration::new(u64::try_from(seconds).ok()?, u32::try_from(ns).ok()?);
+        now.duration_since(modified).ok().filter(|_| !self.path.as_os_str().is_empty())
+    }
 }
 
 /// What tells that the folder, or a file behind a link, is another one than before, without reading it. The first is

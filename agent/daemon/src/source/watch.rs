@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kumiko_core::manifest::FileContent;
 use kumiko_folder::{Print, fingerprint};
@@ -23,6 +23,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const SETTLE_AT_MOST: Duration = Duration::from_secs(1);
 /// For the notification of what was written before a reading to come out of the watcher's thread.
 const DELIVERED: Duration = Duration::from_millis(10);
+/// A file that was written to so recently is read again: what tells of it may still be on its way. Less than [`SETTLE`].
+const FRESH: Duration = Duration::from_millis(40);
 /// A writer that has a file open and has written nothing for so long is not waited for any more.
 const SILENT: Duration = Duration::from_secs(10);
 /// Time between looks at what inotify cannot see: files behind links, a folder that was replaced.
@@ -113,7 +115,6 @@ impl Watched {
     /// Puts the watch on the folder, anew if it was replaced.
     fn watch(&mut self) {
         self.watcher = None;
-        self.writers.clear();
         let (sender, lost) = (self.sender.clone(), self.lost.clone());
         let made = notify::recommended_watcher(move |event: Notified| {
             if event.as_ref().is_ok_and(is_reading) {
@@ -211,6 +212,7 @@ impl Watched {
         };
         if print.first() != self.print.first() {
             // Another folder stands under this name.
+            self.writers.clear();
             self.watch();
         }
         print != self.print
@@ -228,21 +230,28 @@ impl Watched {
     fn look(&mut self, notified: &Receiver<Notified>) {
         let begun = Instant::now();
         let (mut reading, meanwhile) = loop {
+            // From before the reading: what changes from now on differs from it, and is seen without a notification, too.
+            self.print = fingerprint(&self.dir).unwrap_or_default();
+            let now = SystemTime::now();
+            let fresh = |print: &Print| print.age(now).is_some_and(|age| age < FRESH);
+            let fresh = self.print.iter().any(fresh);
             let reading = read(&self.dir);
             let (any, meanwhile) = self.noted(notified);
-            self.again = any || reading.as_ref().is_ok_and(|whole| whole.torn);
+            self.again = any || fresh || reading.as_ref().is_ok_and(|whole| whole.torn);
             if !self.again || begun.elapsed() >= SETTLE_AT_MOST {
                 break (reading, meanwhile);
             }
             self.settled(notified);
         };
-        self.print = fingerprint(&self.dir).unwrap_or_default();
         self.writers.retain(|_, wrote| wrote.elapsed() < SILENT);
         if let Ok(whole) = &mut reading {
             for path in meanwhile.iter().chain(self.writers.keys()) {
                 let name = path.strip_prefix(&self.dir).unwrap_or(path).to_string_lossy();
-                // Half of a file may read as a whole one with fewer objects.
-                whole.files.entry(name.into_owned()).and_modify(|content| *content = FileContent::Unfinished);
+                // Half of a file may read as a whole one with fewer objects; one that is taken away and made anew may have
+                // been missed.
+                if whole.files.contains_key(&*name) || (is_read(&name) && path.symlink_metadata().is_ok()) {
+                    whole.files.insert(name.into_owned(), FileContent::Unfinished);
+                }
             }
         }
         self.publisher.take(reading);
@@ -252,6 +261,11 @@ impl Watched {
 /// Whether a notification tells only that somebody reads: our own readings make these.
 fn is_reading(event: &Event) -> bool {
     matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write))
+}
+
+/// Whether a manifest of this name below the folder is read: nothing hidden is.
+fn is_read(name: &str) -> bool {
+    name.split('/').all(|part| !part.starts_with('.'))
 }
 
 /// Hidden files are not read, so nobody waits for their writers.
