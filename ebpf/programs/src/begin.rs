@@ -12,6 +12,7 @@ use crate::{
     capture::{self, Parked},
     counters::{self, count},
     ends::{self, Ends, Hook, learns, stage},
+    judge::forged,
     maps::{Scratch, forget},
     pod_ingress::{settle, spoofed},
     policy,
@@ -116,7 +117,7 @@ fn finish(hook: &Hook<'_>, s: &mut Scratch, old: *mut Flow) -> i32 {
     {
         if !entry.is_over() {
             // The client has the same connection to this very endpoint already: sent again, it may get another one.
-            return DROP;
+            return forged(hook);
         }
         old = entry.0;
     }

@@ -119,7 +119,8 @@ fn tcp(hook: Hook<'_>, s: &mut Scratch) -> i32 {
     s.service = 0;
     let mut found = table::find(&s.key);
     if found.is_none() && service::follow(s) {
-        found = table::find(&s.key);
+        // From the same port the client may have asked the endpoint itself since.
+        found = table::find(&s.key).filter(|entry| entry.flags() & TURNED != 0);
         if found.is_none() {
             service::back(s);
         }
@@ -185,8 +186,8 @@ fn known(hook: Hook<'_>, s: &mut Scratch, entry: Entry) -> Known {
         if from {
             if p.seq != get!(entry, isn) && !first_syn(entry, p.seq) {
                 // From one port, to the Service and to the endpoint itself: the open one goes on, the other waits for its end.
-                let other = (entry.flags() & TURNED != 0) != (s.service != 0);
-                return if other && enforces(stage(hook.endpoint)) { Known::Done(DROP) } else { Known::Fresh };
+                let other = s.service == 0 && entry.flags() & TURNED != 0;
+                return if other && enforces(stage(hook.endpoint)) { Known::Done(forged(&hook)) } else { Known::Fresh };
             }
             if matches!(state, FlowState::Pending) {
                 return again(s, entry);

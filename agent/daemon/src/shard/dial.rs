@@ -11,7 +11,7 @@ use kumiko_abi::{FlowState, Reason, SynRecord, Verdict};
 use kumiko_core::addr;
 use kumiko_core::connect::{self, Answer};
 use kumiko_core::frame::{AskedService, Open};
-use kumiko_core::model::Protocol;
+use kumiko_core::model::{Protocol, World};
 use kumiko_core::route::{self, Plan};
 use kumiko_fault::Point;
 use kumiko_kernel::diag;
@@ -25,7 +25,7 @@ use super::failure::{Failure, at};
 use super::registry::{Entry, Stop};
 use super::{Shard, carry, report};
 use crate::clock;
-use crate::reconcile::{Between, NodeState};
+use crate::reconcile::Between;
 use crate::telemetry::FlowOpened;
 
 /// How often a pending flow's entry is looked at, to see whether its client still tries.
@@ -79,6 +79,7 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
     if let Some(refused) = refused {
         return refuse(&shard, &syn, Some(&plan), Failure::new(refused.reason)).await;
     }
+    let (_, epoch) = target;
     let far = {
         let quit = async {
             tokio::select! {
@@ -86,7 +87,7 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
                 reason = stop.stopped() => reason,
             }
         };
-        reach(&shard, &syn, &plan, (client, asked), &stop, pin!(quit)).await
+        reach(&shard, &syn, (&plan, epoch), (client, asked), &stop, pin!(quit)).await
     };
     let far = match far {
         Ok(far) => far,
@@ -122,7 +123,7 @@ pub(super) async fn dial(shard: Rc<Shard>, syn: SynRecord) {
 async fn reach(
     shard: &Rc<Shard>,
     syn: &SynRecord,
-    plan: &Plan,
+    (plan, epoch): (&Plan, u32),
     (client, asked): (SocketAddr, SocketAddr),
     stop: &Arc<Stop>,
     mut quit: Pin<&mut impl Future<Output = Reason>>,
@@ -146,7 +147,7 @@ async fn reach(
         return Ok(Far::Local(delivered));
     };
     let node = SocketAddr::new(node, kumiko_abi::TUNNEL_PORT);
-    let open = open_frame(&shard.common.state.load(), syn, plan, client, asked);
+    let open = Open { epoch, ..open_frame(&shard.common.state.load().world, syn, plan, client, asked) };
     let (mut last, mut fresh) = (Failure::new(Reason::NotProcessed), false);
     for _ in 0..TRIES {
         let key = Key { source: plan.source_principal.clone(), destination: plan.target_principal.clone(), node };
@@ -211,19 +212,19 @@ fn passing(reason: Reason) -> bool {
     matches!(reason, Reason::HandshakeTimedOut | Reason::TlsFailed | Reason::TunnelLost)
 }
 
-fn open_frame(state: &NodeState, syn: &SynRecord, plan: &Plan, client: SocketAddr, asked: SocketAddr) -> Open {
+fn open_frame(world: &World, syn: &SynRecord, plan: &Plan, client: SocketAddr, asked: SocketAddr) -> Open {
     Open {
         flow_id: syn.id,
         client,
         destination: plan.target_addr,
         destination_uid: plan.target.uid.clone(),
         source_uid: plan.source.uid.clone(),
-        label_digest: route::label_digest(&state.world, &plan.source),
+        label_digest: route::label_digest(world, &plan.source),
         service: plan
             .service
             .as_ref()
             .map(|service| AskedService { name: format!("{}/{}", service.namespace, service.name), address: asked }),
-        epoch: state.epoch(),
+        epoch: 0,
     }
 }
 
