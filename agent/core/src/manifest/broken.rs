@@ -63,6 +63,7 @@ words! {
             instead",
         ReplacesItself = "is this policy itself: in audit it would say nothing at all; name another one, or remove it",
         Suspends = "must be ingress.deny.NAME, egress.deny.NAME, ingress.allow or egress.allow (a whole ceiling)",
+        Owner = "must be 253 characters or fewer",
         Seconds = "must be 1 to 86400",
         SecondsWithoutGrace = "belongs to action grace: remove it, or write action: grace",
         UnprovedDeny = "says nothing in a deny rule: a claim is enough to be denied; remove it",

@@ -97,6 +97,12 @@ impl<'a> Checker<'a> {
         value.to_owned()
     }
 
+    /// Who answers for something.
+    pub(super) fn owner(&mut self, path: &[Step<'_>], value: &str) {
+        self.present(path, Some(value));
+        self.must(value.chars().count() <= 253, path, value, Broken::Owner);
+    }
+
     /// A label that something is chosen by: one that no object can have would choose nothing, and nobody would notice.
     pub(super) fn label_key(&mut self, path: &[Step<'_>], key: &str) {
         let (prefix, name) = key.rsplit_once('/').unwrap_or(("x", key));

@@ -209,6 +209,19 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
         }
     }
 
+    /// An object only: serde's derives would take a list for its fields in order.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.node.value {
+            Value::Map(_) => self.deserialize_any(visitor),
+            _ => Err(Error::from(mismatch(self.node, "an object")).at(self.node.place)),
+        }
+    }
+
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let place = self.key.unwrap_or(self.node.place);
         self.unknown.borrow_mut().push(Unknown { place, path: self.path.to_string() });
@@ -217,7 +230,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct identifier
+        tuple_struct map identifier
     }
 }
 

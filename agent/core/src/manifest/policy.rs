@@ -209,6 +209,8 @@ pub(super) fn exception(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Re
     let mut suspends = Vec::new();
     let listed = check.at_most(&[SPEC, Step::Key("suspends")], &spec.suspends, MOST_OTHERS);
     for (number, raw) in listed.iter().enumerate() {
+        let path = [SPEC, Step::Key("suspends"), Step::Index(number), Step::Key("baseline")];
+        check.subdomain(&path, Some(&raw.baseline));
         let path = [SPEC, Step::Key("suspends"), Step::Index(number), Step::Key("rules")];
         for (index, text) in check.at_most(&path, &raw.rules, MOST_OTHERS).iter().enumerate() {
             let path = [SPEC, Step::Key("suspends"), Step::Index(number), Step::Key("rules"), Step::Index(index)];
@@ -221,7 +223,7 @@ pub(super) fn exception(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Re
     if spec.suspends.iter().all(|raw| raw.rules.is_empty()) {
         check.problem(&[SPEC, Step::Key("suspends")], Problem::Missing { path: "spec.suspends[].rules".to_owned() });
     }
-    check.present(&[SPEC, Step::Key("owner")], Some(&spec.owner));
+    check.owner(&[SPEC, Step::Key("owner")], &spec.owner);
     let subject = baseline_subject(&mut check, &spec.subject);
     let of = Of { path: &[SPEC], peers: "peers", list: List::Ceiling };
     let rule = Rule {

@@ -11,6 +11,7 @@
 
 mod changed;
 mod compiled;
+mod definitions;
 mod evaluated;
 mod mutations;
 mod narrowed;

@@ -14,7 +14,7 @@ use super::{EgressRule, IngressRule, Mode, OnRevoke};
 #[serde(rename_all = "camelCase")]
 // These fields are those of a peer that is a workload, but for pod labels: a shared type flattened into both would lose
 // the place of what is wrong in it.
-#[x_kube(validation = ("!has(self.serviceAccount) || has(self.namespace) || has(self.namespaceLabels)", "an account's name means nothing without its namespace"))]
+#[x_kube(validation = ("!has(self.serviceAccount) || has(self.__namespace__) || has(self.namespaceLabels)", "an account's name means nothing without its namespace"))]
 pub struct BaselineSubject {
     /// The namespace with this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,7 +29,7 @@ pub struct BaselineSubject {
     pub service_account: Option<String>,
     /// Who has this SPIFFE ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2048))]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^spiffe://[^/]+/ns/[^/]+/sa/[^/]+$"))]
     pub spiffe_id: Option<String>,
 }
 

@@ -27,6 +27,7 @@ pub struct PolicySubject {
 #[kube(plural = "meshpolicies", category = "kumiko")]
 #[kube(doc = "What a team allows for its own workloads, within the platform's baseline.")]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.replaces) || size(self.replaces) == 0 || self.mode == 'audit'", "replaces is for a policy in mode audit"))]
 #[x_kube(validation = ("has(self.ingress) || has(self.egress)", "without ingress and egress it would enforce nothing"))]
 pub struct MeshPolicySpec {
     /// `enforce` or `audit`.

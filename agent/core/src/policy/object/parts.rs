@@ -89,9 +89,9 @@ pub struct IpBlock {
 /// Whom a rule is about. What is named of a workload must all be so; `ipBlock` and `entity` stand alone.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("[has(self.ipBlock), has(self.entity), has(self.namespace) || has(self.namespaceLabels) || has(self.serviceAccount) || has(self.spiffeId) || has(self.labels)].filter(x, x).size() == 1", "a peer is a workload (namespace, namespaceLabels, serviceAccount, spiffeId, labels), or an ipBlock, or an entity"))]
-#[x_kube(validation = ("!has(self.serviceAccount) || has(self.namespace) || has(self.namespaceLabels)", "an account's name means nothing without its namespace"))]
-#[x_kube(validation = ("!has(self.labels) || has(self.namespace) || has(self.namespaceLabels)", "a pod's labels mean nothing without its namespace"))]
+#[x_kube(validation = ("[has(self.ipBlock), has(self.entity), has(self.__namespace__) || has(self.namespaceLabels) || has(self.serviceAccount) || has(self.spiffeId) || has(self.labels)].filter(x, x).size() == 1", "a peer is a workload (namespace, namespaceLabels, serviceAccount, spiffeId, labels), or an ipBlock, or an entity"))]
+#[x_kube(validation = ("!has(self.serviceAccount) || has(self.__namespace__) || has(self.namespaceLabels)", "an account's name means nothing without its namespace"))]
+#[x_kube(validation = ("!has(self.labels) || has(self.__namespace__) || has(self.namespaceLabels)", "a pod's labels mean nothing without its namespace"))]
 pub struct Peer {
     /// The namespace with this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ pub struct Peer {
     pub service_account: Option<String>,
     /// Who has this SPIFFE ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 2048))]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^spiffe://[^/]+/ns/[^/]+/sa/[^/]+$"))]
     pub spiffe_id: Option<String>,
     /// Pods with all of these labels. The API server claims them, no certificate proves them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -192,6 +192,7 @@ impl JsonSchema for PortRef {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.endPort) || (has(self.port) && type(self.port) == int && self.endPort >= self.port)", "endPort needs a number as port, and not a higher one"))]
+#[x_kube(validation = ("!has(self.port) || type(self.port) != int || (self.port >= 1 && self.port <= 65535)", "a port is 1 to 65535, or a name"))]
 #[x_kube(validation = ("self.protocol != 'ICMP' || !has(self.port)", "ICMP has no ports"))]
 pub struct Port {
     /// `TCP`, `UDP`, `SCTP` or `ICMP`, which is ICMPv6, too.
