@@ -135,6 +135,11 @@ pub struct Print {
 }
 
 impl Print {
+    /// The file's path below the folder; empty for the folder's own.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// For how long the file has not been written to; none: it is the folder's own, or its time has not come yet.
     pub fn age(&self, now: SystemTime) -> Option<Duration> {
         let (seconds, ns) = self.modified;

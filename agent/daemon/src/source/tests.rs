@@ -445,6 +445,42 @@ async fn a_writer_that_has_not_closed_its_file_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_truncated_before_the_start_does_not_say_nothing() {
+    let (dir, kept, elsewhere) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let taking = Taking { last_good: Some(kept.path().to_owned()), ..Taking::default() };
+    let begin = || start(&SourceUrl::Dir(dir.path().to_owned()), "td", taking.clone()).unwrap();
+    put(dir.path(), "a.yaml", &workload("a", "10.0.0.1"));
+    put(elsewhere.path(), "b.yaml", &workload("b", "10.0.0.2"));
+    symlink(elsewhere.path().join("b.yaml"), dir.path().join("b.yaml")).unwrap();
+    let mut first = begin();
+    wait_names(&mut first, &["a", "b"]).await;
+    // Behind a link nothing tells of writers.
+    let linked = fs::File::create(elsewhere.path().join("b.yaml")).unwrap();
+    let unfinished =
+        |source: &Source, file: &str| source.status.borrow().diagnostics.iter().any(|told| told.file == file);
+    let now = std::time::SystemTime::now;
+    while !unfinished(&first, "b.yaml") {
+        linked.set_modified(now()).unwrap();
+        let _ = tokio::time::timeout(Duration::from_secs(1), first.status.changed()).await;
+    }
+    wait_names(&mut first, &["a", "b"]).await;
+    drop(first);
+    let truncated = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    linked.set_modified(now()).unwrap();
+    let mut second = begin();
+    second.synced().await.unwrap();
+    assert!(unfinished(&second, "a.yaml") && unfinished(&second, "b.yaml"), "{:?}", second.status.borrow());
+    wait_names(&mut second, &["a", "b"]).await;
+    // Nobody waits for ever: they were emptied long ago.
+    let long_ago = now() - Duration::from_secs(3_600);
+    truncated.set_modified(long_ago).unwrap();
+    linked.set_modified(long_ago).unwrap();
+    wait_names(&mut second, &[]).await;
+    wait_status(&mut second, |status| status.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
 async fn half_of_a_file_never_comes_into_force_however_slow_its_writer() {
     use std::io::Write as _;
     let dir = tempfile::tempdir().unwrap();

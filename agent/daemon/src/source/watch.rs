@@ -1,6 +1,6 @@
 //! When to read: file notifications, settled, with a slow look in between for what they cannot see.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +49,8 @@ pub(super) fn spawn(dir: PathBuf, publisher: Publisher) -> io::Result<()> {
         writers: HashMap::new(),
         print: Vec::new(),
         again: false,
+        stood: SystemTime::now(),
+        doubt: false,
     };
     // The watch stands before the first reading, so nothing falls between the two.
     watched.watch();
@@ -69,6 +71,10 @@ struct Watched {
     print: Vec<Print>,
     /// Something was written to while the folder was read the last time.
     again: bool,
+    /// When the watch was put: nothing tells of writers that began before.
+    stood: SystemTime,
+    /// The last reading left out a file that may have such a writer.
+    doubt: bool,
 }
 
 impl Watched {
@@ -76,8 +82,8 @@ impl Watched {
         loop {
             let idle = match self.watcher {
                 _ if self.again => SETTLE,
-                Some(_) => LOOK,
-                None => LOOK_UNWATCHED,
+                Some(_) if !self.doubt => LOOK,
+                _ => LOOK_UNWATCHED,
             };
             let silent = self.writers.values().map(|wrote| SILENT.saturating_sub(wrote.elapsed())).min();
             match notified.recv_timeout(silent.map_or(idle, |silent| silent.min(idle))) {
@@ -98,6 +104,7 @@ impl Watched {
                     if changed
                         || silent
                         || self.again
+                        || self.doubt
                         || self.publisher.owes()
                         || self.lost.swap(false, Ordering::AcqRel)
                     {
@@ -115,6 +122,7 @@ impl Watched {
     /// Puts the watch on the folder, anew if it was replaced.
     fn watch(&mut self) {
         self.watcher = None;
+        self.stood = SystemTime::now();
         let (sender, lost) = (self.sender.clone(), self.lost.clone());
         let made = notify::recommended_watcher(move |event: Notified| {
             if event.as_ref().is_ok_and(is_reading) {
@@ -253,8 +261,27 @@ impl Watched {
                     whole.files.insert(name.into_owned(), FileContent::Unfinished);
                 }
             }
+            let doubtful = self.doubtful(&whole.files);
+            self.doubt = !doubtful.is_empty();
+            whole.files.extend(doubtful.into_iter().map(|name| (name, FileContent::Unfinished)));
         }
         self.publisher.take(reading);
+    }
+
+    /// Files that say nothing because somebody has truncated them, for all that is known: he may have begun before the watch
+    /// stood, or works behind a link. He is waited for as for one who is known.
+    fn doubtful(&self, files: &BTreeMap<String, FileContent>) -> Vec<String> {
+        let now = SystemTime::now();
+        let unknown = |print: &Print, age: Duration| {
+            let written = now.checked_sub(age);
+            let link = || self.dir.join(print.path()).symlink_metadata().is_ok_and(|file| file.is_symlink());
+            written.is_none_or(|written| written <= self.stood) || link()
+        };
+        let doubtful = |print: &&Print| {
+            let blank = matches!(files.get(&*print.path().to_string_lossy()), Some(FileContent::Text(text)) if text.trim().is_empty());
+            blank && print.age(now).is_some_and(|age| age < SILENT && unknown(print, age))
+        };
+        self.print.iter().filter(doubtful).map(|print| print.path().to_string_lossy().into_owned()).collect()
     }
 }
 
