@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use kumiko_lab::agents::binary;
 use kumiko_lab::command::{Never, wait_for};
 use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, Stage};
+use kumiko_tests::own_port::{OwnPorts, any};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -64,6 +65,8 @@ spec:
 /// One connection, as its client has it.
 struct Call {
     what: String,
+    /// Its port.
+    from: u16,
     to: SocketAddr,
     stays: bool,
     idle: bool,
@@ -132,17 +135,21 @@ pub(super) fn cut() -> Result<()> {
     crowd(&lab, count).map_err(|cause| cause.context(lab.evidence(20)))
 }
 
-/// Calls by their client, in turn over all groups and families; in each half of them are idle.
+/// Calls by their client, in turn over all groups, families, and ways to name the server: by the pod's own address, and by
+/// the Service's. In each half of them are idle.
 fn calls(lab: &Lab, count: usize) -> Result<BTreeMap<&'static str, Vec<Call>>> {
-    let mut calls: BTreeMap<_, Vec<Call>> = BTreeMap::new();
+    let mut calls: BTreeMap<_, (OwnPorts, Vec<Call>)> = BTreeMap::new();
     let kinds = GROUPS.iter().flat_map(|group| FAMILIES.map(|family| (group, family)));
-    let kinds = kinds.flat_map(|(group, family)| [true, false].map(|idle| (group, family, idle)));
-    for ((client, server, port, stays), family, idle) in kinds.cycle().take(count) {
-        let what = format!("{client} to {server}:{port}, {family}, idle: {idle}");
-        let to = SocketAddr::new(lab.pod(server)?.ip(family), *port);
-        calls.entry(*client).or_default().push(Call { what, to, stays: *stays, idle });
+    let kinds = kinds.flat_map(|(group, family)| [true, false].map(|service| (group, family, service)));
+    let kinds = kinds.flat_map(|(group, family, service)| [true, false].map(|idle| (group, family, service, idle)));
+    for ((client, server, port, stays), family, service, idle) in kinds.cycle().take(count) {
+        let what = format!("{client} to {server}:{port}, {family}, by its Service: {service}, idle: {idle}");
+        let ip = if service { lab.service_ip(server, family) } else { lab.pod(server).map(|pod| pod.ip(family)) }?;
+        let (ports, calls) = calls.entry(*client).or_default();
+        let (from, to) = (ports.next(), SocketAddr::new(ip, *port));
+        calls.push(Call { what, from, to, stays: *stays, idle });
     }
-    Ok(calls)
+    Ok(calls.into_iter().map(|(client, (_, calls))| (client, calls)).collect())
 }
 
 fn crowd(lab: &Lab, count: usize) -> Result<()> {
@@ -312,7 +319,9 @@ async fn call_all(calls: Vec<Call>, shared: &Arc<Shared>) -> Result<Vec<Told>> {
 async fn one_call(call: &Call, shared: &Shared) -> Io<std::net::TcpStream> {
     let mut stream = {
         let _place = shared.places.acquire().await.map_err(Error::other)?;
-        within(TcpStream::connect(call.to)).await?
+        let socket = if call.to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.bind(SocketAddr::new(any(call.to), call.from))?;
+        within(socket.connect(call.to)).await?
     };
     stream.set_nodelay(true)?;
     shared.opened.fetch_add(1, Ordering::Relaxed);

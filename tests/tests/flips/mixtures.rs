@@ -19,8 +19,8 @@ use super::versions::{FILE, MIXED, PAIRS, PORT, Pair, Version, WHOLE, spec, take
 
 /// Epochs of each node.
 const FLIPS: u64 = 1_000;
-/// So many versions go through the command, the others straight into the folder.
-const BY_COMMAND: usize = 50;
+/// Every other version goes through the command, which waits until it is in force; those between go straight into the folder.
+const BY_COMMAND: usize = 2;
 /// Between two looks at whether a version was read.
 const LOOK: Duration = Duration::from_millis(3);
 /// For one version to be read.
@@ -193,7 +193,7 @@ impl World {
         state::replace(&self.lab.manifests().join(FILE), version.documents(&self.pods).as_bytes())
     }
 
-    /// By the command: it looks whether the documents are good.
+    /// By the command: it looks whether the documents are good, and waits until both nodes judge by them.
     fn apply(&self, version: Version) -> Result<()> {
         let dir = self.lab.dir().join("documents");
         std::fs::create_dir_all(&dir)?;
@@ -201,6 +201,7 @@ impl World {
         std::fs::write(&file, version.documents(&self.pods))?;
         let mut command = std::process::Command::new(binary("kumiko")?);
         command.arg("--socket").arg(self.lab.node(1)?.files.socket()).args(["policy", "apply"]).arg(&file);
+        command.arg("--wait").arg("--also").arg(self.lab.node(2)?.files.socket());
         let output = command.output().context("kumiko policy apply")?;
         ensure!(output.status.success(), "{output:?}");
         Ok(())
