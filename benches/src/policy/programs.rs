@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::thread;
@@ -25,6 +26,12 @@ use super::world::{Cluster, NODE, PORTS, RULES};
 const HERE: u32 = 1;
 /// Frames of each measurement.
 const FRAMES: usize = 20_000;
+/// The same where the processor's caches are emptied before each.
+const COLD_FRAMES: usize = 100;
+/// Bytes that are written to for that: more than the caches hold.
+const CACHES: usize = 64 << 20;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Rounds, each of all frames in all forms.
 const ROUNDS: usize = 5;
 /// Frames until it is the other form's turn: soon, since the machine is faster now and slower then.
@@ -63,8 +70,15 @@ fn measure(dir: &Path) -> Result<String> {
         std::fs::create_dir_all(&pins).with_context(|| format!("making {}", pins.display()))?;
         let datapath = Datapath::load(&LoadOptions { object: ObjectSource::Embedded, pin_dir: pins })?;
         let node = Placed::new(&datapath, &world, &follower)?;
-        for (frames, made) in [("one, again and again", node.same()), ("random peer and port", node.random(&world))] {
-            let [alone, ruled] = node.measure(&made)?;
+        let (same, random) = (node.same(), node.random(&world));
+        let few: Vec<Vec<u8>> = random.iter().take(COLD_FRAMES).cloned().collect();
+        let kinds = [
+            ("one, again and again", same, 0),
+            ("random peer and port", random, 0),
+            ("the same, caches emptied", few, CACHES),
+        ];
+        for (frames, made, caches) in kinds {
+            let [alone, ruled] = node.measure(&made, &mut vec![0; caches])?;
             let _ = writeln!(
                 text,
                 "| {} | {frames} | {alone} | {ruled} | {} |",
@@ -150,15 +164,18 @@ impl<'a> Placed<'a> {
         (0..FRAMES).map(frame).collect()
     }
 
-    /// Medians, by form.
-    fn measure(&self, frames: &[Vec<u8>]) -> Result<[u32; 2]> {
+    /// Medians, by form; `caches` is written to before each frame.
+    fn measure(&self, frames: &[Vec<u8>], caches: &mut [u8]) -> Result<[u32; 2]> {
         let mut taken = [Vec::new(), Vec::new()];
-        for begin in (0..ROUNDS * frames.len()).step_by(TURN) {
+        for begin in (0..ROUNDS * frames.len()).step_by(TURN.min(frames.len())) {
             // Not the same frames one after the other: the second form would find in the cache what the first has read.
             for (number, (form, taken)) in self.forms.iter().zip(&mut taken).enumerate() {
                 self.maps.set_endpoint(HERE, form)?;
                 let first = (begin + number * frames.len() / 2) % frames.len();
-                for frame in frames.iter().cycle().skip(first).take(TURN) {
+                for frame in frames.iter().cycle().skip(first).take(TURN.min(frames.len())) {
+                    for byte in caches.iter_mut().step_by(LINE) {
+                        *byte = black_box(byte.wrapping_add(1));
+                    }
                     taken.push(self.datapath.test_time(POD_EGRESS, frame, Some(&context()))?);
                 }
             }
