@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kumiko_abi::policy::{Cell, Row};
+use kumiko_abi::{Addr, AddrEntry, Workload};
 use kumiko_core::model::World;
 use kumiko_core::policy::compile::{Compiler, Image, Layout, runs};
 use kumiko_core::policy::verdict::Evaluator;
@@ -133,12 +134,20 @@ fn compiling(text: &mut String) -> Result<()> {
         + image.cells.len() * size_of::<Cell>()
         + image.chunks.len() * 4
         + image.columns.len() * 64;
+    let agent = after.saturating_sub(before);
+    let elements = |ips: usize| {
+        let sizes = [size_of::<u32>() + size_of::<Workload>(), ips * (size_of::<Addr>() + size_of::<AddrEntry>())];
+        sizes.iter().sum::<usize>()
+    };
+    let workloads: usize = world.workloads().map(|workload| elements(workload.ips.len())).sum();
     let _ = writeln!(
         text,
-        "Tables in use: {} KiB in the kernel for an epoch, {} bytes for each rule about a local pod; {} KiB in the agent.\n",
+        "Tables in use: {} KiB in the kernel for an epoch, {} bytes for each rule about a local pod; {agent} KiB in the agent, {} \
+         bytes for each workload. Each workload takes {} bytes of keys and values in the kernel, itself and its addresses.\n",
         kernel / 1_024,
         kernel / (LOCAL * RULES),
-        after.saturating_sub(before),
+        agent * 1_024 / WORKLOADS,
+        workloads / WORKLOADS,
     );
     text.push_str(
         "Processor time of one thread:\n\n| change | compile | place | elements written |\n|---|---|---|---|\n",
