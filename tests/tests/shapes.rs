@@ -243,6 +243,7 @@ fn late_reader(side: &Side, family: Family) -> Result<()> {
             readers.push((peer, gate, writing, reading, path, server, port));
         }
     }
+    // That they come so late is what is tried.
     std::thread::sleep(Duration::from_secs(10));
     for (peer, gate, writing, reading, path, server, port) in readers {
         peer.open_gate(&gate)?;

@@ -7,6 +7,7 @@ mod broken;
 mod check;
 mod de;
 mod diagnostic;
+mod document;
 mod folder;
 mod kinds;
 mod node;
@@ -211,10 +212,10 @@ impl Kind {
 /// Which kinds a reader takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Scope {
-    /// Without policy: nothing is accepted and silently not enforced.
+    /// Without policy: for who enforces none, so that nothing is accepted and silently not enforced.
     #[default]
-    Agent,
-    /// Policy too: for who only asks what it would mean.
+    Plain,
+    /// Policy too: for the agent, which enforces it, and for who only asks what it would mean.
     Policy,
 }
 
@@ -222,11 +223,11 @@ impl Scope {
     /// The kinds, for people.
     const fn kinds(self) -> &'static str {
         match self {
-            Self::Agent => {
-                "v1 Namespace, Node and Service, discovery.k8s.io/v1 EndpointSlice and kumiko.dev/v1alpha1 Workload"
+            Self::Plain => {
+                "v1 Namespace, Node, Service and ServiceAccount, discovery.k8s.io/v1 EndpointSlice and kumiko.dev/v1alpha1 Workload"
             }
             Self::Policy => {
-                "v1 Namespace, Node and Service, discovery.k8s.io/v1 EndpointSlice, networking.k8s.io/v1 NetworkPolicy and \
+                "v1 Namespace, Node, Service and ServiceAccount, discovery.k8s.io/v1 EndpointSlice, networking.k8s.io/v1 NetworkPolicy and \
                  kumiko.dev/v1alpha1 Workload, MeshBaseline, MeshPolicy, MeshException and MeshSettings"
             }
         }
@@ -238,7 +239,7 @@ impl Scope {
 /// # Errors
 /// Any problem refuses the whole file; all problems are told at once.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Object>, Vec<Diagnostic>> {
-    parse_in(Scope::Agent, file, text)
+    parse_in(Scope::Plain, file, text)
 }
 
 /// Reads every document of a file.
@@ -254,7 +255,7 @@ pub fn parse_in(scope: Scope, file: &str, text: &str) -> Result<Vec<Object>, Vec
     let mut objects = Vec::new();
     let mut problems = Vec::new();
     for document in &documents {
-        kinds::read(scope, document, &mut objects, &mut problems);
+        document::read(scope, document, &mut objects, &mut problems);
     }
     let mut seen: HashMap<ClaimKey<'_>, Place> = HashMap::new();
     for (claim, place) in objects.iter().flat_map(|object| &object.claims) {

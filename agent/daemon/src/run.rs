@@ -27,10 +27,12 @@ use kumiko_kernel::sockets;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::identity::Manager;
 use crate::options::{RunOptions, WithoutAgent};
 use crate::reconcile::{Reconciled, Reconciler};
 use crate::shard::{self, Common, Parts, Refusals, Registry, TunnelList};
 use crate::signals::EndSignals;
+use crate::source::Source;
 use crate::telemetry::{Collector, CurrentNames, Settings, flow_reports};
 
 use inputs::{Inputs, listen_for_metrics};
@@ -63,6 +65,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         patiently(HostLock::acquire)?,
         patiently(|| PinLock::acquire(&bpf::pin_root(&places.bpffs)))?,
     );
+    let source = inputs::source(options)?;
     #[cfg(feature = "fault-points")]
     kumiko_fault::serve(&places.run_dir).context("socket of the fault points")?;
     let metrics = options.metrics.map(listen_for_metrics).transpose()?;
@@ -88,13 +91,13 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("control runtime")?;
-    control.block_on(serve(options, inputs, metrics, host, agent, datapath, config))
+    control.block_on(serve(options, (inputs.manager, source), metrics, host, agent, datapath, config))
 }
 
 /// The agent after its kernel part is up.
 async fn serve(
     options: &RunOptions,
-    inputs: Inputs,
+    (manager, mut source): (Manager, Source),
     metrics: Option<StdListener>,
     host: Netns,
     agent: AgentNs,
@@ -105,7 +108,6 @@ async fn serve(
     let (drain, draining) = watch::channel(false);
     let (end, ended) = watch::channel(false);
 
-    let Inputs { mut source, manager, .. } = inputs;
     // A folder that is not there is waited for; a signal ends that too.
     tokio::select! {
         synced = source.synced() => drop(synced.context("the source ended before its first reading")?),

@@ -39,6 +39,9 @@ pub enum SourceError {
     /// The trust domain of the command line.
     #[error("--trust-domain: {0}")]
     TrustDomain(#[from] PrincipalError),
+    /// Its folder, where it is named from the working directory.
+    #[error("--source: the working directory cannot be told: {0}: name the folder by its whole path")]
+    Folder(#[source] std::io::Error),
     /// Its thread.
     #[error("the source's thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -116,8 +119,10 @@ pub struct Taking {
 /// so, and it is read when it is there.
 pub fn start(url: &SourceUrl, trust_domain: &str, taking: Taking) -> Result<Source, SourceError> {
     let SourceUrl::Dir(dir) = url;
+    // As notifications name it, and so that it stays the same folder.
+    let dir = std::path::absolute(dir).map_err(SourceError::Folder)?;
     let (publisher, source) = Publisher::new(dir.clone(), trust_domain, taking)?;
-    watch::spawn(dir.clone(), publisher)?;
+    watch::spawn(dir, publisher)?;
     Ok(source)
 }
 

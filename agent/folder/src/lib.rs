@@ -12,6 +12,10 @@ use kumiko_core::manifest::{FileContent, MAX_BYTES, Place};
 
 /// Most manifests that are read.
 pub const MAX_FILES: usize = 10_000;
+/// Most that are listed: each one that is not read is told.
+const MAX_LISTED: usize = 2 * MAX_FILES;
+/// How far the clock of a file system may be ahead of ours.
+const CLOCKS: Duration = Duration::from_secs(10);
 /// Deepest subfolder.
 const MAX_DEPTH: usize = 8;
 
@@ -74,7 +78,13 @@ fn list(dir: &Path, below: &mut PathBuf, depth: usize, paths: &mut Vec<PathBuf>)
                 // Told as if it were a file that is refused.
                 paths.push(below.join(&name));
             }
-        } else if (text.ends_with(".yaml") || text.ends_with(".yml")) && paths.len() <= 2 * MAX_FILES {
+        } else if text.ends_with(".yaml") || text.ends_with(".yml") {
+            if paths.len() >= MAX_LISTED {
+                // Whichever were left out would count as removed.
+                return Err(io::Error::other(format!(
+                    "it holds more than {MAX_LISTED} manifests, of which {MAX_FILES} are read"
+                )));
+            }
             paths.push(below.join(&name));
         }
     }
@@ -140,11 +150,16 @@ impl Print {
         &self.path
     }
 
-    /// For how long the file has not been written to; none: it is the folder's own, or its time has not come yet.
+    /// For how long the file has not been written to; none: it is the folder's own, or its time is yet to come, by more than
+    /// clocks differ.
     pub fn age(&self, now: SystemTime) -> Option<Duration> {
         let (seconds, ns) = self.modified;
         let modified = UNIX_EPOCH + Duration::new(u64::try_from(seconds).ok()?, u32::try_from(ns).ok()?);
-        now.duration_since(modified).ok().filter(|_| !self.path.as_os_str().is_empty())
+        let age = match now.duration_since(modified) {
+            Ok(age) => Some(age),
+            Err(ahead) => (ahead.duration() < CLOCKS).then_some(Duration::ZERO),
+        };
+        age.filter(|_| !self.path.as_os_str().is_empty())
     }
 }
 

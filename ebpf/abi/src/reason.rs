@@ -101,7 +101,7 @@ reasons! {
     TeamDefault = 33, "team_default", "MeshPolicies select the workload, and no rule of theirs allows it", "see `kumiko policy explain`, and add a rule to a MeshPolicy";
     PeerUnproved = 34, "peer_unproved", "only an address speaks for the peer of a strict workload", "enrol the peer, or allow it by a rule with unauthenticated: true";
     PolicyMissing = 35, "policy_missing", "the tables hold no verdict about it", "see the agent's log: has it room for all policies?";
-    PolicyInvalid = 36, "policy_invalid", "a policy that never was valid selects the workload, so what no other one allows is refused", "see the problems of `kumiko status`, and mend the policy";
+    PolicyInvalid = 36, "policy_invalid", "a policy that never was valid, or is held back, selects the workload, so what no other one allows is refused", "see the problems of `kumiko status`, and mend the policy";
 
     // 200 to 399: identity and TLS.
     Spoofed = 200, "spoofed_source", "the packet's source address is not the endpoint's", "check for address changes inside the pod, or two pods claiming one IP";

@@ -1,7 +1,7 @@
 //! Every map, and per-CPU scratch space.
 //!
 //! All are BTF maps. The loader pins those that [`kumiko_abi::names`] names, in a directory that carries the layout's
-//! version; [`SCRATCH`], [`COMMAND_SCRATCH`] and [`FRAGMENTS`] live as long as the programs.
+//! version; the others ([`SCRATCH`], [`FRAGMENTS`] and their like) live as long as the programs.
 
 use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockMap},

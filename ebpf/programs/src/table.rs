@@ -242,7 +242,10 @@ pub(crate) fn insert(s: &Scratch, config: &Config, old: *mut Flow) -> Inserted {
         let old = Entry(old);
         counters::emit(EventKind::Replaced, &s.key, old.value());
         uncount(old, config);
-        FLOWS.insert(&s.key, &s.flow, 0)
+        // No memory: one that stays claimed would keep its tuple from everybody.
+        FLOWS.insert(&s.key, &s.flow, 0).inspect_err(|_| {
+            let _gone = FLOWS.remove(&s.key);
+        })
     } else {
         Err(EEXIST)
     };

@@ -38,6 +38,7 @@ const NAMES: &[&str] = &[
     "verdicts_outlive_the_agent",
     "what_would_be_refused_is_told",
     "what_never_was_valid_refuses",
+    "a_team_whose_rules_are_too_much_is_held_back_alone",
     "an_address_that_two_claim_is_nobodys",
     "the_nodes_own_processes_are_told_by_their_sockets",
     "datagrams_keep_to_the_rules",
@@ -66,7 +67,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 24] = [
+    let tests: [fn() -> Result<()>; 25] = [
         rules,
         exceptions,
         open,
@@ -74,6 +75,7 @@ fn run(args: &Arguments) -> Result<bool> {
         restarted,
         audited,
         unfit::invalid,
+        unfit::too_much,
         unfit::disputed,
         probed,
         datagrams::rules,

@@ -217,7 +217,8 @@ fn policy(line: &mut Line<'_>, status: &Status) {
     line.plain(&some(policy.objects.into(), "object", "objects"));
     line.plain(&format!("epoch {}", count(policy.epoch.into())));
     if !policy.problem.is_empty() {
-        line.bad(&format!("the policy before stays in force: {}", policy.problem));
+        let before = if policy.held.is_empty() { "the policy before stays in force: " } else { "" };
+        line.bad(&format!("{before}{}", policy.problem));
     }
 }
 

@@ -126,6 +126,8 @@ pub struct PolicyStatus {
     pub classes: u32,
     /// Why the source's policy is not the one in force; empty when it is.
     pub problem: String,
+    /// Namespaces whose teams' policies alone are not in force, for that reason; none: the whole policy is the one of before.
+    pub held: Vec<String>,
 }
 
 /// Why (part of) a file is refused.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::broken::Broken;
 use super::check::Checker;
-use super::kinds::typed;
+use super::document::typed;
 use super::node::{Node, Step, Value};
 use super::{Claim, Kind, Place, Problem};
 use crate::policy::object::{

@@ -2,7 +2,7 @@
 //! count as none: whom it selects is refused what no other policy allows.
 
 use super::broken::Meanwhile;
-use super::kinds;
+use super::document;
 use super::node::{self, Key, Node, Value};
 use super::{API_VERSION, Kind, Object, Place, PolicyObject, Problem, Scope, check, policy};
 use crate::policy::object::{Mode, OnRevoke};
@@ -120,7 +120,7 @@ fn of_document(document: &Node, lines: u32, depth: usize, found: &mut Vec<Refuse
     }
     let place = Place { line: document.place.line.saturating_add(lines), ..document.place };
     let mut objects = Vec::new();
-    kinds::read(Scope::Policy, document, &mut objects, &mut Vec::new());
+    document::read(Scope::Policy, document, &mut objects, &mut Vec::new());
     if !objects.is_empty() {
         return found.extend(of_objects(&objects).into_iter().map(|refused| Refused { place, ..refused }));
     }

@@ -203,7 +203,7 @@ fn what_is_no_object_of_ours() {
     assert_eq!(
         told("apiVersion: apps/v1\nkind: Deployment\n"),
         [
-            "f.yaml:2:7: Deployment of apps/v1 is not read here: only v1 Namespace, Node and Service, discovery.k8s.io/v1 \
+            "f.yaml:2:7: Deployment of apps/v1 is not read here: only v1 Namespace, Node, Service and ServiceAccount, discovery.k8s.io/v1 \
           EndpointSlice and kumiko.dev/v1alpha1 Workload are; remove the document or move it to another folder"
         ]
     );

@@ -141,7 +141,7 @@ const SPEC: Step<'_> = Step::Key("spec");
 
 /// Validates a document whose kind is Workload.
 pub(super) fn read(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Option<(WorkloadObject, Vec<(Claim, Place)>)> {
-    let raw: Raw = super::kinds::typed(root, "Workload", problems)?;
+    let raw: Raw = super::document::typed(root, "Workload", problems)?;
     let mut check = Checker::new(root, problems);
     let namespace = check.label(&[METADATA, Step::Key("namespace")], raw.metadata.namespace.as_deref());
     let name = check.subdomain(&[METADATA, Step::Key("name")], raw.metadata.name.as_deref());

@@ -265,6 +265,11 @@ impl World {
         &self.policy
     }
 
+    /// The same snapshot under a policy with the same settings and gates: stages stay as they are.
+    pub fn under(&self, policy: Arc<Loaded>) -> Self {
+        Self { policy, ..self.clone() }
+    }
+
     /// The lowest stage that the platform lets a namespace with these labels have.
     fn least(&self, labels: &BTreeMap<String, String>) -> Stage {
         self.policy.settings.least(labels).unwrap_or_default()

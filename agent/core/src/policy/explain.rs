@@ -270,7 +270,7 @@ impl Refusing<'_> {
                 lines.say("by", format!("no {direction} rule matches"));
                 for source in &answer.by {
                     let selects = selects(&source.object.subject);
-                    let never = if source.object.invalid { ", never was valid" } else { "" };
+                    let never = if source.object.invalid { ", without rules that are known" } else { "" };
                     lines.say("default", format!("caused by {} (selects {selects}{never})", source.object.id));
                 }
                 self.near(answer, lines);

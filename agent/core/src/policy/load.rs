@@ -1,8 +1,10 @@
 //! Policy from documents: what only all of them together can say is checked here.
 
+mod held;
 mod stages;
 mod unfit;
 
+pub use held::Held;
 pub use unfit::{Told, Unfit};
 
 use std::collections::{BTreeMap, BTreeSet};

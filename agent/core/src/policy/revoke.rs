@@ -52,9 +52,15 @@ impl Graces {
         }
     }
 
-    /// All flows were looked at: those that were not seen have ended, or are allowed again.
-    pub fn looked(&mut self) {
-        self.since = std::mem::take(&mut self.seen);
+    /// All flows were looked at: those that were not seen have ended, or are allowed again. If not `all` were, or could be
+    /// ended, nothing is forgotten, and [`Self::waits`] asks for another look.
+    pub fn looked(&mut self, all: bool) {
+        let seen = std::mem::take(&mut self.seen);
+        if all {
+            self.since = seen;
+        } else {
+            self.since.extend(seen);
+        }
     }
 
     /// Whether any flow has a while left.
@@ -79,15 +85,15 @@ mod tests {
         assert_eq!(graces.fate(ID, refused(REVOKE_CUT), 100), Some(Reason::TeamDefault));
         assert_eq!(graces.fate(ID, refused(REVOKE_KEEP), 100), None);
         assert_eq!(graces.fate(ID, None, 100), None);
-        graces.looked();
+        graces.looked(true);
         assert!(!graces.waits());
         for now in [100, 129] {
             assert_eq!(graces.fate(ID, refused(30), now), None, "at {now}");
-            graces.looked();
+            graces.looked(true);
             assert!(graces.waits());
         }
         assert_eq!(graces.fate(ID, refused(30), 130), Some(Reason::TeamDefault));
-        graces.looked();
+        graces.looked(true);
         assert!(!graces.waits());
     }
 
@@ -95,15 +101,28 @@ mod tests {
     fn who_is_allowed_again_begins_anew() {
         let mut graces = Graces::default();
         assert_eq!(graces.fate(ID, refused(30), 100), None);
-        graces.looked();
+        graces.looked(true);
         assert_eq!(graces.fate(ID, None, 120), None);
-        graces.looked();
+        graces.looked(true);
         assert!(!graces.waits());
         assert_eq!(graces.fate(ID, refused(30), 140), None);
-        graces.looked();
+        graces.looked(true);
         assert_eq!(graces.fate(ID, refused(30), 169), None);
-        graces.looked();
+        graces.looked(true);
         assert_eq!(graces.fate(ID, refused(30), 170), Some(Reason::TeamDefault));
+    }
+
+    #[test]
+    fn who_could_not_be_ended_is_looked_at_again() {
+        let mut graces = Graces::default();
+        assert_eq!(graces.fate(ID, refused(30), 100), None);
+        graces.looked(false);
+        assert_eq!(graces.fate(ID, refused(30), 130), Some(Reason::TeamDefault));
+        graces.looked(false);
+        assert!(graces.waits());
+        assert_eq!(graces.fate(ID, refused(30), 131), Some(Reason::TeamDefault));
+        graces.looked(true);
+        assert!(!graces.waits());
     }
 
     #[test]

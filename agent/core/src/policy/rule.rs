@@ -208,7 +208,7 @@ pub struct Object {
     pub ingress: Option<Rules>,
     /// Where to go; `None`: it does not say.
     pub egress: Option<Rules>,
-    /// It never was valid: it selects, and none of its rules is known.
+    /// It never was valid, or is held back: it selects, and none of its rules is known.
     pub invalid: bool,
 }
 

@@ -18,14 +18,13 @@ pub(super) struct Inputs {
     /// Id and depth of kubelet's cgroup; zeros without one.
     pub(super) kubelet: (u64, u32),
     pub(super) manager: Manager,
-    pub(super) source: Source,
 }
 
 /// Folder of the last good versions of manifests, in the agent's directory.
 pub(super) const LAST_GOOD: &str = "last-good";
 
 impl Inputs {
-    /// Reads what is there. A source's folder and an issuer may come later, and are waited for.
+    /// Reads what is there. An issuer may come later, and is waited for.
     pub(super) fn read(options: &RunOptions) -> anyhow::Result<Self> {
         check_privileges()?;
         bpf::check_bpffs(&options.places.bpffs)?;
@@ -36,11 +35,16 @@ impl Inputs {
         let client =
             IssuerClient::from_files(options.issuer, &options.node, &options.issuer_root, &options.join_token)?;
         let manager = Manager::new(client, &options.node, &options.trust_domain)?;
-        let last_good = Some(options.places.run_dir.join(LAST_GOOD));
-        let taking = Taking { scope: Scope::Policy, last_good };
-        let source = source::start(&options.source, &options.trust_domain, taking)?;
-        Ok(Self { object, kubelet, manager, source })
+        Ok(Self { object, kubelet, manager })
     }
+}
+
+/// Starts the source, whose folder may come later, and is waited for. It keeps what is in force in the agent's directory, so no
+/// other agent may be there.
+pub(super) fn source(options: &RunOptions) -> anyhow::Result<Source> {
+    let last_good = Some(options.places.run_dir.join(LAST_GOOD));
+    let taking = Taking { scope: Scope::Policy, last_good };
+    Ok(source::start(&options.source, &options.trust_domain, taking)?)
 }
 
 /// Without them every later step fails on something that says less.

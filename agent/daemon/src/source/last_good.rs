@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use kumiko_core::manifest::FileContent;
@@ -125,6 +125,9 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     fs::create_dir_all(parent)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = parent.join(format!(".{name}.new"));
-    fs::write(&temporary, text)?;
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    // A name that outlives a power failure without its text would be an empty manifest.
+    file.sync_all()?;
     fs::rename(&temporary, path)
 }

@@ -445,6 +445,35 @@ async fn a_writer_that_has_not_closed_its_file_is_waited_for() {
 }
 
 #[tokio::test]
+async fn writers_are_known_in_a_folder_that_was_replaced_and_by_whatever_name_it_has() {
+    use std::io::Write as _;
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, next) = (parent.path().join("manifests"), parent.path().join("next"));
+    let up: PathBuf = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect();
+    let both = workload("a", "10.0.0.1") + &workload("b", "10.0.0.2");
+    for folder in [&dir, &next] {
+        fs::create_dir(folder).unwrap();
+        put(folder, "a.yaml", &both);
+    }
+    put(&next, "c.yaml", &workload("c", "10.0.0.3"));
+    let mut source = source(&up.join(dir.strip_prefix("/").unwrap()));
+    wait_names(&mut source, &["a", "b"]).await;
+    fs::rename(&dir, parent.path().join("old")).unwrap();
+    fs::rename(&next, &dir).unwrap();
+    wait_names(&mut source, &["a", "b", "c"]).await;
+    // Half of it, for longer than a folder may take to come to rest.
+    let mut file = fs::File::create(dir.join("a.yaml")).unwrap();
+    file.write_all(workload("a", "10.0.0.1").as_bytes()).unwrap();
+    let told = wait_status(&mut source, |status| !status.diagnostics.is_empty()).await;
+    let files: Vec<&str> = told.diagnostics.iter().map(|told| told.file.as_str()).collect();
+    assert_eq!(files, ["a.yaml"]);
+    wait_names(&mut source, &["a", "b", "c"]).await;
+    file.write_all((workload("b", "10.0.0.2") + &workload("d", "10.0.0.4")).as_bytes()).unwrap();
+    drop(file);
+    wait_names(&mut source, &["a", "b", "c", "d"]).await;
+}
+
+#[tokio::test]
 async fn a_file_that_was_truncated_before_the_start_does_not_say_nothing() {
     let (dir, kept, elsewhere) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -566,4 +595,10 @@ fn pipes_and_too_many_files() {
     let fifo = dir.path().join("pipe.yaml");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     assert!(read(dir.path()).unwrap().files.is_empty());
+    // Whichever were left out would count as removed.
+    let most = 2 * MAX_FILES;
+    for number in 0..most {
+        fs::hard_link(&fifo, dir.path().join(format!("{number}.yaml"))).unwrap();
+    }
+    assert!(read(dir.path()).unwrap_err().to_string().contains("more than 20000 manifests"));
 }

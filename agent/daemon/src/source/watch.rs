@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,8 +53,7 @@ pub(super) fn spawn(dir: PathBuf, publisher: Publisher) -> io::Result<()> {
         stood: SystemTime::now(),
         doubt: false,
     };
-    // The watch stands before the first reading, so nothing falls between the two.
-    watched.watch();
+    // Watches, then reads.
     watched.look(&receiver);
     std::thread::Builder::new().name("source".into()).spawn(move || watched.run(&receiver))?;
     Ok(())
@@ -106,7 +106,7 @@ impl Watched {
                         || self.again
                         || self.doubt
                         || self.publisher.owes()
-                        || self.lost.swap(false, Ordering::AcqRel)
+                        || self.lost.load(Ordering::Acquire)
                     {
                         self.look(notified);
                     }
@@ -122,7 +122,6 @@ impl Watched {
     /// Puts the watch on the folder, anew if it was replaced.
     fn watch(&mut self) {
         self.watcher = None;
-        self.stood = SystemTime::now();
         let (sender, lost) = (self.sender.clone(), self.lost.clone());
         let made = notify::recommended_watcher(move |event: Notified| {
             if event.as_ref().is_ok_and(is_reading) {
@@ -137,6 +136,7 @@ impl Watched {
             Ok(watcher) => self.watcher = Some(watcher),
             Err(error) => debug!(dir = %self.dir.display(), %error, "the folder cannot be watched: polled instead"),
         }
+        self.stood = SystemTime::now();
     }
 
     /// Waits until writers are done.
@@ -182,6 +182,10 @@ impl Watched {
                 return;
             }
         };
+        if event.need_rescan() {
+            // The kernel had no room for more.
+            self.watcher = None;
+        }
         match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                 for path in &event.paths {
@@ -190,7 +194,13 @@ impl Watched {
                 }
             }
             EventKind::Create(CreateKind::File) => {
-                writing.extend(event.paths.into_iter().filter(|path| is_manifest(path)));
+                for path in event.paths.into_iter().filter(|path| is_manifest(path)) {
+                    // No writer closes a link, be it a hard one.
+                    if path.symlink_metadata().is_ok_and(|file| file.is_file() && file.nlink() == 1) {
+                        self.writers.insert(path.clone(), Instant::now());
+                    }
+                    writing.insert(path);
+                }
             }
             EventKind::Modify(ModifyKind::Data(DataChange::Any)) => {
                 for path in event.paths.into_iter().filter(|path| is_manifest(path)) {
@@ -218,12 +228,16 @@ impl Watched {
             self.watcher = None;
             return true;
         };
-        if print.first() != self.print.first() {
-            // Another folder stands under this name.
+        self.follow(&print);
+        print != self.print
+    }
+
+    /// Watches the folder that stands under the name, if it is another one than before.
+    fn follow(&mut self, print: &[Print]) {
+        if !print.is_empty() && print.first() != self.print.first() {
             self.writers.clear();
             self.watch();
         }
-        print != self.print
     }
 
     /// Waits until writers are done, if there are any.
@@ -237,17 +251,25 @@ impl Watched {
     /// written to while the reading went on is read again, or is not taken from this reading.
     fn look(&mut self, notified: &Receiver<Notified>) {
         let begun = Instant::now();
-        let (mut reading, meanwhile) = loop {
-            // From before the reading: what changes from now on differs from it, and is seen without a notification, too.
-            self.print = fingerprint(&self.dir).unwrap_or_default();
+        let (mut reading, meanwhile, after) = loop {
+            if self.lost.swap(false, Ordering::AcqRel) {
+                // Of whoever has begun to write so far nothing may be known.
+                self.stood = SystemTime::now();
+            }
+            // From before the reading: what changes from now on differs from it, and is seen without a notification, too. The
+            // watch stands by then, so nothing falls between the two.
+            let before = fingerprint(&self.dir).unwrap_or_default();
+            self.follow(&before);
+            self.print = before;
+            let reading = read(&self.dir);
+            let after = fingerprint(&self.dir).unwrap_or_default();
             let now = SystemTime::now();
             let fresh = |print: &Print| print.age(now).is_some_and(|age| age < FRESH);
-            let fresh = self.print.iter().any(fresh);
-            let reading = read(&self.dir);
+            let fresh = after.iter().any(fresh);
             let (any, meanwhile) = self.noted(notified);
-            self.again = any || fresh || reading.as_ref().is_ok_and(|whole| whole.torn);
+            self.again = any || fresh || after != self.print || reading.as_ref().is_ok_and(|whole| whole.torn);
             if !self.again || begun.elapsed() >= SETTLE_AT_MOST {
-                break (reading, meanwhile);
+                break (reading, meanwhile, after);
             }
             self.settled(notified);
         };
@@ -261,7 +283,7 @@ impl Watched {
                     whole.files.insert(name.into_owned(), FileContent::Unfinished);
                 }
             }
-            let doubtful = self.doubtful(&whole.files);
+            let doubtful = self.doubtful(&whole.files, &after);
             self.doubt = !doubtful.is_empty();
             whole.files.extend(doubtful.into_iter().map(|name| (name, FileContent::Unfinished)));
         }
@@ -269,20 +291,25 @@ impl Watched {
     }
 
     /// Files that say nothing because somebody has truncated them, for all that is known: he may have begun before the watch
-    /// stood, or works behind a link. He is waited for as for one who is known.
-    fn doubtful(&self, files: &BTreeMap<String, FileContent>) -> Vec<String> {
+    /// stood, or works behind a link. He is waited for as for one who is known. `prints` are of after the reading.
+    fn doubtful(&self, files: &BTreeMap<String, FileContent>, prints: &[Print]) -> Vec<String> {
         let now = SystemTime::now();
         let unknown = |print: &Print, age: Duration| {
-            let written = now.checked_sub(age);
             let link = || self.dir.join(print.path()).symlink_metadata().is_ok_and(|file| file.is_symlink());
-            written.is_none_or(|written| written <= self.stood) || link()
+            self.watcher.is_none() || now.checked_sub(age).is_none_or(|written| written <= self.stood) || link()
         };
         let doubtful = |print: &&Print| {
-            let blank = matches!(files.get(&*print.path().to_string_lossy()), Some(FileContent::Text(text)) if text.trim().is_empty());
+            let text = files.get(&*print.path().to_string_lossy());
+            let blank = matches!(text, Some(FileContent::Text(text)) if says_nothing(text));
             blank && print.age(now).is_some_and(|age| age < SILENT && unknown(print, age))
         };
-        self.print.iter().filter(doubtful).map(|print| print.path().to_string_lossy().into_owned()).collect()
+        prints.iter().filter(doubtful).map(|print| print.path().to_string_lossy().into_owned()).collect()
     }
+}
+
+/// Whether a text has no object: a writer may have begun with its remarks.
+fn says_nothing(text: &str) -> bool {
+    text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#') || line == "---")
 }
 
 /// Whether a notification tells only that somebody reads: our own readings make these.

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::broken::Broken;
 use super::super::check::Checker;
-use super::super::kinds::typed;
+use super::super::document::typed;
 use super::super::node::{Node, Step};
 use super::super::{Kind, Place, Problem, Protocol};
 use super::{METADATA, PolicyObject, Read, SPEC, claim, rules};

@@ -149,7 +149,7 @@ fn a_policy_that_never_was_valid_refuses_what_no_other_allows() {
         lines,
         [
             "by: no ingress rule matches",
-            "default: caused by MeshPolicy/demo/bad (selects app=api, never was valid)",
+            "default: caused by MeshPolicy/demo/bad (selects app=api, without rules that are known)",
             "next: team demo mends its policy: see `kumiko status`"
         ]
     );

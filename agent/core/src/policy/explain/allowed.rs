@@ -56,7 +56,7 @@ fn unspoken(answer: &Answer<'_>, judged: &Judged<'_>) -> &'static str {
         Term::Ceiling => "no baseline has one here",
         Term::NetworkPolicy => "none selects it, or the peer is its own node",
         Term::Team => "no MeshPolicy selects it",
-        Term::Invalid => "none that never was valid selects it",
+        Term::Invalid => "none without rules that are known selects it",
         Term::Proof if !answer.holds => "would refuse",
         Term::Proof if egress => "not asked for going out",
         Term::Proof if judged.proof.proves() => "yes",

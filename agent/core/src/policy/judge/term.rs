@@ -13,7 +13,7 @@ pub enum Term {
     NetworkPolicy,
     /// T or G: the team lets it, or the platform guarantees it.
     Team,
-    /// K or T, where one of those that select never was valid.
+    /// K or T, where one of those that select never was valid, or is held back.
     Invalid,
     /// P: the peer is proved, or need not be.
     Proof,

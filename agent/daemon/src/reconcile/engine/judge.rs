@@ -3,6 +3,7 @@
 
 mod older;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kumiko_abi::flow::{TCP, UDP, flags};
@@ -11,7 +12,7 @@ use kumiko_core::addr;
 use kumiko_core::api::PolicyStatus;
 use kumiko_core::compile::diff;
 use kumiko_core::model::World;
-use kumiko_core::policy::compile::{Compiler, Image, Layout, TooComplex};
+use kumiko_core::policy::compile::{Compiled, Compiler, Image, Layout, TooComplex};
 use kumiko_core::policy::history::History;
 use kumiko_core::policy::revoke::Graces;
 use kumiko_core::policy::verdict::Evaluator;
@@ -78,6 +79,51 @@ impl Judging {
     fn epoch(&self) -> u32 {
         self.coming.as_ref().unwrap_or(&self.status).epoch
     }
+
+    /// Tables of a model; where they would not fit, of the same model with policies of teams held back. What the platform says
+    /// is never held back.
+    fn make(&mut self, world: &Arc<World>, node: &str, now: i64, epoch: u32) -> Result<Made, TooComplex> {
+        let error = match self.tables(world, now, epoch) {
+            Ok((compiled, image)) => {
+                let (judged, problem, held) = (world.clone(), String::new(), Vec::new());
+                return Ok(Made { judged, compiled, image, problem, held });
+            }
+            Err(error) => error,
+        };
+        let here: BTreeSet<&str> = world.workloads_on(node).map(|workload| workload.namespace.as_str()).collect();
+        let before = self.image.as_ref().map(|(_, judged)| judged.policy().clone());
+        for held in world.policy().held_back(&here, before.as_ref()) {
+            let judged = Arc::new(world.under(held.policy));
+            if let Ok((compiled, image)) = self.tables(&judged, now, epoch) {
+                let instead = if held.before {
+                    "those before stay in force, and what is new there allows nothing"
+                } else {
+                    "whom they select is refused what no policy allows"
+                };
+                let names = held.namespaces.join(", ");
+                let problem = format!("{error}; policies of teams in {names} are held back: {instead}");
+                return Ok(Made { judged, compiled, image, problem, held: held.namespaces });
+            }
+        }
+        Err(error)
+    }
+
+    fn tables(&mut self, world: &World, now: i64, epoch: u32) -> Result<(Compiled, Image), TooComplex> {
+        let compiled = self.compiler.compile(&Evaluator::of(world), now)?;
+        let image = self.layout.image(&compiled, self.booted.unwrap_or_default(), epoch)?;
+        Ok((compiled, image))
+    }
+}
+
+/// Tables, and the model that they are made of.
+struct Made {
+    judged: Arc<World>,
+    compiled: Compiled,
+    image: Image,
+    /// Why it is not the whole model.
+    problem: String,
+    /// Namespaces whose teams' policies it lacks.
+    held: Vec<String>,
 }
 
 #[derive(Debug, Error)]
@@ -110,23 +156,31 @@ impl<E: Edge> Engine<E> {
         let Some(judging) = &self.judging else { return };
         let made = self.judge_anew(judging.epoch());
         let passing = matches!(made, Err(JudgeError::Edge(_) | JudgeError::Unwritten));
-        let problem = made.err().map_or(String::new(), |error| error.to_string());
         self.unfinished |= passing;
         let Some(judging) = &mut self.judging else { return };
         judging.due = passing;
-        if !problem.is_empty() && judging.status.problem != problem {
+        let Err(error) = made else {
+            if let Some(coming) = &judging.coming
+                && !coming.held.is_empty()
+                && judging.status.problem != coming.problem
+            {
+                warn!(problem = coming.problem, namespaces = ?coming.held, "policies of teams are held back");
+            }
+            judging.status.problem.clear();
+            return;
+        };
+        let problem = error.to_string();
+        if judging.status.problem != problem {
             warn!(problem, "the policy before stays in force");
         }
-        judging.status.problem = problem;
+        (judging.status.problem, judging.status.held) = (problem, Vec::new());
     }
 
     fn judge_anew(&mut self, before: u32) -> Result<(), JudgeError> {
         let (now, epoch) = (clock::unix_seconds(), before.wrapping_add(1));
         let Some(judging) = &mut self.judging else { return Ok(()) };
-        let compiled = judging.compiler.compile(&Evaluator::of(&self.world), now)?;
-        let booted = clock::booted(judging.booted).or(judging.booted).unwrap_or_default();
-        judging.booted = Some(booted);
-        let image = judging.layout.image(&compiled, booted, epoch)?;
+        judging.booted = Some(clock::booted(judging.booted).or(judging.booted).unwrap_or_default());
+        let Made { judged, compiled, image, problem, held } = judging.make(&self.world, &self.node, now, epoch)?;
         self.edge.set_verdicts(&image)?;
         let mut prepared = self.written.clone();
         prepared.prepare(&image, &self.world, &self.judged_ends());
@@ -135,7 +189,7 @@ impl<E: Edge> Engine<E> {
             return Err(JudgeError::Unwritten);
         }
         self.edge.set_epoch(&image)?;
-        let policies = &self.world.policy().policies;
+        let policies = &judged.policy().policies;
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let status = PolicyStatus {
             enforced: true,
@@ -144,16 +198,16 @@ impl<E: Edge> Engine<E> {
             objects: number(policies.objects().len() + policies.exceptions().len()),
             sets: number(compiled.sets.len()),
             classes: compiled.classes,
-            problem: String::new(),
+            problem,
+            held,
         };
         info!(epoch, sets = status.sets, classes = status.classes, "verdicts came into force");
         let ends = policies.exceptions().iter().map(|exception| exception.expires.as_second());
         let lapses = ends.filter(|at| *at > now).min();
         if let Some(judging) = &mut self.judging {
-            judging.history.lock().unwrap_or_else(PoisonError::into_inner).record(epoch, self.world.clone());
+            judging.history.lock().unwrap_or_else(PoisonError::into_inner).record(epoch, judged.clone());
             judging.timed = !policies.exceptions().is_empty();
-            (judging.image, judging.lapses, judging.coming) =
-                (Some((Arc::new(image), self.world.clone())), lapses, Some(status));
+            (judging.image, judging.lapses, judging.coming) = (Some((Arc::new(image), judged)), lapses, Some(status));
         }
         Ok(())
     }
@@ -185,7 +239,6 @@ impl<E: Edge> Engine<E> {
                 denied.push((*key, *flow, reason));
             }
         });
-        graces.looked();
         judging.older_at = older.again();
         let mut swept = scanned;
         for (key, flow, reason) in &denied {
@@ -204,10 +257,12 @@ impl<E: Edge> Engine<E> {
             info!(flows = denied.len(), "flows that the rules allow no more were cut");
         }
         let Some(judging) = &mut self.judging else { return };
+        judging.graces.looked(swept.is_ok());
         match swept {
             Ok(()) => judging.status = judging.coming.take().unwrap_or_else(|| judging.status.clone()),
             Err(error) => {
                 self.unfinished = true;
+                judging.older_at = Some(now);
                 warn!(%error, "open flows could not all be looked at: tried again");
             }
         }

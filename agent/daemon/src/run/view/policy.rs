@@ -10,6 +10,7 @@ use kumiko_core::policy::ask::{Asking, NoFlow};
 use kumiko_core::policy::explain::{Claims, Explanation, InForce, PeerEpoch, explain, name, waits};
 use kumiko_core::policy::history::History;
 use kumiko_core::policy::list;
+use kumiko_core::policy::rule::ObjectKind;
 use kumiko_core::policy::seen::explain_seen;
 use kumiko_core::policy::verdict::{End, Evaluator};
 
@@ -52,6 +53,18 @@ impl View {
             PeerEpoch { node: node.to_owned(), epoch: told.map(|(epoch, _)| epoch), age }
         };
         others.into_iter().map(one).collect()
+    }
+
+    /// Whether a file has policies of namespaces whose teams' policies are not in force.
+    fn is_held_back(&self, file: &str, held: &[String]) -> bool {
+        let world = self.source.world.borrow();
+        let files = &world.policy().files;
+        let of = |namespace: &String| {
+            let kinds = [ObjectKind::MeshPolicy, ObjectKind::NetworkPolicy];
+            let heads = kinds.map(|kind| format!("{}/{namespace}/", kind.name()));
+            files.iter().any(|(name, (of, _))| of == file && heads.iter().any(|head| name.starts_with(head.as_str())))
+        };
+        held.iter().any(of)
     }
 
     fn explain_asked(&self, asked: &Asking) -> Result<Explanation, String> {
@@ -111,7 +124,8 @@ impl PolicyState for View {
             None => AppliedState::Unread,
             Some(Version { in_force: Some((digest, epoch)), .. }) if digest == asked.digest => {
                 // The other way round a flow could be told to end between the two looks.
-                if policy.source_epoch < epoch || self.common.registry.ends() {
+                let held = || self.is_held_back(&asked.file, &policy.held);
+                if policy.source_epoch < epoch || held() || self.common.registry.ends() {
                     AppliedState::Coming
                 } else {
                     AppliedState::InForce
