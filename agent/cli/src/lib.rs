@@ -18,6 +18,11 @@ use thiserror::Error;
 use client::ClientError;
 use options::Cli;
 
+/// Text of documents and agents that cannot steer a terminal.
+pub fn on_a_terminal(text: &str) -> String {
+    table::clean_lines(text)
+}
+
 /// What was answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match kumiko::run(&cli) {
         Ok(answer) => answer.into(),
         Err(error) => {
-            eprintln!("kumiko: {error}");
+            eprintln!("kumiko: {}", kumiko::on_a_terminal(&error.to_string()));
             error.code()
         }
     }

@@ -97,6 +97,11 @@ impl Cell {
     }
 }
 
+/// The same of several lines.
+pub(crate) fn clean_lines(text: &str) -> String {
+    text.split('\n').map(|line| clean(line.to_owned())).collect::<Vec<_>>().join("\n")
+}
+
 /// Text that cannot steer a terminal.
 pub(crate) fn clean(text: String) -> String {
     if text.chars().any(char::is_control) {

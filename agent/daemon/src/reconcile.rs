@@ -124,7 +124,7 @@ impl Reconciler {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let again = self.engine.waits();
+            let (again, lapses) = (self.engine.waits(), self.engine.lapses_in());
             tokio::select! {
                 changed = self.world.changed() => if changed.is_err() { return Ok(()) },
                 event = links.next() => {
@@ -133,6 +133,7 @@ impl Reconciler {
                     self.link(&event)?;
                 }
                 () = tokio::time::sleep(AGAIN), if again => {}
+                () = tokio::time::sleep(lapses.unwrap_or(LOOK)), if lapses.is_some() => {}
                 _ = look.tick() => self.engine.look(Instant::now()),
             }
             // Links come in bursts: one pass for all that is known already.

@@ -49,12 +49,14 @@ pub(crate) fn sent(hook: &Hook<'_>, s: &mut Scratch, rest: bool) -> i32 {
         return PASS;
     }
     if !ends::source_is_own(&s.packet, hook.endpoint) {
-        if !ends::datagram_allowed(&s.packet) {
+        if ends::datagram_allowed(&s.packet) && ends::finds(&s.packet) {
+            return PASS;
+        }
+        if !ends::within_link(&s.packet) {
             count(Stat::Spoofed);
             counters::reason(Reason::Spoofed);
             return if enforces(stage) { DROP } else { PASS };
         }
-        return PASS;
     }
     let fate = if rest { later(hook, s) } else { leave(hook, s) };
     match fate {

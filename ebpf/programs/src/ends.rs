@@ -5,7 +5,7 @@ use core::mem::transmute;
 use kumiko_abi::{
     Addr, AddrEntry, AddrKind, Config, Endpoint, ServiceEntry, ServiceKey, Stage, Workload,
     config::config_flags,
-    flow::TCP,
+    flow::{TCP, UDP},
     judge::{self, Asker, Peer},
     map::{ProbePort, endpoint_flags, workload_flags},
 };
@@ -242,12 +242,31 @@ pub(crate) fn source_allowed(p: &Packet, endpoint: &Endpoint) -> bool {
     link_local(p.src) || unspecified(p.src)
 }
 
-/// Whether a datagram may come from an address that is not the endpoint's own: within the link, or to find an address. What
-/// DHCP, DHCPv6 and multicast DNS send is never judged.
+/// Whether a datagram may come from an address that is not the endpoint's own: within the link, or to find an address.
 #[inline(always)]
 pub(crate) fn datagram_allowed(p: &Packet) -> bool {
     let broadcast = !p.v6 && u64::from_be(p.dst[1]) as u32 == u32::MAX;
     (link_local(p.src) || unspecified(p.src)) && (link_local(p.dst) || is_group(p.dst) || broadcast)
+}
+
+/// Whether such a datagram finds an address, or a name on the link: what DHCP (RFC 2131), DHCPv6 (RFC 8415) and multicast DNS
+/// (RFC 6762) send. Nobody judges it.
+#[inline(always)]
+pub(crate) fn finds(p: &Packet) -> bool {
+    let dhcp = if p.v6 { (546, 547) } else { (68, 67) };
+    p.proto == UDP && ((p.sport, p.dport) == dhcp || (p.dport == 5353 && is_group(p.dst)))
+}
+
+/// Whether it stays within the link, and is judged as what the pod sends from its own address.
+#[inline(always)]
+pub(crate) fn within_link(p: &Packet) -> bool {
+    link_local(p.src) && (link_local(p.dst) || is_group(p.dst))
+}
+
+/// Whether the address is this node's.
+#[inline(always)]
+pub(crate) fn is_this_node(of: [u64; 2]) -> bool {
+    addr(of).is_some_and(|entry| entry.kind == AddrKind::ThisNode as u8)
 }
 
 /// Whether what a pod sends stays on its link: to a group, to a link-local address, or to one of the source's own network, as

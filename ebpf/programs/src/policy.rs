@@ -75,11 +75,12 @@ fn since_boot() -> u32 {
     (unsafe { helpers::bpf_ktime_get_boot_ns() } / 1_000_000_000) as u32
 }
 
-/// Looks the answer to `s.question` up, whose class is that of `s.peer`, or of this node's processes, into `s.cell`. No cell
-/// denies.
+/// Looks the answer to `s.question` up, whose class is that of `s.peer`, into `s.cell`. No cell denies. This node's processes may
+/// have addresses that are not the node's, such as a bridge's: then the class is that of the node's first one.
 #[inline(never)]
 fn ask(s: &mut Scratch, config: &Config, host: bool, permissive: bool) {
-    s.question.class = if host { by_epoch(config.host_class, s.epoch) } else { class(s.peer, s.epoch) };
+    let stands_for = host && !ends::is_this_node(s.peer);
+    s.question.class = if stands_for { by_epoch(config.host_class, s.epoch) } else { class(s.peer, s.epoch) };
     s.cell = find(&Tables, s.question).unwrap_or_default();
     if permissive && s.cell.reasons[0] == Reason::PeerUnproved as u8 {
         // Permissive asks for no proof: such tables are of the stage that the endpoint is about to have, or had.

@@ -1,5 +1,6 @@
 //! Who may talk to whom, on real sockets: what a rule refuses is refused at `connect()`, and nothing else is.
 
+mod addresses;
 mod asked;
 mod changes;
 mod datagrams;
@@ -56,6 +57,8 @@ const NAMES: &[&str] = &[
     "exceptions_end_without_an_agent",
     "older_connections_are_cut_by_the_platform_alone",
     "policy_of_others_raises_nobody_until_it_is_accepted",
+    "a_process_of_the_node_is_judged_by_its_own_address",
+    "what_a_pod_sends_within_its_link_is_judged",
 ];
 
 fn main() -> ExitCode {
@@ -67,7 +70,7 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 25] = [
+    let tests: [fn() -> Result<()>; 27] = [
         rules,
         exceptions,
         open,
@@ -93,6 +96,8 @@ fn run(args: &Arguments) -> Result<bool> {
         ended,
         older::cut,
         others::accepted,
+        addresses::of_the_node,
+        addresses::of_the_link,
     ];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))

@@ -1,6 +1,6 @@
 //! Policy of a folder, without an agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,6 +22,7 @@ use super::json_out;
 use crate::fetch::print;
 use crate::format::some;
 use crate::options::FolderArgs;
+use crate::table::clean_lines;
 use crate::{Answer, Error};
 
 /// A folder, as it was read.
@@ -77,21 +78,25 @@ pub(super) fn check_with(dir: &Path, documents: &[Document], status: &Status) ->
     };
     let said = |folder: &Folder| nobody::told(&folder.world, &folder.loaded);
     let before = read(&state)?;
-    let named_nobody = said(&before);
+    let (named_nobody, there) = (said(&before), names(&before));
     let before = before.problems;
     files.extend(documents.iter().map(|document| (document.name.clone(), FileContent::Text(document.text.clone()))));
     state.apply(files);
     let folder = read(&state)?;
     // What the agent makes good is told once, when it is new.
     for told in folder.problems.iter().filter(|told| told.made_good && !before.contains(told)) {
-        eprintln!("{}", told.text);
+        eprintln!("{}", clean_lines(&told.text));
     }
     let bad: Vec<&str> = folder.problems.iter().filter(|told| !told.made_good).map(|told| told.text.as_str()).collect();
     if !bad.is_empty() {
         return Err(refuse(format!("the agent of {} would refuse it:\n{}", status.node, bad.join("\n"))));
     }
     for told in said(&folder).iter().filter(|told| !named_nobody.iter().any(|known| known.problem == told.problem)) {
-        eprintln!("{told}");
+        eprintln!("{}", clean_lines(&told.to_string()));
+    }
+    // A file of the same name takes the place of whatever was in it.
+    for gone in there.difference(&names(&folder)) {
+        eprintln!("{gone} goes out of force: what is put in its file's place has it no more");
     }
     let Loaded { policies, settings, .. } = &folder.loaded;
     let (evaluator, now) = (Evaluator { world: &folder.world, policies, settings }, now());
@@ -133,7 +138,7 @@ pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
             some(exceptions as u64, "exception", "exceptions")
         );
         for problem in warnings.iter().chain(&problems) {
-            let _ = writeln!(text, "{problem}");
+            let _ = writeln!(text, "{}", clean_lines(problem));
         }
         print(&text, "")?;
     }
@@ -151,4 +156,11 @@ pub(super) fn explained(args: &FolderArgs, asking: &Asking) -> Result<Explanatio
     let Loaded { policies, settings, .. } = &folder.loaded;
     let evaluator = Evaluator { world: &folder.world, policies, settings };
     Ok(explain(&evaluator, &flow, now()))
+}
+
+/// Names of what is in force of policy.
+fn names(folder: &Folder) -> BTreeSet<String> {
+    let policies = &folder.loaded.policies;
+    let objects = policies.objects().iter().map(|object| object.id.to_string());
+    objects.chain(policies.exceptions().iter().map(|exception| exception.id().to_string())).collect()
 }

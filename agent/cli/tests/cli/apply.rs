@@ -77,6 +77,19 @@ fn documents_are_in_force_when_it_ends() {
     assert_eq!((code, &done["inForce"]["n1"]), (Some(0), &serde_json::json!(12)));
     let (code, shown, _) = place.apply(&[&one], &[]);
     assert_eq!((code, shown), (Some(0), format!("team.yaml put into {dir}\n")));
+    // Another team's file of the same name.
+    let other = place.document("team.yaml", &TEAM.replace("name: api", "name: other"));
+    let (code, _, told) = place.apply(&[&other], &["--wait"]);
+    let expected = "MeshPolicy/payments/api goes out of force: what is put in its file's place has it no more\n";
+    assert_eq!((code, told.as_str()), (Some(0), expected));
+}
+
+#[test]
+fn documents_do_not_steer_the_terminal() {
+    let place = Place::new();
+    let file = place.document("a.yaml", &TEAM.replace("ingress", "\"in\\e[31mgress\""));
+    let (code, _, told) = place.apply(&[&file], &[]);
+    assert!(code == Some(1) && told.contains("in\u{fffd}[31mgress") && !told.contains('\u{1b}'), "{told:?}");
 }
 
 #[test]

@@ -102,13 +102,13 @@ fn check_warns_of_who_is_nobody_and_fails_for_a_deny() {
     let dir = folder();
     let (code, shown, _) = policy(dir.path(), &["check"]);
     let warned =
-        "policy.yaml:1:1: MeshBaseline/bank: ingress.guarantee.scrape allows nobody, for no workload is whom it names";
+        "policy.yaml:1:1: MeshBaseline/bank: ingress.guarantee.scrape allows nobody, for nobody is whom it names";
     assert!(code == Some(0) && shown.contains(warned), "{shown}");
     let deny = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshBaseline\nmetadata: {name: no-web}\nspec:\n  subject: {}\n  \
                 ingress: {deny: [{name: web, from: [{namespace: chekout}]}]}\n";
     fs::write(dir.path().join("deny.yaml"), deny).unwrap();
     let (code, shown, _) = policy(dir.path(), &["check"]);
-    let told = "deny.yaml:1:1: MeshBaseline/no-web: ingress.deny.web denies nobody, for no workload is whom it names, so the \
+    let told = "deny.yaml:1:1: MeshBaseline/no-web: ingress.deny.web denies nobody, for nobody is whom it names, so the \
                 object is degraded: ";
     assert!(code == Some(1) && shown.contains(told), "{shown}");
     let (code, shown, _) = policy(dir.path(), &["check", "-o", "json"]);

@@ -92,8 +92,7 @@ impl<'a> Checker<'a> {
     /// A required name of labels joined by dots.
     pub(super) fn subdomain(&mut self, path: &[Step<'_>], value: Option<&str>) -> String {
         let Some(value) = self.present(path, value) else { return String::new() };
-        let fine = value.len() <= 253 && value.split('.').all(is_label);
-        self.must(fine, path, value, Broken::Subdomain);
+        self.must(is_subdomain(value), path, value, Broken::Subdomain);
         value.to_owned()
     }
 
@@ -222,10 +221,18 @@ pub(super) fn stage_path() -> [Step<'static>; 3] {
 }
 
 pub(super) fn is_label(text: &str) -> bool {
+    text.len() <= 63 && is_part(text)
+}
+
+/// A name of parts that dots join, as Kubernetes takes it: only the whole is bounded (`IsDNS1123Subdomain` of its apimachinery).
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_part)
+}
+
+fn is_part(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = text.as_bytes();
-    bytes.len() <= 63
-        && edge(bytes.first())
+    edge(bytes.first())
         && edge(bytes.last())
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }

@@ -53,6 +53,7 @@ struct Listing<'a> {
 impl<'a> Listing<'a> {
     fn object(&mut self, object: &'a Object) -> PolicyObjectView {
         let why = match (object.mode, object.id.namespace.as_str()) {
+            (Mode::Enforce, _) if object.invalid => "its rules are not known: it refuses".to_owned(),
             (Mode::Audit, _) => "in audit".to_owned(),
             (Mode::Enforce, "") => String::new(),
             (Mode::Enforce, namespace) => self.not_here(namespace, &object.subject),
@@ -62,7 +63,7 @@ impl<'a> Listing<'a> {
             Mode::Audit => "audit",
         };
         let nobody = self.named.rules(object);
-        let degraded = nobody.iter().any(|(_, rule)| rule.list == List::Deny);
+        let degraded = object.invalid || nobody.iter().any(|(_, rule)| rule.list == List::Deny);
         let nobody = nobody.into_iter().map(|(direction, rule)| rule.path(direction)).collect();
         PolicyObjectView { mode: mode.to_owned(), degraded, nobody, ..self.view(&object.id, &object.subject, why) }
     }

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::load::{Loaded, Told, Unfit};
-use super::rule::{Direction, List, Object, Rule};
+use super::object::Entity;
+use super::rule::{Direction, List, Object, ObjectKind, Rule};
 use super::selector::{Selector, Who};
 use crate::model::World;
 
@@ -27,7 +28,19 @@ impl<'a> Named<'a> {
     }
 
     fn is_somebody(&mut self, who: &'a Who) -> bool {
-        let Who::Workload(selector) = who else { return true };
+        let settings = &self.world.policy().settings;
+        let selector = match who {
+            Who::Workload(selector) => selector,
+            // Who is outside, and who the API server, MeshSettings alone say.
+            Who::Entity(Entity::World) => return settings.knows_an_outside(),
+            Who::Entity(Entity::KubeApiserver) => return !settings.api_server.is_empty(),
+            Who::Entity(_) | Who::Block(_) => return true,
+        };
+        self.selects(selector)
+    }
+
+    /// Whether a selector means any workload.
+    fn selects(&mut self, selector: &'a Selector) -> bool {
         if let Some(known) = self.known.get(selector) {
             return *known;
         }
@@ -49,9 +62,28 @@ impl<'a> Named<'a> {
     }
 }
 
-/// What is to be said of all rules that name nobody of a world, by object.
+/// What is to be said of all rules that name nobody of a world, and of all objects that select nobody.
 pub fn told(world: &World, loaded: &Loaded) -> Vec<Told> {
     let mut named = Named::of(world);
+    let mut all = rules_told(&mut named, loaded);
+    // A NetworkPolicy may come before its pods; its author is told nothing by Kubernetes either.
+    let ours = loaded.policies.objects().iter().filter(|object| object.id.kind != ObjectKind::NetworkPolicy);
+    let subjects = ours.map(|object| (object.id.clone(), &object.subject));
+    let exceptions = loaded.policies.exceptions().iter().map(|exception| (exception.id(), &exception.subject));
+    // Without anybody there is nothing to be said of it: policies may be kept apart from workloads.
+    let anybody = world.workloads().next().is_some();
+    for (id, subject) in subjects.chain(exceptions).filter(|_| anybody) {
+        if !named.selects(subject) {
+            let object = id.to_string();
+            let (file, place) = loaded.files.get(&object).cloned().unwrap_or_default();
+            all.push(Told { file, place, problem: Unfit::SelectsNobody { object } });
+        }
+    }
+    all
+}
+
+/// What is to be said of all rules that name nobody, by object.
+fn rules_told<'a>(named: &mut Named<'a>, loaded: &'a Loaded) -> Vec<Told> {
     let mut all = Vec::new();
     let mut tell = |object: String, rule: String, denies: bool| {
         let (file, place) = loaded.files.get(&object).cloned().unwrap_or_default();
@@ -87,7 +119,9 @@ mod tests {
         let text = [
             one("a", "deny: [{name: r, from: [{namespace: gone}]}]"),
             one("b", "deny: [{name: r, from: [{namespace: gone}, {namespace: here}]}]"),
-            one("c", "guarantee: [{name: r, from: [{namespace: gone}]}], deny: [{name: r, from: [{entity: world}]}]"),
+            one("c", "guarantee: [{name: r, from: [{namespace: gone}]}], deny: [{name: r, from: [{entity: host}]}]"),
+            one("d", "deny: [{name: r, from: [{entity: world}]}, {name: s, from: [{entity: kube-apiserver}]}]"),
+            one("e", "deny: []").replace("subject: {}", "subject: {namespace: heer}"),
             "apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {name: w, namespace: here, uid: u}\n\
              spec: {serviceAccount: a, node: n1, ips: [10.0.0.1]}\n"
                 .to_owned(),
@@ -101,9 +135,15 @@ mod tests {
         };
         assert_eq!(
             said,
-            [of("a", true, &["ingress.deny.r"]), of("b", false, &[]), of("c", false, &["ingress.guarantee.r"])]
+            [
+                of("a", true, &["ingress.deny.r"]),
+                of("b", false, &[]),
+                of("c", false, &["ingress.guarantee.r"]),
+                of("d", true, &["ingress.deny.r", "ingress.deny.s"]),
+                of("e", false, &[]),
+            ]
         );
         let told: Vec<bool> = told(&world, world.policy()).iter().map(|told| told.problem.is_warning()).collect();
-        assert_eq!(told, [false, true]);
+        assert_eq!(told, [false, true, false, false, true]);
     }
 }

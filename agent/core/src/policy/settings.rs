@@ -56,6 +56,11 @@ impl Settings {
         self.min_stages.iter().filter(fits).map(|min| min.stage).max()
     }
 
+    /// Whether any address may be outside of the cluster's networks: these are said.
+    pub fn knows_an_outside(&self) -> bool {
+        [&self.pods, &self.services, &self.nodes].iter().any(|nets| !nets.is_empty())
+    }
+
     /// Whether an address is outside of the cluster's networks. Unless these are said nobody knows, and none is.
     pub fn outside(&self, ip: IpAddr) -> bool {
         let mut nets = [&self.pods, &self.services, &self.nodes].into_iter().flatten().peekable();

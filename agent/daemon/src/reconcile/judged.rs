@@ -70,7 +70,10 @@ impl NodeState {
             return Cell::default();
         }
         let set = verdicts.ends.get(uid).copied().unwrap_or(DENY_SET);
-        let class = if ingress && between.host { verdicts.host } else { verdicts.class(peer) };
+        // As the programs ask: addresses of this node's processes that are not the node's stand for its first one.
+        let this_node = || self.world.node(&self.node).is_some_and(|node| node.addresses.contains(&peer));
+        let stands_for = ingress && between.host && !this_node();
+        let class = if stands_for { verdicts.host } else { verdicts.class(peer) };
         let (port, proved) = (between.to.port(), between.proved);
         find(verdicts.as_ref(), Question { set, class, ingress, proto: between.proto, proved, port })
             .unwrap_or_default()

@@ -141,6 +141,15 @@ impl NodeState {
         self.endpoints.get(uid)
     }
 
+    /// Whether a local workload is on its way to the stage that it is to have, not counting those whose veth is yet to be found.
+    pub fn is_raising(&self) -> bool {
+        self.endpoints.iter().any(|(uid, report)| match (report.phase, self.world.workload(uid)) {
+            (Phase::Learning(_), Some(_)) => true,
+            (Phase::Enforcing(stage), Some(workload)) => stage != workload.stage,
+            (Phase::Detached, _) | (_, None) => false,
+        })
+    }
+
     /// All local workloads as the control loop sees them.
     pub fn endpoints(&self) -> impl Iterator<Item = (&str, &EndpointReport)> {
         self.endpoints.iter().map(|(uid, report)| (uid.as_str(), report))

@@ -170,14 +170,31 @@ fn fragments_go_the_way_of_the_first() {
 fn what_a_pod_may_send_from_addresses_that_are_not_its_own() {
     alone("what_a_pod_may_send_from_addresses_that_are_not_its_own", |dir| {
         let node = node(dir, Stage::Strict);
-        let discover = [("0.0.0.0", "255.255.255.255"), ("fe80::5", "ff02::1:2"), ("169.254.1.1", "224.0.0.251")];
-        for (src, dst) in discover {
-            assert_eq!(node.sends(&Udp::new(src, dst).frame()), PASS, "{src} to {dst}");
+        // Nothing that has rules is let by them.
+        tables(&node, false, REVOKE_CUT, 1);
+        let discover = [
+            ("0.0.0.0", "255.255.255.255", 68, 67),
+            ("fe80::5", "ff02::1:2", 546, 547),
+            ("169.254.1.1", "224.0.0.251", 5353, 5353),
+        ];
+        for (src, dst, sport, dport) in discover {
+            assert_eq!(node.sends(&Udp { sport, dport, ..Udp::new(src, dst) }.frame()), PASS, "{src} to {dst}");
         }
+        let within_the_link = [("fe80::5", "fe80::1"), ("fe80::5", "ff02::1"), ("169.254.1.1", "169.254.7.7")];
+        for (src, dst) in within_the_link {
+            assert_eq!(node.sends(&Udp::new(src, dst).frame()), REDIRECT, "{src} to {dst} is refused");
+        }
+        tables(&node, true, REVOKE_CUT, 2);
+        for (src, dst) in within_the_link {
+            assert_eq!(node.sends(&Udp::new(src, dst).frame()), PASS, "{src} to {dst} is let");
+        }
+        let nowhere = Udp::new("0.0.0.0", "255.255.255.255");
+        assert_eq!(node.sends(&nowhere.frame()), DROP, "without an address there is DHCP only");
+        let spoofed_before = node.stat(Stat::Spoofed);
         let spoofed = [("169.254.1.1", REMOTE_4), ("fe80::5", REMOTE_6), ("0.0.0.0", LOCAL_4), (LOCAL_4, REMOTE_4)];
         for (number, (src, dst)) in (1..).zip(spoofed) {
             assert_eq!(node.sends(&Udp::new(src, dst).frame()), DROP, "{src} to {dst}");
-            assert_eq!(node.stat(Stat::Spoofed), number);
+            assert_eq!(node.stat(Stat::Spoofed), spoofed_before + number);
         }
     });
 }

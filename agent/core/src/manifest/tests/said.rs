@@ -40,7 +40,7 @@ variants!(Mismatch as mismatch in MISMATCHES: Type Unquoted Missing Word Other);
 variants!(NotHad as not_had in NOT_HAD: Outside Claimed Shared);
 variants!(PrincipalError as principal in PRINCIPALS: Form Part);
 variants!(Unfit as unfit in UNFIT:
-    TeamsLabel NothingToSuspend StageTooLow NotRaised NotEnforced TrustDomain OwnTrustDomain NothingToReplace AllowsNobody
+    TeamsLabel NothingToSuspend StageTooLow NotRaised NotEnforced TrustDomain OwnTrustDomain NothingToReplace AllowsNobody SelectsNobody
     DeniesNobody);
 
 /// All there is to be said.

@@ -52,6 +52,8 @@ pub(super) fn say(flow: &Flow, direction: Direction, judged: &Judged<'_>, lines:
 fn unspoken(answer: &Answer<'_>, judged: &Judged<'_>) -> &'static str {
     let egress = judged.side.as_ref().is_some_and(|side| side.direction == Direction::Egress);
     match answer.term {
+        Term::Deny if !answer.suspended_by.is_empty() => "yes: what denies it is suspended",
+        Term::Ceiling if !answer.suspended_by.is_empty() => "yes: what caps it is suspended",
         Term::Deny => "no baseline denies it",
         Term::Ceiling => "no baseline has one here",
         Term::NetworkPolicy => "none selects it, or the peer is its own node",
@@ -61,7 +63,7 @@ fn unspoken(answer: &Answer<'_>, judged: &Judged<'_>) -> &'static str {
         Term::Proof if egress => "not asked for going out",
         Term::Proof if judged.proof.proves() => "yes",
         Term::Proof if judged.stage == Stage::Permissive => "permissive: an address is enough",
-        Term::Proof => "yes: a probe",
+        Term::Proof => "yes: as the health check that a kubelet makes; no other process of the node is let",
     }
 }
 

@@ -124,8 +124,8 @@ pub enum Unfit {
     },
     /// A rule that allows names nobody ([`super::nobody`]).
     #[error(
-        "{object}: {rule} allows nobody, for no workload is whom it names (a warning): see its namespace, account and labels; \
-         it holds for who is to come"
+        "{object}: {rule} allows nobody, for nobody is whom it names (a warning): see its namespace, account and labels, for \
+         an entity MeshSettings; it holds for who is to come"
     )]
     AllowsNobody {
         /// The object.
@@ -133,10 +133,19 @@ pub enum Unfit {
         /// The rule.
         rule: String,
     },
+    /// An object is about nobody.
+    #[error(
+        "{object} selects no workload that there is, so it does nothing (a warning): see its subject's namespace, account and \
+         labels; it holds for who is to come"
+    )]
+    SelectsNobody {
+        /// The object.
+        object: String,
+    },
     /// A rule that denies names nobody.
     #[error(
-        "{object}: {rule} denies nobody, for no workload is whom it names, so the object is degraded: mend its namespace, \
-         account or SPIFFE ID, or remove the rule; it holds for who is to come"
+        "{object}: {rule} denies nobody, for nobody is whom it names, so the object is degraded: mend its namespace, account \
+         or SPIFFE ID, for an entity MeshSettings (podCidrs, apiServer), or remove the rule; it holds for who is to come"
     )]
     DeniesNobody {
         /// The object.
@@ -154,7 +163,7 @@ impl Unfit {
 
     /// Whether it is told in passing: nothing is wrong yet.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::AllowsNobody { .. })
+        matches!(self, Self::AllowsNobody { .. } | Self::SelectsNobody { .. })
     }
 }
 

@@ -5,6 +5,7 @@ mod older;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kumiko_abi::flow::{TCP, UDP, flags};
 use kumiko_abi::{Flow, FlowKey, FlowState, Reason};
@@ -148,6 +149,12 @@ impl<E: Edge> Engine<E> {
         // The tables' ends are of the clock that counts from the boot; exceptions' are of the one that people set.
         let stepped = || judging.timed && clock::booted(judging.booted).is_some();
         judging.due || judging.lapses.is_some_and(|at| at <= clock::unix_seconds()) || stepped()
+    }
+
+    /// How long it is until the next exception ends.
+    pub fn lapses_in(&self) -> Option<Duration> {
+        let at = u64::try_from(self.judging.as_ref()?.lapses?).ok()?.saturating_mul(1_000_000_000);
+        Some(Duration::from_nanos(at.saturating_sub(clock::unix_ns())))
     }
 
     /// Makes the tables of the model in force, and lets them hold. What cannot be made or written leaves those before in

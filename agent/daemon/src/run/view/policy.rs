@@ -118,14 +118,15 @@ impl PolicyState for View {
             let held = self.source.held.lock().unwrap_or_else(PoisonError::into_inner);
             (held.files.get(&asked.file).copied(), held.refused.clone())
         };
-        let policy = self.reconciled.state.load().policy();
+        let node = self.reconciled.state.load();
+        let policy = node.policy();
         let state = match version {
             Some(Version { read, .. }) if read != asked.digest => AppliedState::Unread,
             None => AppliedState::Unread,
             Some(Version { in_force: Some((digest, epoch)), .. }) if digest == asked.digest => {
                 // The other way round a flow could be told to end between the two looks.
                 let held = || self.is_held_back(&asked.file, &policy.held);
-                if policy.source_epoch < epoch || held() || self.common.registry.ends() {
+                if policy.source_epoch < epoch || held() || node.is_raising() || self.common.registry.ends() {
                     AppliedState::Coming
                 } else {
                     AppliedState::InForce
