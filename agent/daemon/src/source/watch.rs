@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -195,8 +194,8 @@ impl Watched {
             }
             EventKind::Create(CreateKind::File) => {
                 for path in event.paths.into_iter().filter(|path| is_manifest(path)) {
-                    // No writer closes a link, be it a hard one.
-                    if path.symlink_metadata().is_ok_and(|file| file.is_file() && file.nlink() == 1) {
+                    // One that has content already was linked here whole, or its writer is notified next.
+                    if path.symlink_metadata().is_ok_and(|file| file.is_file() && file.len() == 0) {
                         self.writers.insert(path.clone(), Instant::now());
                     }
                     writing.insert(path);

@@ -151,10 +151,11 @@ impl<E: Edge> Engine<E> {
         judging.due || judging.lapses.is_some_and(|at| at <= clock::unix_seconds()) || stepped()
     }
 
-    /// How long it is until the next exception ends.
+    /// How long it is until the next exception ends. One that has ended is of every pass, and calls for none of its own: that its
+    /// end could not be brought into force must not keep the loop awake.
     pub fn lapses_in(&self) -> Option<Duration> {
         let at = u64::try_from(self.judging.as_ref()?.lapses?).ok()?.saturating_mul(1_000_000_000);
-        Some(Duration::from_nanos(at.saturating_sub(clock::unix_ns())))
+        at.checked_sub(clock::unix_ns()).filter(|left| *left > 0).map(Duration::from_nanos)
     }
 
     /// Makes the tables of the model in force, and lets them hold. What cannot be made or written leaves those before in
