@@ -141,12 +141,12 @@ impl NodeState {
         self.endpoints.get(uid)
     }
 
-    /// Whether a local workload is on its way to the stage that it is to have, not counting those whose veth is yet to be found.
-    pub fn is_raising(&self) -> bool {
+    /// Whether an enrolled local workload is on its way to another stage. Those that are being enrolled do not count: on a busy
+    /// node there is always a new one.
+    pub fn changes_stages(&self) -> bool {
         self.endpoints.iter().any(|(uid, report)| match (report.phase, self.world.workload(uid)) {
-            (Phase::Learning(_), Some(_)) => true,
             (Phase::Enforcing(stage), Some(workload)) => stage != workload.stage,
-            (Phase::Detached, _) | (_, None) => false,
+            _ => false,
         })
     }
 

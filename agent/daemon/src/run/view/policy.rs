@@ -126,7 +126,7 @@ impl PolicyState for View {
             Some(Version { in_force: Some((digest, epoch)), .. }) if digest == asked.digest => {
                 // The other way round a flow could be told to end between the two looks.
                 let held = || self.is_held_back(&asked.file, &policy.held);
-                if policy.source_epoch < epoch || held() || node.is_raising() || self.common.registry.ends() {
+                if policy.source_epoch < epoch || held() || node.changes_stages() || self.common.registry.ends() {
                     AppliedState::Coming
                 } else {
                     AppliedState::InForce
