@@ -13,7 +13,7 @@ use kumiko_core::manifest::{FileContent, MAX_BYTES, Place};
 /// Most manifests that are read.
 pub const MAX_FILES: usize = 10_000;
 /// Most that are listed: each one that is not read is told.
-const MAX_LISTED: usize = 2 * MAX_FILES;
+const MAX_LISTED: usize = 20_000;
 /// How far the clock of a file system may be ahead of ours.
 const CLOCKS: Duration = Duration::from_secs(10);
 /// Deepest subfolder.

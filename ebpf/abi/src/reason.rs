@@ -83,14 +83,14 @@ reasons! {
     Allowed = 1, "allowed", "allowed: no policy speaks against it", "";
     Observed = 2, "observed", "recorded by observe, not enforced", "";
     PeerOutsideMesh = 3, "peer_outside_mesh", "the peer is not in the mesh: in the clear", "enrol the peer's namespace to encrypt this";
-    PlaintextAccepted = 4, "plaintext_accepted", "a permissive workload accepted plaintext", "enrol the client before raising this namespace to strict";
+    PlaintextAccepted = 4, "plaintext_accepted", "plaintext was accepted: the workload is permissive, or a rule takes an address for enough", "enrol the client before its namespace is raised to strict";
     Probe = 5, "probe", "a probe of the node's kubelet to a declared port", "";
     LegacyFlow = 6, "legacy", "older than its pod's enrolment: runs outside the tunnel until it ends", "reconnect the client to move it into the tunnel";
     Downgraded = 7, "downgraded", "no tunnel to be had and both sides permissive: went in the clear", "see the agent's log, and the refused connections of `kumiko status` on both nodes";
     OuterAddress = 8, "outer_address", "a node port or load-balancer address is never captured: in the clear", "use the Service's cluster IP";
     DatagramClear = 9, "udp_clear", "UDP is not tunnelled: in the clear", "";
     PlaintextRefused = 20, "plaintext_refused", "a strict workload refuses plaintext", "enrol the client's namespace, or lower this one to permissive";
-    HostRefused = 21, "host_refused", "a strict workload refuses processes of its node other than kubelet probes to declared ports", "declare the port for probes, or lower the namespace to permissive";
+    HostRefused = 21, "host_refused", "a strict workload refuses processes of its node other than kubelet probes to declared ports", "declare the port for probes, allow the entity host by a rule, or lower the namespace to permissive";
     ServiceNotMeshed = 22, "service_not_meshed", "a ready endpoint of the Service is not meshed: left to kube-proxy, in the clear", "enrol every endpoint of the Service";
     TunnelPortRefused = 23, "tunnel_port_refused", "a pod may not speak to a node's tunnel port itself", "";
     OuterAddressRefused = 24, "outer_address_refused", "node ports and load-balancer addresses are never captured, so a strict workload may not use them", "use the Service's cluster IP";
@@ -99,7 +99,7 @@ reasons! {
     AboveCeiling = 31, "above_ceiling", "a baseline of the platform allows other peers or ports only", "see `kumiko policy explain`; the platform may make a MeshException";
     NetworkPolicyDefault = 32, "network_policy_default", "NetworkPolicies select the pod, and no rule of theirs allows it", "see `kumiko policy explain`, and add a rule to a NetworkPolicy";
     TeamDefault = 33, "team_default", "MeshPolicies select the workload, and no rule of theirs allows it", "see `kumiko policy explain`, and add a rule to a MeshPolicy";
-    PeerUnproved = 34, "peer_unproved", "only an address speaks for the peer of a strict workload", "enrol the peer, or allow it by a rule with unauthenticated: true";
+    PeerUnproved = 34, "peer_unproved", "only an address speaks for the peer, which is not enough for a strict workload", "enrol the peer, or allow it by a rule with unauthenticated: true";
     PolicyMissing = 35, "policy_missing", "the tables hold no verdict about it", "see the agent's log: has it room for all policies?";
     PolicyInvalid = 36, "policy_invalid", "a policy that never was valid, or is held back, selects the workload, so what no other one allows is refused", "see the problems of `kumiko status`, and mend the policy";
 
