@@ -18,7 +18,7 @@ use super::first_seed;
 const DOCUMENTS: u64 = 20_000;
 
 /// What a schema does not say, by a part of the reader's message.
-const BEYOND: [&str; 15] = [
+const BEYOND: [&str; 16] = [
     "is no value: write one",
     "must be a network",
     "must be an IPv4 or IPv6 address",
@@ -32,7 +32,8 @@ const BEYOND: [&str; 15] = [
     "says nothing in a deny rule",
     "must be a workload (namespace",
     "says nothing of ingress and nothing of egress",
-    "metadata.name is missing",
+    "is missing: add it",
+    "is an account of any namespace, then",
     "does not begin with a prefix that MeshSettings",
 ];
 
