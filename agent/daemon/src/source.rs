@@ -202,6 +202,11 @@ impl Publisher {
         self.world.is_closed() && self.status.is_closed()
     }
 
+    /// Whether any object of a file is in force.
+    fn has_in_force(&self, file: &str) -> bool {
+        self.folder.objects().any(|(of, _)| of == file)
+    }
+
     /// Wants another reading, though nothing has changed.
     fn owes(&self) -> bool {
         self.unkept

@@ -300,7 +300,9 @@ impl Watched {
         let doubtful = |print: &&Print| {
             let text = files.get(&*print.path().to_string_lossy());
             let blank = matches!(text, Some(FileContent::Text(text)) if says_nothing(text));
-            blank && print.age(now).is_some_and(|age| age < SILENT && unknown(print, age))
+            // Of a file that said nothing before nothing can be lost.
+            let lost = || self.publisher.has_in_force(&print.path().to_string_lossy());
+            blank && lost() && print.age(now).is_some_and(|age| age < SILENT && unknown(print, age))
         };
         prints.iter().filter(doubtful).map(|print| print.path().to_string_lossy().into_owned()).collect()
     }
