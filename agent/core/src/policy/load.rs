@@ -58,9 +58,15 @@ impl Loaded {
         if self.unfit.is_empty() {
             return self;
         }
+        Arc::new(self.with_before(before, |id| self.unfit.contains(id)))
+    }
+
+    /// The same with the versions of `before` of some objects. One of which none was there is without its rules: whom it selects is
+    /// refused what no other one allows.
+    fn with_before(&self, before: &Self, is_meant: impl Fn(&ObjectId) -> bool) -> Self {
         let was = |id: &ObjectId| before.policies.objects().iter().find(|object| object.id == *id && !object.invalid);
         let instead = |object: &Arc<Object>| -> Option<Object> {
-            if !self.unfit.contains(&object.id) {
+            if !is_meant(&object.id) {
                 return Some(Object::clone(object));
             }
             let closed = || (object.mode == Mode::Enforce).then(|| object.closed());
@@ -68,7 +74,7 @@ impl Loaded {
         };
         let objects = self.policies.objects().iter().filter_map(instead).collect();
         let exceptions = self.policies.exceptions().iter().map(|exception| Exception::clone(exception)).collect();
-        Arc::new(Self { policies: Policies::new(objects, exceptions), ..Self::clone(&self) })
+        Self { policies: Policies::new(objects, exceptions), ..self.clone() }
     }
 
     /// What may be in force of it, where nothing was before: what does what it says. Whom a team's policy selects that does not

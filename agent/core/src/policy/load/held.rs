@@ -6,9 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Loaded;
-use crate::policy::judge::Policies;
-use crate::policy::object::Mode;
-use crate::policy::rule::{Exception, Object, ObjectId, ObjectKind, Rules};
+use crate::policy::rule::{Object, ObjectId, ObjectKind, Rules};
 
 /// Policy with less of the teams' in it.
 #[derive(Clone, PartialEq, Debug)]
@@ -52,29 +50,12 @@ impl Loaded {
             let known = before.clone().map(|before| (Some(before), true));
             let (wanted, none) = (wanted.clone(), (None, false));
             known.into_iter().chain([none]).map(move |(known, before)| {
-                let policy = Arc::new(wanted.without(&namespaces, known.as_deref()));
-                Held { policy, namespaces: namespaces.clone(), before }
+                let none = Loaded::default();
+                let is_held = |id: &ObjectId| is_teams(id) && namespaces.contains(&id.namespace);
+                let policy = wanted.with_before(known.as_deref().unwrap_or(&none), is_held);
+                Held { policy: Arc::new(policy), namespaces: namespaces.clone(), before }
             })
         })
-    }
-
-    /// The same with the versions of `before` of what the teams of these namespaces say; what was not there, or nothing is known
-    /// of before, is without its rules.
-    fn without(&self, namespaces: &[String], before: Option<&Self>) -> Self {
-        let was = |id: &ObjectId| {
-            let objects = before.map(|before| before.policies.objects()).unwrap_or_default();
-            objects.iter().find(|object| object.id == *id && !object.invalid)
-        };
-        let instead = |object: &Arc<Object>| -> Option<Object> {
-            if !is_teams(&object.id) || !namespaces.contains(&object.id.namespace) {
-                return Some(Object::clone(object));
-            }
-            let closed = || (object.mode == Mode::Enforce).then(|| object.closed());
-            was(&object.id).map(|known| Object::clone(known)).or_else(closed)
-        };
-        let objects = self.policies.objects().iter().filter_map(instead).collect();
-        let exceptions = self.policies.exceptions().iter().map(|exception| Exception::clone(exception)).collect();
-        Self { policies: Policies::new(objects, exceptions), ..self.clone() }
     }
 }
 

@@ -1,0 +1,199 @@
+//! Files that are being written, links, and what is no file: when they are read, and when the last good version stands.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::*;
+use super::{WITHIN, put, source, wait_names, wait_status, workload};
+
+#[tokio::test]
+async fn a_file_behind_a_link_is_followed() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    put(elsewhere.path(), "a.yaml", &workload("a", "10.0.0.1"));
+    symlink(elsewhere.path().join("a.yaml"), dir.path().join("a.yaml")).unwrap();
+    let mut source = source(dir.path());
+    wait_names(&mut source, &["a"]).await;
+    put(elsewhere.path(), "a.yaml", &workload("b", "10.0.0.1"));
+    wait_names(&mut source, &["b"]).await;
+}
+
+#[tokio::test]
+async fn a_writer_that_has_not_closed_its_file_is_waited_for() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.yaml", &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.2")));
+    let mut source = source(dir.path());
+    wait_names(&mut source, &["a", "b"]).await;
+    let mut worlds = source.world.clone();
+    worlds.mark_unchanged();
+    // Truncated, then written in two pieces with time between them to read half of it.
+    let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    file.write_all(workload("a", "10.0.0.1").as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    file.write_all((workload("b", "10.0.0.2") + &workload("c", "10.0.0.3")).as_bytes()).unwrap();
+    drop(file);
+    tokio::time::timeout(WITHIN, worlds.changed()).await.unwrap().unwrap();
+    assert_eq!(worlds.borrow().workloads().count(), 3, "half of a file came into force");
+}
+
+#[tokio::test]
+async fn writers_are_known_in_a_folder_that_was_replaced_and_by_whatever_name_it_has() {
+    use std::io::Write as _;
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, next) = (parent.path().join("manifests"), parent.path().join("next"));
+    let up: PathBuf = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect();
+    let both = workload("a", "10.0.0.1") + &workload("b", "10.0.0.2");
+    for folder in [&dir, &next] {
+        fs::create_dir(folder).unwrap();
+        put(folder, "a.yaml", &both);
+    }
+    put(&next, "c.yaml", &workload("c", "10.0.0.3"));
+    let mut source = source(&up.join(dir.strip_prefix("/").unwrap()));
+    wait_names(&mut source, &["a", "b"]).await;
+    fs::rename(&dir, parent.path().join("old")).unwrap();
+    fs::rename(&next, &dir).unwrap();
+    wait_names(&mut source, &["a", "b", "c"]).await;
+    // Half of it, for longer than a folder may take to come to rest.
+    let mut file = fs::File::create(dir.join("a.yaml")).unwrap();
+    file.write_all(workload("a", "10.0.0.1").as_bytes()).unwrap();
+    let told = wait_status(&mut source, |status| !status.diagnostics.is_empty()).await;
+    let files: Vec<&str> = told.diagnostics.iter().map(|told| told.file.as_str()).collect();
+    assert_eq!(files, ["a.yaml"]);
+    wait_names(&mut source, &["a", "b", "c"]).await;
+    file.write_all((workload("b", "10.0.0.2") + &workload("d", "10.0.0.4")).as_bytes()).unwrap();
+    drop(file);
+    wait_names(&mut source, &["a", "b", "c", "d"]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_was_truncated_before_the_start_does_not_say_nothing() {
+    let (dir, kept, elsewhere) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let taking = Taking { last_good: Some(kept.path().to_owned()), ..Taking::default() };
+    let begin = || start(&SourceUrl::Dir(dir.path().to_owned()), "td", taking.clone()).unwrap();
+    put(dir.path(), "a.yaml", &workload("a", "10.0.0.1"));
+    put(elsewhere.path(), "b.yaml", &workload("b", "10.0.0.2"));
+    symlink(elsewhere.path().join("b.yaml"), dir.path().join("b.yaml")).unwrap();
+    let mut first = begin();
+    wait_names(&mut first, &["a", "b"]).await;
+    // Behind a link nothing tells of writers.
+    let linked = fs::File::create(elsewhere.path().join("b.yaml")).unwrap();
+    let unfinished =
+        |source: &Source, file: &str| source.status.borrow().diagnostics.iter().any(|told| told.file == file);
+    let now = std::time::SystemTime::now;
+    while !unfinished(&first, "b.yaml") {
+        linked.set_modified(now()).unwrap();
+        let _ = tokio::time::timeout(Duration::from_secs(1), first.status.changed()).await;
+    }
+    wait_names(&mut first, &["a", "b"]).await;
+    drop(first);
+    let truncated = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    linked.set_modified(now()).unwrap();
+    let mut second = begin();
+    second.synced().await.unwrap();
+    assert!(unfinished(&second, "a.yaml") && unfinished(&second, "b.yaml"), "{:?}", second.status.borrow());
+    wait_names(&mut second, &["a", "b"]).await;
+    // Nobody waits for ever: they were emptied long ago.
+    let long_ago = now() - Duration::from_secs(3_600);
+    truncated.set_modified(long_ago).unwrap();
+    linked.set_modified(long_ago).unwrap();
+    wait_names(&mut second, &[]).await;
+    wait_status(&mut second, |status| status.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
+async fn half_of_a_file_never_comes_into_force_however_slow_its_writer() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.yaml", &(workload("a", "10.0.0.1") + &workload("b", "10.0.0.2")));
+    let mut source = source(dir.path());
+    let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    file.write_all(workload("a", "10.0.0.1").as_bytes()).unwrap();
+    let status = wait_status(&mut source, |status| !status.diagnostics.is_empty()).await;
+    assert_eq!(status.diagnostics[0].message, "is still being written: it is read when its writer closes it");
+    // Others are not kept waiting.
+    put(dir.path(), "c.yaml", &workload("c", "10.0.0.3"));
+    wait_names(&mut source, &["a", "b", "c"]).await;
+    file.write_all(workload("d", "10.0.0.4").as_bytes()).unwrap();
+    drop(file);
+    wait_names(&mut source, &["a", "c", "d"]).await;
+    wait_status(&mut source, |status| status.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_anew_all_the_time_never_says_nothing() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    let text = workload("a", "10.0.0.1");
+    put(dir.path(), "a.yaml", &text);
+    let mut source = source(dir.path());
+    wait_names(&mut source, &["a"]).await;
+    let path = dir.path().to_owned();
+    let writer = std::thread::spawn(move || {
+        for round in 0..150 {
+            let mut file = fs::File::create(path.join("a.yaml")).unwrap();
+            // Empty for as long as a reading of the folder takes.
+            std::thread::sleep(Duration::from_millis(5));
+            file.write_all(text.as_bytes()).unwrap();
+            drop(file);
+            put(&path, "b.yaml", &workload("b", &format!("10.0.1.{round}")));
+            // Now and then quiet enough to be read.
+            std::thread::sleep(Duration::from_millis(round * 7 % 60));
+        }
+    });
+    let mut worlds = source.world.clone();
+    let mut names = BTreeSet::new();
+    while !writer.is_finished() {
+        let _ = tokio::time::timeout(Duration::from_millis(50), worlds.changed()).await;
+        names.insert(worlds.borrow_and_update().workloads().any(|workload| workload.name == "a"));
+    }
+    writer.join().unwrap();
+    assert_eq!(names, BTreeSet::from([true]), "half of a file came into force");
+    assert!(source.counters.readings() > 2, "{} readings", source.counters.readings());
+}
+
+#[tokio::test]
+async fn a_writer_that_never_closes_is_given_up() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = source(dir.path());
+    let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    file.write_all(workload("a", "10.0.0.1").as_bytes()).unwrap();
+    wait_status(&mut source, |status| !status.diagnostics.is_empty()).await;
+    wait_names(&mut source, &["a"]).await;
+    wait_status(&mut source, |status| status.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_link_to_nothing_is_told_and_text_that_is_none_has_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.yaml", &workload("a", "10.0.0.1"));
+    let mut source = source(dir.path());
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    symlink("nowhere", dir.path().join("a.yaml")).unwrap();
+    fs::write(dir.path().join("b.yaml"), b"a: 1\n# caf\xe9\n").unwrap();
+    let status = wait_status(&mut source, |status| status.diagnostics.len() == 2).await;
+    assert!(status.diagnostics[0].message.starts_with("cannot be read: "), "{status:?}");
+    assert_eq!((status.diagnostics[1].line, status.diagnostics[1].column), (2, 6));
+    // Only a file that is gone takes its objects along.
+    wait_names(&mut source, &["a"]).await;
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    wait_names(&mut source, &[]).await;
+}
+
+#[test]
+fn pipes_and_too_many_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("pipe.yaml");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(read(dir.path()).unwrap().files.is_empty());
+    // Whichever were left out would count as removed.
+    let most = 2 * MAX_FILES;
+    for number in 0..most {
+        fs::hard_link(&fifo, dir.path().join(format!("{number}.yaml"))).unwrap();
+    }
+    assert!(read(dir.path()).unwrap_err().to_string().contains("more than 20000 manifests"));
+}
