@@ -68,7 +68,7 @@ pub fn policy(bytes: &[u8]) {
     let ends: Vec<End> = ips.take(3).map(|ip| End::at(&world, *ip)).collect();
     let asked = Asked { protocol: Protocol::Tcp, port: 80 };
     for (source, destination) in ends.iter().flat_map(|source| ends.iter().map(move |to| (source, to))) {
-        let flow = Flow { source: source.clone(), destination: destination.clone(), asked };
+        let flow = Flow::new(source.clone(), destination.clone(), asked);
         let told = explain(&evaluator, &flow, 0);
         assert_eq!(told.verdict == "allow", evaluator.judge(&flow, 0, View::Enforced).allows());
     }

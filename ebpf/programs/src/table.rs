@@ -222,6 +222,19 @@ pub(crate) fn next_id(sequence: &mut u32, config: &Config, now: u64) -> FlowId {
     FlowId([h0, h1, h2, h3, h4, h5, t0, t1, t2, t3, t4, t5, t6, t7, cpu as u8, *sequence as u8])
 }
 
+/// Claims the entry of a key, unless its element has become another key's since it was found.
+#[inline(always)]
+fn claim_of(key: &FlowKey, entry: Entry) -> bool {
+    if !entry.claim() {
+        return false;
+    }
+    if find(key).is_some_and(|now| now.0 == entry.0) {
+        return true;
+    }
+    entry.clear(CLAIMED);
+    false
+}
+
 /// Inserts `s.flow` under `s.key`, in the place of `old` if there is one.
 #[inline(never)]
 pub(crate) fn insert(s: &Scratch, config: &Config, old: *mut Flow) -> Inserted {
@@ -238,7 +251,7 @@ pub(crate) fn insert(s: &Scratch, config: &Config, old: *mut Flow) -> Inserted {
     }
     let done = if old.is_null() {
         FLOWS.insert(&s.key, &s.flow, NOEXIST)
-    } else if Entry(old).claim() {
+    } else if claim_of(&s.key, Entry(old)) {
         let old = Entry(old);
         counters::emit(EventKind::Replaced, &s.key, old.value());
         uncount(old, config);
@@ -260,7 +273,7 @@ pub(crate) fn insert(s: &Scratch, config: &Config, old: *mut Flow) -> Inserted {
 /// Deletes `old`, which a refused or untouched SYN has overtaken.
 #[inline(never)]
 pub(crate) fn overtake(s: &Scratch, config: &Config, old: *mut Flow) {
-    if !old.is_null() && Entry(old).claim() {
+    if !old.is_null() && claim_of(&s.key, Entry(old)) {
         counters::emit(EventKind::Replaced, &s.key, Entry(old).value());
         uncount(Entry(old), config);
         let _gone = FLOWS.remove(&s.key);

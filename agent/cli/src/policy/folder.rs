@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kumiko_core::api::Status;
-use kumiko_core::manifest::{FileContent, FolderState, Scope};
+use kumiko_core::api::{SourceDiagnostic, Status};
+use kumiko_core::manifest::{Diagnostic, FileContent, FolderState, Scope};
 use kumiko_core::model::World;
 use kumiko_core::policy::ask::Asking;
 use kumiko_core::policy::compile::{Image, compile};
 use kumiko_core::policy::explain::{Explanation, explain};
-use kumiko_core::policy::load::{Loaded, load_in};
+use kumiko_core::policy::load::{self, Loaded, load_in};
 use kumiko_core::policy::nobody;
 use kumiko_core::policy::verdict::Evaluator;
 use kumiko_core::principal::PrincipalError;
@@ -38,6 +38,7 @@ struct Folder {
 #[derive(PartialEq, Eq)]
 struct Told {
     text: String,
+    said: SourceDiagnostic,
     /// The agent makes it good, and only tells.
     made_good: bool,
 }
@@ -58,10 +59,14 @@ fn files(dir: &Path) -> Result<BTreeMap<String, FileContent>, Error> {
 fn understand(state: &FolderState, trust_domain: &str) -> Result<Folder, PrincipalError> {
     let (world, lowered) = World::build(trust_domain, 1, state.objects())?;
     let loaded = load_in(Some(trust_domain), state.objects());
-    let told = |text: String, made_good: bool| Told { text, made_good };
-    let mut problems: Vec<Told> = state.diagnostics().map(|problem| told(problem.to_string(), false)).collect();
-    problems.extend(lowered.iter().map(|problem| told(problem.to_string(), true)));
-    problems.extend(loaded.problems.iter().map(|problem| told(problem.to_string(), problem.problem.is_made_good())));
+    let told = |said: &Diagnostic, made_good| Told { text: said.to_string(), said: said.into(), made_good };
+    let mut problems: Vec<Told> = state.diagnostics().map(|problem| told(problem, false)).collect();
+    problems.extend(lowered.iter().map(|problem| told(problem, true)));
+    problems.extend(loaded.problems.iter().map(|problem| Told {
+        text: problem.to_string(),
+        said: problem.into(),
+        made_good: problem.problem.is_made_good(),
+    }));
     Ok(Folder { world, loaded, problems, objects: state.objects_in_force() })
 }
 
@@ -114,8 +119,8 @@ struct Checked<'a> {
     objects: usize,
     policies: usize,
     exceptions: usize,
-    problems: &'a [String],
-    warnings: &'a [String],
+    problems: &'a [SourceDiagnostic],
+    warnings: &'a [SourceDiagnostic],
 }
 
 /// Whether a folder's policy can be read and does what it says.
@@ -123,12 +128,13 @@ pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
     let Folder { world, loaded, problems, objects } = read(args)?;
     let (warnings, degraded): (Vec<_>, Vec<_>) =
         nobody::told(&world, &loaded).into_iter().partition(|told| told.problem.is_warning());
-    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
-    let degraded = degraded.iter().map(ToString::to_string);
-    let problems: Vec<String> = problems.into_iter().map(|told| told.text).chain(degraded).collect();
+    let is_good = problems.is_empty() && degraded.is_empty();
     let policies = loaded.policies.objects().len();
     let exceptions = loaded.policies.exceptions().len();
     if json {
+        let warnings: Vec<_> = warnings.iter().map(SourceDiagnostic::from).collect();
+        let problems: Vec<_> =
+            problems.into_iter().map(|told| told.said).chain(degraded.iter().map(SourceDiagnostic::from)).collect();
         json_out(&Checked { objects, policies, exceptions, problems: &problems, warnings: &warnings })?;
     } else {
         let mut text = format!(
@@ -137,12 +143,14 @@ pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
             some(policies as u64, "policy", "policies"),
             some(exceptions as u64, "exception", "exceptions")
         );
-        for problem in warnings.iter().chain(&problems) {
-            let _ = writeln!(text, "{}", clean_lines(problem));
+        let of_rules = |told: &[load::Told]| told.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let problems = problems.into_iter().map(|told| told.text);
+        for problem in of_rules(&warnings).into_iter().chain(problems).chain(of_rules(&degraded)) {
+            let _ = writeln!(text, "{}", clean_lines(&problem));
         }
         print(&text, "")?;
     }
-    Ok(if problems.is_empty() { Answer::Positive } else { Answer::Negative })
+    Ok(if is_good { Answer::Positive } else { Answer::Negative })
 }
 
 /// Explains a flow by what the folder says.

@@ -60,7 +60,7 @@ fn row(record: &FlowRecord) -> Vec<Cell> {
         Cell::new(clock(record.start_unix_ns)).paint(Paint::Dim),
         // The client's port says little to people; JSON has it.
         Cell::new(name(&record.source)),
-        Cell::with_tail(&asked(record), &format!(":{}", asked_port(record))),
+        Cell::with_tail(&asked(record), &asked_port(record)),
         path(record),
         result(record),
         Cell::new(bytes(record.bytes_sent)),
@@ -93,8 +93,14 @@ fn asked(record: &FlowRecord) -> String {
     }
 }
 
-fn asked_port(record: &FlowRecord) -> u16 {
-    record.service.as_ref().map_or(record.destination.port, |service| service.port)
+/// The port; of what is not TCP with its protocol.
+fn asked_port(record: &FlowRecord) -> String {
+    let port = record.service.as_ref().map_or(record.destination.port, |service| service.port);
+    match record.protocol.as_ref() {
+        "tcp" => format!(":{port}"),
+        "udp" => format!(":{port}/udp"),
+        other => format!(":{other}"),
+    }
 }
 
 fn path(record: &FlowRecord) -> Cell {

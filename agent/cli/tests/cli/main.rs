@@ -70,16 +70,16 @@ fn flows_without_a_terminal_are_whole() {
     same(
         &text(server.kumiko(None, &["flows"])),
         "
-START (UTC)   SOURCE         DESTINATION         PATH    RESULT    SENT  RECEIVED    LASTED  NOTE
-08:00:01.500  demo/client-1  demo/server-2:8080  clear   open      79 B   1.2 MiB            legacy
-08:00:03.000  demo/client-1  demo/server-2:8080  tunnel  closed    79 B   1.2 MiB     12 ms
-08:00:04.500  demo/client-1  demo/web:80         tunnel  closed    79 B   1.2 MiB     3.4 s  to demo/server-2:8080
-08:00:06.000  192.0.2.77     demo/server-1:6379  -       denied     0 B       0 B            a strict workload refuses plaintext
-08:00:07.500  demo/client-1  demo/server-2:8080  tunnel  refused    0 B       0 B    2.3 ms  ECONNREFUSED, the destination pod refused: nothing listens on the port
-08:00:09.000  demo/client-1  demo/server-2:8080  tunnel  reset     79 B   1.2 MiB  2 m 10 s  by the destination
-08:00:10.500  demo/client-1  [2001:db8::17]:443  clear   open      79 B   1.2 MiB            the peer is not in the mesh: in the clear
-08:00:12.000  node n1        demo/server-1:8080  clear   closed    79 B   1.2 MiB    850 µs  probe
-08:00:13.500  demo/client-1  demo/server-2:8080  tunnel  dialling   0 B       0 B
+START (UTC)   SOURCE         DESTINATION             PATH    RESULT    SENT  RECEIVED    LASTED  NOTE
+08:00:01.500  demo/client-1  demo/server-2:8080      clear   open      79 B   1.2 MiB            legacy
+08:00:03.000  demo/client-1  demo/server-2:8080      tunnel  closed    79 B   1.2 MiB     12 ms
+08:00:04.500  demo/client-1  demo/web:80             tunnel  closed    79 B   1.2 MiB     3.4 s  to demo/server-2:8080
+08:00:06.000  192.0.2.77     demo/server-1:6379      -       denied     0 B       0 B            a strict workload refuses plaintext
+08:00:07.500  demo/client-1  demo/server-2:8080      tunnel  refused    0 B       0 B    2.3 ms  ECONNREFUSED, the destination pod refused: nothing listens on the port
+08:00:09.000  demo/client-1  demo/server-2:8080      tunnel  reset     79 B   1.2 MiB  2 m 10 s  by the destination
+08:00:10.500  demo/client-1  [2001:db8::17]:443/udp  clear   open      79 B   1.2 MiB            the peer is not in the mesh: in the clear
+08:00:12.000  node n1        demo/server-1:8080      clear   closed    79 B   1.2 MiB    850 µs  probe
+08:00:13.500  demo/client-1  demo/server-2:8080      tunnel  dialling   0 B       0 B
 ",
     );
 }
@@ -90,12 +90,12 @@ fn flows_fit_the_terminal() {
     same(
         &text(server.kumiko(Some(80), &["flows", "--last", "5"])),
         "
-START (UTC)   SOURCE         DESTINATION         PATH    RESULT    NOTE
-08:00:07.500  demo/client-1  demo/server-2:8080  tunnel  refused   ECONNREFUSED…
-08:00:09.000  demo/client-1  demo/server-2:8080  tunnel  reset     by the desti…
-08:00:10.500  demo/client-1  [2001:db8::17]:443  clear   open      the peer is…
-08:00:12.000  node n1        demo/server-1:8080  clear   closed    probe
-08:00:13.500  demo/client-1  demo/server-2:8080  tunnel  dialling
+START (UTC)   SOURCE         DESTINATION             PATH    RESULT    NOTE
+08:00:07.500  demo/client-1  demo/server-2:8080      tunnel  refused   ECONNREF…
+08:00:09.000  demo/client-1  demo/server-2:8080      tunnel  reset     by the d…
+08:00:10.500  demo/client-1  [2001:db8::17]:443/udp  clear   open      the peer…
+08:00:12.000  node n1        demo/server-1:8080      clear   closed    probe
+08:00:13.500  demo/client-1  demo/server-2:8080      tunnel  dialling
 ",
     );
     for width in [40, 60, 79, 80, 81, 100, 119, 200] {

@@ -66,6 +66,9 @@ DENY (baseline)  fx-dev/batch-1 -> payments/api-5f2  TCP 8443
     let (code, shown, told) = ask("checkout/web-1", "10.96.0.7", &[]);
     assert_eq!((code, shown.as_str()), (Some(2), ""));
     assert!(told.contains("10.96.0.7: is an address of Service payments/api: name one of its workloads"), "{told}");
+    let (code, _, told) = ask("checkout/web-1", "payments/api", &[]);
+    assert_eq!(code, Some(2));
+    assert!(told.contains("payments/api: is a Service, not a workload: name one of the workloads"), "{told}");
     let (code, _, told) = ask("checkout/web-1", "lab/six", &[]);
     assert_eq!(code, Some(2));
     assert!(told.contains("checkout/web-1 and lab/six have no addresses of one family"), "{told}");
@@ -115,6 +118,8 @@ fn check_warns_of_who_is_nobody_and_fails_for_a_deny() {
     let answer: Value = serde_json::from_str(&shown).unwrap();
     let count = |field: &str| answer[field].as_array().map(Vec::len);
     assert_eq!((code, count("problems"), count("warnings")), (Some(1), Some(1), Some(2)), "{shown}");
+    let problem = &answer["problems"][0];
+    assert_eq!((&problem["file"], &problem["line"], &problem["column"]), (&"deny.yaml".into(), &1.into(), &1.into()));
     fs::write(dir.path().join("deny.yaml"), deny.replace("chekout", "checkout")).unwrap();
     assert_eq!(policy(dir.path(), &["check"]).0, Some(0));
 }

@@ -358,6 +358,7 @@ pub(crate) fn flows() -> Vec<FlowRecord> {
     reset.closed_by = Some(FlowSide::Destination);
     let mut outside = because(flow(7), Reason::PeerOutsideMesh);
     outside.destination = stranger("2001:db8::17", 443);
+    outside.protocol = "udp".into();
     (outside.path, outside.plaintext, outside.encrypted) = (FlowPath::Clear, true, false);
     let mut legacy = because(flow(1), Reason::LegacyFlow);
     (legacy.path, legacy.legacy, legacy.encrypted) = (FlowPath::Clear, true, false);

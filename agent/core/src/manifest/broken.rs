@@ -63,6 +63,8 @@ words! {
             instead",
         ReplacesItself = "is this policy itself: in audit it would say nothing at all; name another one, or remove it",
         Suspends = "must be ingress.deny.NAME, egress.deny.NAME, ingress.allow or egress.allow (a whole ceiling)",
+        SuspendsNothing = "suspends nothing: name a baseline and rules of it, or remove the exception",
+        NobodyExcepted = "is empty, so nobody would have the exception: name its peers, or remove it",
         Owner = "must be 253 characters or fewer",
         Seconds = "must be 1 to 86400",
         SecondsWithoutGrace = "belongs to action grace: remove it, or write action: grace",

@@ -27,7 +27,11 @@ impl std::error::Error for Error {}
 
 impl de::Error for Error {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Mismatch::Other { why: message.to_string() }.into()
+        let why = message.to_string();
+        // The library's words are about its own numbers.
+        let beyond = why.contains("not in the required range");
+        let why = if beyond { "it lies beyond the times that are counted here".to_owned() } else { why };
+        Mismatch::Other { why }.into()
     }
 
     fn invalid_type(unexpected: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -75,6 +79,7 @@ pub(super) fn mismatch(node: &Node, expected: &str) -> Mismatch {
         Value::Null => name_of(Unexpected::Unit),
         Value::Bool(value) => name_of(Unexpected::Bool(*value)),
         Value::Int(value) => name_of(Unexpected::Signed(*value)),
+        Value::Octal(text) => format!("the number {}", text.chars().take(80).collect::<String>()),
         Value::Float(value) => name_of(Unexpected::Float(*value)),
         Value::Text(text) => name_of(Unexpected::Str(text)),
         Value::List(_) => name_of(Unexpected::Seq),
@@ -87,7 +92,8 @@ fn name_of(unexpected: Unexpected<'_>) -> String {
     match unexpected {
         Unexpected::Bool(value) => value.to_string(),
         Unexpected::Signed(value) => format!("the number {value}"),
-        Unexpected::Float(value) => format!("the number {value}"),
+        // With its point: that it has one is what is wrong with it.
+        Unexpected::Float(value) => format!("the number {value:?}"),
         Unexpected::Str(text) => format!("the text {:?}", text.chars().take(80).collect::<String>()),
         Unexpected::Unit => "nothing".to_owned(),
         Unexpected::Seq => "a list".to_owned(),
@@ -160,6 +166,7 @@ impl<'a> Reader<'a, '_> {
             Value::Null => visitor.visit_unit(),
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Int(value) => visitor.visit_i64(*value),
+            Value::Octal(text) => Err(Mismatch::Octal { text: text.chars().take(80).collect() }.into()),
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(text) => visitor.visit_borrowed_str(text),
             Value::List(items) => {

@@ -79,6 +79,14 @@ pub enum Mismatch {
         /// What should be.
         expected: String,
     },
+    /// A number that is two numbers.
+    #[error(
+        "{text} is one number to Kubernetes' tools (octal) and another one to others: write it without the leading 0, or a text in quotes"
+    )]
+    Octal {
+        /// It, as it stands.
+        text: String,
+    },
     /// A field that has to be there.
     #[error("the field {field} is missing: add it")]
     Missing {
@@ -130,7 +138,7 @@ pub enum NotHad {
 #[derive(Clone, PartialEq, Debug, Error)]
 pub enum Problem {
     /// The file could not be read.
-    #[error("cannot be read: {why}: check its permissions")]
+    #[error("cannot be read: {why}: check its permissions, and of a link, where it leads")]
     Unreadable {
         /// The operating system's words.
         why: String,

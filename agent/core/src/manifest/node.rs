@@ -18,12 +18,14 @@ pub(super) struct Node {
     pub(super) value: Value,
 }
 
-/// YAML 1.2 core schema.
+/// YAML 1.2 core schema, but for [`Value::Octal`].
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Value {
     Null,
     Bool(bool),
     Int(i64),
+    /// Octal digits behind a nought, as `0644`: YAML 1.1, which Kubernetes' own tools read, takes it for 420, YAML 1.2 for 644.
+    Octal(String),
     Float(f64),
     Text(String),
     List(Vec<Node>),
@@ -251,6 +253,10 @@ fn number(text: &str) -> Option<Value> {
     // Rust reads "inf", "nan" and "infinity" as numbers; the core schema does not.
     if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') || !digits.contains(|c: char| c.is_ascii_digit()) {
         return None;
+    }
+    let octal = |rest: &str| !rest.is_empty() && rest.chars().all(|c| ('0'..='7').contains(&c));
+    if digits.strip_prefix('0').is_some_and(octal) {
+        return Some(Value::Octal(text.to_owned()));
     }
     match text.parse::<i64>() {
         Ok(number) => Some(Value::Int(number)),

@@ -220,8 +220,12 @@ pub(super) fn exception(root: &Node, problems: &mut Vec<(Place, Problem)>) -> Re
             }
         }
     }
-    if spec.suspends.iter().all(|raw| raw.rules.is_empty()) {
-        check.problem(&[SPEC, Step::Key("suspends")], Problem::Missing { path: "spec.suspends[].rules".to_owned() });
+    if spec.suspends.is_empty() {
+        check.broken(&[SPEC, Step::Key("suspends")], "[]", Broken::SuspendsNothing);
+    }
+    for number in spec.suspends.iter().enumerate().filter(|(_, raw)| raw.rules.is_empty()).map(|(number, _)| number) {
+        let path = [SPEC, Step::Key("suspends"), Step::Index(number), Step::Key("rules")];
+        check.broken(&path, "[]", Broken::SuspendsNothing);
     }
     check.owner(&[SPEC, Step::Key("owner")], &spec.owner);
     let subject = baseline_subject(&mut check, &spec.subject);

@@ -32,6 +32,12 @@ pub enum NoFlow {
         /// Whose it is.
         service: String,
     },
+    /// The same by its name.
+    #[error("{who}: is a Service, not a workload: name one of the workloads behind it, and its own port")]
+    ServiceName {
+        /// What was asked for.
+        who: PartyMatch,
+    },
     /// Many workloads.
     #[error("{who}: is a namespace: name one of its workloads")]
     Namespace {
@@ -80,7 +86,7 @@ impl Asking {
         if source.ip.is_ipv4() != destination.ip.is_ipv4() {
             return Err(NoFlow::Families { from: self.from.clone(), to: self.to.clone() });
         }
-        Ok(Flow { source, destination, asked: self.asked })
+        Ok(Flow::new(source, destination, self.asked))
     }
 }
 
@@ -99,7 +105,12 @@ fn end(world: &World, who: &PartyMatch, like: Option<IpAddr>, place: &'static st
         PartyMatch::Name { name: None, .. } => return Err(NoFlow::Namespace { who: who.clone() }),
         PartyMatch::Name { namespace, name: Some(name) } => (namespace, name),
     };
-    let workload = world.workload_named(namespace, name).ok_or_else(|| NoFlow::Nobody { who: who.clone(), place })?;
+    let nobody = || {
+        let who = who.clone();
+        let service = world.services().any(|service| service.namespace == *namespace && service.name == *name);
+        if service { NoFlow::ServiceName { who } } else { NoFlow::Nobody { who, place } }
+    };
+    let workload = world.workload_named(namespace, name).ok_or_else(nobody)?;
     let ip = like.and_then(|like| workload.ip_like(like)).or_else(|| workload.ips.first().copied());
     let ip = ip.ok_or_else(|| NoFlow::NoAddress { who: who.clone() })?;
     Ok(End { ip, workload: Some(workload.clone()) })

@@ -170,6 +170,13 @@ pub fn explain_proved(evaluator: &Evaluator<'_>, flow: &Flow, proof: Proof, now:
             lines.say("audit", format!("{direction}: with what is in audit it would {would} this"));
         }
     }
+    if evaluator.may_be_probe(flow) {
+        let other = Flow { other_process: true, ..flow.clone() };
+        let is_let = evaluator.judge_proved(&other, proof, now, View::Enforced).allows();
+        let other = if is_let { "let, too" } else { "refused" };
+        let about = "this is about the kubelet, whose port it is; any other process of the node is";
+        lines.say("probe", format!("{about} {other}"));
+    }
     let view = |(direction, judged, audited): &(Direction, &Judged<'_>, &Judged<'_>)| SideView {
         direction: direction.to_string(),
         stage: stage::name(judged.stage).into(),

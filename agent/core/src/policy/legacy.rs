@@ -111,7 +111,7 @@ mod tests {
         let (world, _) = World::build("td", 1, objects.iter().map(|object| ("f", object))).unwrap();
         let end = |ip: &str| End::at(&world, ip.parse().unwrap());
         let asked = Asked { protocol: Protocol::Tcp, port: 80 };
-        let flow = Flow { source: end("10.0.0.1"), destination: end("10.0.0.2"), asked };
+        let flow = Flow::new(end("10.0.0.1"), end("10.0.0.2"), asked);
         let refused = refused.map(|reason| Refused { reason, revoke: REVOKE_CUT });
         let evaluator = Evaluator::of(&world);
         let fate = fate(&evaluator, &flow, refused, age, 0);

@@ -71,7 +71,7 @@ impl<'a> Listing<'a> {
     fn exception(&mut self, exception: &'a Exception, now: i64) -> PolicyObjectView {
         let ended = format!("ended {}", exception.expires.strftime("%Y-%m-%d"));
         let why = if exception.lives(now) { String::new() } else { ended };
-        let nobody = if self.named.is_nobody(&exception.rule) { vec!["peers".to_owned()] } else { Vec::new() };
+        let nobody = if self.named.excepts_nobody(exception) { vec!["peers".to_owned()] } else { Vec::new() };
         PolicyObjectView { nobody, ..self.view(&exception.id(), &exception.subject, why) }
     }
 

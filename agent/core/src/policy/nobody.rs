@@ -1,13 +1,15 @@
 //! Rules that name workloads which nobody is: an allow matches nothing, and a warning says so; an object with such a deny is
-//! degraded, for a slip of the pen there would let in whom it was to keep out.
+//! degraded, for a slip of the pen there would let in whom it was to keep out. And what else is good and does nothing.
 
 use std::collections::BTreeMap;
 
 use super::load::{Loaded, Told, Unfit};
 use super::object::Entity;
-use super::rule::{Direction, List, Object, ObjectKind, Rule};
+use super::port::Ports;
+use super::rule::{Direction, Exception, List, Object, ObjectKind, Rule};
 use super::selector::{Selector, Who};
-use crate::model::World;
+use crate::manifest::Protocol;
+use crate::model::{Workload, World};
 
 /// Whom rules name, as far as it was asked.
 pub(super) struct Named<'a> {
@@ -21,19 +23,28 @@ impl<'a> Named<'a> {
     }
 
     /// Whether all that a rule names are workloads that nobody is.
-    pub(super) fn is_nobody(&mut self, rule: &'a Rule) -> bool {
+    fn is_nobody(&mut self, direction: Direction, rule: &'a Rule) -> bool {
         let Some(peers) = &rule.peers else { return false };
         // A NetworkPolicy allows whoever is to come; its author is told nothing by Kubernetes either.
-        rule.list != List::Kubernetes && !peers.is_empty() && peers.iter().all(|who| !self.is_somebody(who))
+        rule.list != List::Kubernetes && !peers.is_empty() && peers.iter().all(|who| !self.is_somebody(direction, who))
     }
 
-    fn is_somebody(&mut self, who: &'a Who) -> bool {
+    /// Whether nobody has an exception.
+    pub(super) fn excepts_nobody(&mut self, exception: &'a Exception) -> bool {
+        let is_egress = |suspended: &super::rule::Suspended| suspended.direction == Direction::Egress;
+        let egress = exception.suspends.iter().all(is_egress);
+        self.is_nobody(if egress { Direction::Egress } else { Direction::Ingress }, &exception.rule)
+    }
+
+    fn is_somebody(&mut self, direction: Direction, who: &'a Who) -> bool {
         let settings = &self.world.policy().settings;
         let selector = match who {
             Who::Workload(selector) => selector,
             // Who is outside, and who the API server, MeshSettings alone say.
             Who::Entity(Entity::World) => return settings.knows_an_outside(),
             Who::Entity(Entity::KubeApiserver) => return !settings.api_server.is_empty(),
+            // Probes come; nobody goes to one.
+            Who::Entity(Entity::Probe) => return direction == Direction::Ingress,
             Who::Entity(_) | Who::Block(_) => return true,
         };
         self.selects(selector)
@@ -51,21 +62,21 @@ impl<'a> Named<'a> {
 
     /// An object's rules that name nobody.
     pub(super) fn rules(&mut self, object: &'a Object) -> Vec<(Direction, &'a Rule)> {
-        let both = [Direction::Ingress, Direction::Egress].into_iter();
-        let all = both.flat_map(|direction| {
-            object
-                .rules(direction)
-                .into_iter()
-                .flat_map(move |rules| rules.rules.iter().map(move |rule| (direction, rule)))
-        });
-        all.filter(|(_, rule)| self.is_nobody(rule)).collect()
+        all_rules(object).filter(|(direction, rule)| self.is_nobody(*direction, rule)).collect()
     }
+}
+
+fn all_rules(object: &Object) -> impl Iterator<Item = (Direction, &Rule)> {
+    let of = |direction| object.rules(direction).into_iter().map(move |rules| (direction, rules));
+    let both = of(Direction::Ingress).chain(of(Direction::Egress));
+    both.flat_map(|(direction, rules)| rules.rules.iter().map(move |rule| (direction, rule)))
 }
 
 /// What is to be said of all rules that name nobody of a world, and of all objects that select nobody.
 pub fn told(world: &World, loaded: &Loaded) -> Vec<Told> {
     let mut named = Named::of(world);
     let mut all = rules_told(&mut named, loaded);
+    all.extend(idle_told(world, loaded));
     // A NetworkPolicy may come before its pods; its author is told nothing by Kubernetes either.
     let ours = loaded.policies.objects().iter().filter(|object| object.id.kind != ObjectKind::NetworkPolicy);
     let subjects = ours.map(|object| (object.id.clone(), &object.subject));
@@ -82,6 +93,84 @@ pub fn told(world: &World, loaded: &Loaded) -> Vec<Told> {
     all
 }
 
+/// What is to be said of what does nothing, though it names somebody.
+fn idle_told(world: &World, loaded: &Loaded) -> Vec<Told> {
+    let mut all = Vec::new();
+    let ports = NamedPorts::of(world);
+    let services = &loaded.settings.services;
+    for object in loaded.policies.objects().iter().filter(|object| object.id.kind != ObjectKind::NetworkPolicy) {
+        let id = object.id.to_string();
+        let (file, place) = loaded.files.get(&id).cloned().unwrap_or_default();
+        let mut tell = |problem| all.push(Told { file: file.clone(), place, problem });
+        if object.id.kind == ObjectKind::MeshBaseline && !object.invalid {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                if object.rules(direction).is_some_and(|rules| rules.rules.is_empty() && !rules.ceiling) {
+                    tell(Unfit::SaysNothing { object: id.clone(), direction });
+                }
+            }
+        }
+        for (direction, rule) in all_rules(object) {
+            for (protocol, name) in ports.of_nobody(world, object, direction, rule) {
+                let (object, rule, name) = (id.clone(), rule.path(direction), name.to_owned());
+                tell(Unfit::PortOfNobody { object, rule, protocol, name });
+            }
+            let blocks = rule.peers.iter().flatten().filter_map(|who| match who {
+                Who::Block(block) if direction == Direction::Egress => Some(block.net),
+                _ => None,
+            });
+            for net in blocks.filter(|net| services.iter().any(|services| services.contains(net))) {
+                tell(Unfit::ServicesNetwork { object: id.clone(), rule: rule.path(direction), net });
+            }
+        }
+    }
+    all
+}
+
+/// Who has ports by which names.
+struct NamedPorts<'a>(BTreeMap<(Protocol, &'a str), Vec<&'a Workload>>);
+
+impl<'a> NamedPorts<'a> {
+    fn of(world: &'a World) -> Self {
+        let mut named: BTreeMap<_, Vec<&Workload>> = BTreeMap::new();
+        for workload in world.workloads() {
+            for port in &workload.ports {
+                named.entry((port.protocol, port.name.as_str())).or_default().push(workload);
+            }
+        }
+        Self(named)
+    }
+
+    /// Names of a rule's ports that nobody has at whom they would be looked for.
+    fn of_nobody<'r>(
+        &self,
+        world: &World,
+        object: &Object,
+        direction: Direction,
+        rule: &'r Rule,
+    ) -> Vec<(Protocol, &'r str)> {
+        let is_meant = |workload: &Workload| {
+            let member = world.member(workload);
+            match (direction, &rule.peers) {
+                (Direction::Ingress, _) => object.subject.means(member),
+                (Direction::Egress, None) => true,
+                (Direction::Egress, Some(peers)) => {
+                    peers.iter().any(|who| matches!(who, Who::Workload(selector) if selector.means(member)))
+                }
+            }
+        };
+        let names = rule.ports.iter().flatten().filter_map(|port| match port {
+            Ports::Named(protocol, name) => Some((*protocol, name.as_str())),
+            Ports::All(_) | Ports::Range(..) => None,
+        });
+        let is_nobodys =
+            |name: &(Protocol, &str)| !self.0.get(name).into_iter().flatten().any(|workload| is_meant(workload));
+        // Without anybody to look at, that is told, and is enough.
+        let somebody = || world.workloads().any(|workload| is_meant(workload));
+        let nobodys: Vec<_> = names.filter(is_nobodys).collect();
+        if nobodys.is_empty() || somebody() { nobodys } else { Vec::new() }
+    }
+}
+
 /// What is to be said of all rules that name nobody, by object.
 fn rules_told<'a>(named: &mut Named<'a>, loaded: &'a Loaded) -> Vec<Told> {
     let mut all = Vec::new();
@@ -96,7 +185,7 @@ fn rules_told<'a>(named: &mut Named<'a>, loaded: &'a Loaded) -> Vec<Told> {
         }
     }
     for exception in loaded.policies.exceptions() {
-        if named.is_nobody(&exception.rule) {
+        if named.excepts_nobody(exception) {
             tell(exception.id().to_string(), "spec.peers".to_owned(), false);
         }
     }
@@ -144,6 +233,6 @@ mod tests {
             ]
         );
         let told: Vec<bool> = told(&world, world.policy()).iter().map(|told| told.problem.is_warning()).collect();
-        assert_eq!(told, [false, true, false, false, true]);
+        assert_eq!(told, [false, true, false, false, true, true]);
     }
 }

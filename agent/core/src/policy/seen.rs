@@ -39,7 +39,7 @@ pub fn explain_seen(record: &FlowRecord, history: &History) -> Result<Explanatio
             return Err(format!("{who} was {other} in epoch {epoch}{}", instead(record, about)));
         }
     }
-    let flow = Flow { source, destination, asked: about };
+    let flow = Flow { source, destination, asked: about, other_process: record.host && !record.probe };
     let proof = match &*record.proof {
         "tls" => Proof::Tls,
         "veth" => Proof::Veth,

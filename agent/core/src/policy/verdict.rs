@@ -43,9 +43,16 @@ pub struct Flow {
     pub destination: End,
     /// The destination's port.
     pub asked: Asked,
+    /// It is from a process of the destination's node that is not the kubelet: declared ports let it no further than others.
+    pub other_process: bool,
 }
 
 impl Flow {
+    /// Between two ends, the kubelet's if it is from the destination's node.
+    pub const fn new(source: End, destination: End, asked: Asked) -> Self {
+        Self { source, destination, asked, other_process: false }
+    }
+
     /// What speaks for each end to the other, when the data path carries the flow as it does. Towards the destination TLS
     /// counts as well: no byte leaves before it has proved it.
     pub fn proof(&self) -> Proof {
@@ -166,7 +173,10 @@ impl<'a> Evaluator<'a> {
         let own = flow.end(direction);
         let enrolled = own.stage() != Stage::Off && !flow.is_own();
         let workload = own.workload.as_ref().filter(|_| enrolled)?;
-        let peer = self.peer(flow.end(direction.opposite()), workload, direction, flow.asked);
+        let mut peer = self.peer(flow.end(direction.opposite()), workload, direction, flow.asked);
+        if flow.other_process {
+            peer.entities.retain(|entity| *entity != Entity::Probe);
+        }
         let (subject, asked) = (self.member(workload), flow.asked);
         let lenient = judge::lenient(workload);
         Some(ask(&Question { subject, peer: &peer, direction, asked, proof, lenient, now }))
@@ -188,6 +198,13 @@ impl<'a> Evaluator<'a> {
         let member = end.workload.as_ref().map(|workload| self.member(workload));
         let entities = if member.is_some() { Vec::new() } else { self.entities(end.ip, subject, direction, asked) };
         Peer { ip: end.ip, member, entities }
+    }
+
+    /// Whether a flow would be a probe, were it the kubelet's.
+    pub fn may_be_probe(&self, flow: &Flow) -> bool {
+        let entities = |subject| self.peer(&flow.source, subject, Direction::Ingress, flow.asked).entities;
+        !flow.other_process
+            && flow.destination.workload.as_deref().is_some_and(|own| entities(own).contains(&Entity::Probe))
     }
 
     fn entities(&self, ip: IpAddr, subject: &Workload, direction: Direction, asked: Asked) -> Vec<Entity> {

@@ -29,7 +29,7 @@ fn refusal(side: &Side<'_>) -> naive::Refusal {
 fn compare(all: &Everything, world: &World, evaluator: &Evaluator<'_>, asked: Asked) -> [Option<naive::Refusal>; 4] {
     let protocol = Protocol::of_number(asked.proto);
     let asked_port = port::Asked { protocol, port: asked.port };
-    let flow = Flow { source: End::at(world, asked.from), destination: End::at(world, asked.to), asked: asked_port };
+    let flow = Flow::new(End::at(world, asked.from), End::at(world, asked.to), asked_port);
     let mut found = [const { None }; 4];
     for (audit, view) in [(false, View::Enforced), (true, View::WithAudit)] {
         let verdict = evaluator.judge(&flow, all.now, view);

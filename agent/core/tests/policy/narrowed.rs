@@ -7,7 +7,6 @@ use kumiko_core::manifest::{Protocol, Scope, parse_in};
 use kumiko_core::model::World;
 use kumiko_core::policy::judge::{Proof, Term, View};
 use kumiko_core::policy::load::{Loaded, load};
-use kumiko_core::policy::object::Entity;
 use kumiko_core::policy::port::Asked;
 use kumiko_core::policy::rule::Direction;
 use kumiko_core::policy::verdict::{End, Evaluator, Flow};
@@ -91,7 +90,7 @@ fn read(text: &str) -> (World, Loaded) {
 }
 
 fn flow(all: &Everything, world: &World, from: &Who, to: &Who, asked: Asked) -> Flow {
-    Flow { source: End::at(world, from.ip(all)), destination: End::at(world, to.ip(all)), asked }
+    Flow::new(End::at(world, from.ip(all)), End::at(world, to.ip(all)), asked)
 }
 
 /// The ends at which a baseline denies a flow, whatever proves it.
@@ -108,12 +107,6 @@ fn denied_at(evaluator: &Evaluator<'_>, flow: &Flow, now: i64) -> impl Iterator<
         .filter(move |direction| denies(*direction))
         .collect::<Vec<_>>()
         .into_iter()
-}
-
-/// Whether the one thing that a ceiling leaves to a pod's author decides: which ports its kubelet probes.
-fn is_probe(evaluator: &Evaluator<'_>, flow: &Flow) -> bool {
-    let Some(own) = &flow.destination.workload else { return false };
-    evaluator.peer(&flow.source, own, Direction::Ingress, flow.asked).entities.contains(&Entity::Probe)
 }
 
 #[test]
@@ -158,7 +151,7 @@ fn nothing_that_an_admin_writes_allows_what_a_baseline_denies() {
             for pair in &denied {
                 let Denied { from, to, asked, at, .. } = pair;
                 let flow = flow(&all, &world, from, to, *asked);
-                if is_probe(&evaluator, &flow) || !pair.is_of(&flow) {
+                if evaluator.may_be_probe(&flow) || !pair.is_of(&flow) {
                     continue;
                 }
                 let own = flow.end(*at).workload.as_ref().unwrap();

@@ -130,7 +130,8 @@ fn requirements(check: &mut Checker<'_>, path: &[Step<'_>], raw: Option<&LabelSe
             check.label_value(&[&path[..], &[Step::Key("values"), Step::Index(index)]].concat(), value);
         }
         let wants_values = matches!(raw.operator.as_str(), "In" | "NotIn");
-        if wants_values == values.is_empty() {
+        let is_known = wants_values || matches!(raw.operator.as_str(), "Exists" | "DoesNotExist");
+        if is_known && wants_values == values.is_empty() {
             let rule = if wants_values { Broken::WithoutValues } else { Broken::WithValues };
             check.broken(&at(&path, Step::Key("operator")), &raw.operator, rule);
         }

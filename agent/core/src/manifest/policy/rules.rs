@@ -28,7 +28,9 @@ pub(super) fn peers(check: &mut Checker<'_>, of: &Of<'_, '_>, raw: Option<&[Peer
     let raw = raw?;
     let path = [of.path, &[Step::Key(of.peers)]].concat();
     if raw.is_empty() {
-        check.broken(&path, "[]", Broken::NoPeers);
+        // An exception has to say for whom it is.
+        let rule = if of.peers == "peers" { Broken::NobodyExcepted } else { Broken::NoPeers };
+        check.broken(&path, "[]", rule);
     }
     let each = check.at_most(&path, raw, MOST).iter().enumerate();
     Some(

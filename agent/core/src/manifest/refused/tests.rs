@@ -142,7 +142,7 @@ fn a_policy_that_never_was_valid_refuses_what_no_other_allows() {
         workload: world.workload_named("demo", name).cloned(),
     };
     let asked = Asked { protocol: crate::manifest::Protocol::Tcp, port: 80 };
-    let told = explain(&Evaluator::of(&world), &Flow { source: end("web"), destination: end("api"), asked }, 0);
+    let told = explain(&Evaluator::of(&world), &Flow::new(end("web"), end("api"), asked), 0);
     let lines: Vec<String> = told.lines.iter().map(|line| format!("{}: {}", line.label, line.text)).collect();
     assert_eq!((told.verdict.as_ref(), told.because.as_ref()), ("deny", "policy invalid"));
     assert_eq!(

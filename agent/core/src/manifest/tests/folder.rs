@@ -85,7 +85,7 @@ fn on_a_fresh_start_only_the_bad_file_is_left_out() {
             "a.yaml:1:1: a document must be an object with apiVersion, kind and metadata: write these, or remove it",
             "c.yaml:7:3: is not UTF-8 text: save it as UTF-8",
             "d.yaml: is 9000000 bytes long, the limit is 8388608: split it into several files",
-            "e.yaml: cannot be read: Permission denied (os error 13): check its permissions",
+            "e.yaml: cannot be read: Permission denied (os error 13): check its permissions, and of a link, where it leads",
             "f.yaml: the folder holds more than 10000 manifests: this file is left out; put several documents into one file",
             "g.yaml: is still being written: it is read when its writer closes it",
             "h: lies below 8 other folders: nothing in it is read; move it up",

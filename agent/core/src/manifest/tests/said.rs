@@ -36,12 +36,12 @@ variants!(Problem as problem in PROBLEMS:
     Unreadable NotText Unfinished TooLarge TooManyFiles FolderTooDeep Syntax TooDeep TooManyValues BadAlias Tag BadKey
     DuplicateKey NotAnObject Missing UnknownKind UnknownField Shape NoPrincipal Value TooLong BadStage Attachment Claimed Lowers
     NeverValid Disputed Folder);
-variants!(Mismatch as mismatch in MISMATCHES: Type Unquoted Missing Word Other);
+variants!(Mismatch as mismatch in MISMATCHES: Type Octal Unquoted Missing Word Other);
 variants!(NotHad as not_had in NOT_HAD: Outside Claimed Shared);
 variants!(PrincipalError as principal in PRINCIPALS: Form Part);
 variants!(Unfit as unfit in UNFIT:
     TeamsLabel NothingToSuspend StageTooLow NotRaised NotEnforced TrustDomain OwnTrustDomain NothingToReplace AllowsNobody SelectsNobody
-    DeniesNobody);
+    SaysNothing PortOfNobody ServicesNetwork DeniesNobody);
 
 /// All there is to be said.
 fn all() -> BTreeSet<String> {
@@ -124,7 +124,7 @@ fn made() -> Vec<(FileContent, String)> {
     vec![
         (
             FileContent::Unreadable("Permission denied".into()),
-            "f: cannot be read: Permission denied: check its permissions".into(),
+            "f: cannot be read: Permission denied: check its permissions, and of a link, where it leads".into(),
         ),
         (FileContent::NotText(Place { line: 2, column: 7 }), "f:2:7: is not UTF-8 text: save it as UTF-8".into()),
         (FileContent::Unfinished, "f: is still being written: it is read when its writer closes it".into()),

@@ -1,10 +1,12 @@
 //! Why an object would not do what it says.
 
+use ipnet::IpNet;
 use kumiko_abi::Stage;
 use thiserror::Error;
 
-use crate::manifest::{Place, STAGE_LABEL};
+use crate::manifest::{Place, Protocol, STAGE_LABEL};
 use crate::policy::foreign::ForeignObject;
+use crate::policy::rule::Direction;
 use crate::stage;
 
 /// A problem with its place.
@@ -142,6 +144,45 @@ pub enum Unfit {
         /// The object.
         object: String,
     },
+    /// A direction of a baseline without a rule or a ceiling.
+    #[error(
+        "{object}: spec.{direction} has no rule, so it says nothing (a warning): write `allow: []` for a ceiling that lets nothing \
+         pass, or remove the field"
+    )]
+    SaysNothing {
+        /// The object.
+        object: String,
+        /// Which.
+        direction: Direction,
+    },
+    /// A name that no port has where it would be looked for.
+    #[error(
+        "{object}: {rule}: no pod that it is about calls a {protocol} port {name:?}, so it means none (a warning): see the pods' \
+         ports; it holds for those who are to come"
+    )]
+    PortOfNobody {
+        /// The object.
+        object: String,
+        /// The rule.
+        rule: String,
+        /// The protocol.
+        protocol: Protocol,
+        /// The name.
+        name: String,
+    },
+    /// A rule about Services' own addresses.
+    #[error(
+        "{object}: {rule}: {net} is of MeshSettings' serviceCidrs (a warning): a rule is asked about the pod that a Service has \
+         chosen, not about the Service's address; name the pods"
+    )]
+    ServicesNetwork {
+        /// The object.
+        object: String,
+        /// The rule.
+        rule: String,
+        /// The network.
+        net: IpNet,
+    },
     /// A rule that denies names nobody.
     #[error(
         "{object}: {rule} denies nobody, for nobody is whom it names, so the object is degraded: mend its namespace, account \
@@ -163,7 +204,14 @@ impl Unfit {
 
     /// Whether it is told in passing: nothing is wrong yet.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::AllowsNobody { .. } | Self::SelectsNobody { .. })
+        matches!(
+            self,
+            Self::AllowsNobody { .. }
+                | Self::SelectsNobody { .. }
+                | Self::SaysNothing { .. }
+                | Self::PortOfNobody { .. }
+                | Self::ServicesNetwork { .. }
+        )
     }
 }
 

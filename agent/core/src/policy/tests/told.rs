@@ -42,7 +42,7 @@ fn explained_of(more: &str, from: &str, to: &str, asked: Asked) -> Explanation {
             End { ip: workload.ips[0], workload: Some(workload) }
         }
     };
-    let flow = Flow { source: end(from), destination: end(to), asked };
+    let flow = Flow::new(end(from), end(to), asked);
     let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
     explain(&evaluator, &flow, NOW)
 }
@@ -58,6 +58,24 @@ fn a_baseline_denies() {
          expired: MeshException/fx-migration, 2026-10-31, fx-team@bank\n\
          next: ask platform for a MeshException"
     );
+}
+
+#[test]
+fn at_a_probe_s_port_the_kubelet_is_told_from_others() {
+    let probed = "apiVersion: v1\nkind: Node\nmetadata: {name: n9}\nspec: {}\n\
+                  status: {addresses: [{type: InternalIP, address: 192.0.2.9}]}\n---\n\
+                  apiVersion: kumiko.dev/v1alpha1\nkind: Workload\nmetadata: {name: probed, namespace: tools, uid: u9}\n\
+                  spec: {serviceAccount: shell, node: n9, ips: [10.0.0.9], ports: [{name: h, port: 80, probe: true}]}\n";
+    let at_port = told(probed, "192.0.2.9", "tools/probed", 80);
+    assert!(at_port.starts_with("allow ()\n"), "{at_port}");
+    let about = "probe: this is about the kubelet, whose port it is; any other process of the node is ";
+    assert!(at_port.contains(&format!("{about}refused")), "{at_port}");
+    let elsewhere = told(probed, "192.0.2.9", "tools/probed", 81);
+    assert!(elsewhere.starts_with("deny (unproved)\n") && !elsewhere.contains("kubelet"), "{elsewhere}");
+    let by_rule = "---\napiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {name: p, namespace: tools}\nspec:\n  \
+                   ingress: [{name: r, from: [{entity: host}]}]\n";
+    let both = told(&format!("{probed}{by_rule}"), "192.0.2.9", "tools/probed", 80);
+    assert!(both.contains(&format!("{about}let, too")), "{both}");
 }
 
 #[test]

@@ -53,10 +53,9 @@ impl<'a> Looking<'a> {
         if world.service_at(server.ip(), server.port(), Protocol::Tcp).is_some() {
             return None;
         }
-        let about = |client: SocketAddr, server: SocketAddr| verdict::Flow {
-            source: End::at(world, client.ip()),
-            destination: End::at(world, server.ip()),
-            asked: Asked { protocol: Protocol::Tcp, port: server.port() },
+        let about = |client: SocketAddr, server: SocketAddr| {
+            let asked = Asked { protocol: Protocol::Tcp, port: server.port() };
+            verdict::Flow::new(End::at(world, client.ip()), End::at(world, server.ip()), asked)
         };
         let age = clock::monotonic_ns().saturating_sub(flow.first_ns) / 1_000_000_000;
         let age = i64::try_from(age).unwrap_or(i64::MAX);
