@@ -24,9 +24,11 @@ pub use schedule::schedule;
 use crate::frame::{Frame, MAX_FRAME};
 use crate::manifest::{FileContent, FolderState, Protocol, Scope};
 use crate::model::World;
+use crate::policy::compile::{Image, compile};
 use crate::policy::explain::explain;
 use crate::policy::judge::View;
 use crate::policy::load::{Loaded, load};
+use crate::policy::nobody;
 use crate::policy::port::Asked;
 use crate::policy::verdict::{End, Evaluator, Flow};
 
@@ -50,7 +52,7 @@ pub fn manifest(bytes: &[u8]) {
     }
 }
 
-/// Any policy is read or refused with a place; what is read can be judged by.
+/// Any policy is read or refused with a place; what is read can be judged by, told of and made tables of.
 pub fn policy(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(objects) = crate::manifest::parse_in(Scope::Policy, "f", text) else {
@@ -71,6 +73,12 @@ pub fn policy(bytes: &[u8]) {
         let flow = Flow::new(source.clone(), destination.clone(), asked);
         let told = explain(&evaluator, &flow, 0);
         assert_eq!(told.verdict == "allow", evaluator.judge(&flow, 0, View::Enforced).allows());
+    }
+    nobody::told(&world, world.policy());
+    let node = world.workloads().next().map_or("n1", |workload| workload.node.as_str());
+    if let Ok(compiled) = compile(&evaluator, node, 0) {
+        let tables = Image::of(&compiled, 0, 1);
+        assert_eq!(tables, Image::of(&compile(&evaluator, node, 0).unwrap(), 0, 1));
     }
 }
 
