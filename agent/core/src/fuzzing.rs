@@ -74,7 +74,7 @@ pub fn policy(bytes: &[u8]) {
         let told = explain(&evaluator, &flow, 0);
         assert_eq!(told.verdict == "allow", evaluator.judge(&flow, 0, View::Enforced).allows());
     }
-    nobody::told(&world, world.policy());
+    nobody::told(&world, world.policy(), 0);
     let node = world.workloads().next().map_or("n1", |workload| workload.node.as_str());
     if let Ok(compiled) = compile(&evaluator, node, 0) {
         let tables = Image::of(&compiled, 0, 1);

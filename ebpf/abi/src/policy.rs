@@ -252,7 +252,20 @@ pub fn both(egress: Decision, ingress: Decision) -> Decision {
     let (own, other) = (rank(&egress), rank(&ingress));
     let first = own < other || (own == other && (own == 2 || speaks(egress.reason) <= speaks(ingress.reason)));
     let ruled = if first { egress } else { ingress };
-    Decision { flags: egress.flags | ingress.flags, ..ruled }
+    let end = |of: &Decision| (matches!(of.verdict, Verdict::Allow), of.flags);
+    Decision { flags: flags_of_both(end(&egress), end(&ingress)), ..ruled }
+}
+
+/// Flags of a flow from those of its ends' cells ([`Cell::flags`]), each with whether that end's rules let it: what is in audit
+/// makes a difference only to what both ends let.
+#[inline(always)]
+pub const fn flags_of_both(egress: (bool, u32), ingress: (bool, u32)) -> u32 {
+    // Without a branch: the verifier would follow each to the end of the program.
+    let bit = flow::flags::AUDIT_DIFFERS.trailing_zeros();
+    let (one, other) = (egress.0 as u32, ingress.0 as u32);
+    let with_audit = (one ^ (egress.1 >> bit)) & (other ^ (ingress.1 >> bit));
+    let differs = ((one & other) ^ with_audit) & 1;
+    ((egress.1 | ingress.1) & !flow::flags::AUDIT_DIFFERS) | (differs << bit)
 }
 
 /// Which of two refusals is told: the lower one, in the order of the formula's terms, which numbers that came later do not
@@ -277,7 +290,12 @@ pub fn rule_clear(decision: Decision, stage: Stage, cell: &Cell, now: u32, flags
         decision
     };
     let ruled = rule(asked, stage, cell, now);
-    if by_stage && matches!(ruled.reason, Reason::PeerUnproved) { decision } else { ruled }
+    if by_stage && matches!(ruled.reason, Reason::PeerUnproved) {
+        let would = flow::flags::AUDIT_DIFFERS | flow::flags::STRICT_REFUSES;
+        Decision { flags: decision.flags | (ruled.flags & would), ..decision }
+    } else {
+        ruled
+    }
 }
 
 /// The reason of a number in [`Cell::reasons`].

@@ -81,7 +81,7 @@ pub(super) fn check_with(dir: &Path, documents: &[Document], status: &Status) ->
         let folder = understand(state, &status.trust_domain);
         folder.map_err(|error| refuse(error.to_string()))
     };
-    let said = |folder: &Folder| nobody::told(&folder.world, &folder.loaded);
+    let said = |folder: &Folder| nobody::told(&folder.world, &folder.loaded, now());
     let before = read(&state)?;
     let (named_nobody, there) = (said(&before), names(&before));
     let before = before.problems;
@@ -127,7 +127,7 @@ struct Checked<'a> {
 pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
     let Folder { world, loaded, problems, objects } = read(args)?;
     let (warnings, degraded): (Vec<_>, Vec<_>) =
-        nobody::told(&world, &loaded).into_iter().partition(|told| told.problem.is_warning());
+        nobody::told(&world, &loaded, now()).into_iter().partition(|told| told.problem.is_warning());
     let is_good = problems.is_empty() && degraded.is_empty();
     let policies = loaded.policies.objects().len();
     let exceptions = loaded.policies.exceptions().len();

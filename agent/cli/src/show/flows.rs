@@ -165,8 +165,9 @@ fn note(record: &FlowRecord) -> Cell {
         (record.downgraded, "no tunnel to be had"),
         (record.probe, "probe"),
         (record.observed, "observed"),
-        (record.audit_differs && record.verdict == Verdict::Deny, "audit would allow it"),
-        (record.audit_differs && record.verdict != Verdict::Deny, "audit would refuse it"),
+        // Of one that is observed the rules would refuse what passes.
+        (record.audit_differs && record.verdict != Verdict::Allow, "audit would allow it"),
+        (record.audit_differs && record.verdict == Verdict::Allow, "audit would refuse it"),
         (record.strict_refuses && record.verdict == Verdict::Allow, "strict would refuse it"),
         (record.hairpin, "hairpin"),
         (record.other_port, "other source port"),

@@ -74,7 +74,7 @@ START (UTC)   SOURCE         DESTINATION             PATH    RESULT    SENT  REC
 08:00:01.500  demo/client-1  demo/server-2:8080      clear   open      79 B   1.2 MiB            legacy
 08:00:03.000  demo/client-1  demo/server-2:8080      tunnel  closed    79 B   1.2 MiB     12 ms
 08:00:04.500  demo/client-1  demo/web:80             tunnel  closed    79 B   1.2 MiB     3.4 s  to demo/server-2:8080
-08:00:06.000  192.0.2.77     demo/server-1:6379      -       denied     0 B       0 B            a strict workload refuses plaintext
+08:00:06.000  192.0.2.77     demo/server-1:6379      -       denied     0 B       0 B            a strict workload refuses plaintext, audit would allow it
 08:00:07.500  demo/client-1  demo/server-2:8080      tunnel  refused    0 B       0 B    2.3 ms  ECONNREFUSED, the destination pod refused: nothing listens on the port
 08:00:09.000  demo/client-1  demo/server-2:8080      tunnel  reset     79 B   1.2 MiB  2 m 10 s  by the destination
 08:00:10.500  demo/client-1  [2001:db8::17]:443/udp  clear   open      79 B   1.2 MiB            the peer is not in the mesh: in the clear

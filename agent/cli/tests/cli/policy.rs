@@ -117,7 +117,7 @@ fn check_warns_of_who_is_nobody_and_fails_for_a_deny() {
     let (code, shown, _) = policy(dir.path(), &["check", "-o", "json"]);
     let answer: Value = serde_json::from_str(&shown).unwrap();
     let count = |field: &str| answer[field].as_array().map(Vec::len);
-    assert_eq!((code, count("problems"), count("warnings")), (Some(1), Some(1), Some(2)), "{shown}");
+    assert_eq!((code, count("problems"), count("warnings")), (Some(1), Some(1), Some(3)), "{shown}");
     let problem = &answer["problems"][0];
     assert_eq!((&problem["file"], &problem["line"], &problem["column"]), (&"deny.yaml".into(), &1.into(), &1.into()));
     fs::write(dir.path().join("deny.yaml"), deny.replace("chekout", "checkout")).unwrap();

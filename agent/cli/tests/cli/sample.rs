@@ -351,7 +351,7 @@ pub(crate) fn flows() -> Vec<FlowRecord> {
     denied.source = stranger("192.0.2.77", 51_000);
     denied.destination = pod("server-1", "10.244.1.3", 6379, "n1");
     (denied.path, denied.verdict, denied.encrypted) = (FlowPath::Refused, Verdict::Deny, false);
-    (denied.bytes_sent, denied.bytes_received) = (0, 0);
+    (denied.bytes_sent, denied.bytes_received, denied.audit_differs) = (0, 0, true);
     let mut refused = because(closed(5, FlowClose::Refused, 2_300_000), Reason::ConnectRefused);
     (refused.errno, refused.bytes_sent, refused.bytes_received) = (111, 0, 0);
     let mut reset = closed(6, FlowClose::Rst, 130 * SECOND);

@@ -304,7 +304,9 @@ impl Refusing<'_> {
                 let meshed =
                     flow.end(direction.opposite()).workload.as_ref().is_some_and(|w| w.stage >= Stage::Permissive);
                 let protocol = flow.asked.protocol;
-                let next = if meshed && protocol != Protocol::Tcp {
+                let next = if flow.end(direction.opposite()).workload.is_none() {
+                    format!("allow {peer} by a rule that names its network (ipBlock) or entity")
+                } else if meshed && protocol != Protocol::Tcp {
                     format!(
                         "allow {peer} by a rule with unauthenticated: true: between nodes nothing proves {protocol} yet"
                     )

@@ -372,8 +372,14 @@ fn proof<'a>(q: &Question<'_>, ruled: bool, ceiling: &Answer<'a>, team: &Answer<
     }
     let lenient =
         |source: &&Source<'a>| source.rule.is_some_and(|rule| rule.takes_unproved(q.peer, q.asked, q.destination()));
-    answer.by =
-        [ceiling, team].iter().filter(|term| term.holds).flat_map(|term| &term.by).filter(lenient).copied().collect();
+    for source in [ceiling, team].iter().filter(|term| term.holds).flat_map(|term| &term.by).filter(lenient) {
+        // A guarantee speaks in both.
+        let same =
+            |known: &Source<'_>| known.rule.zip(source.rule).is_some_and(|(one, other)| std::ptr::eq(one, other));
+        if !answer.by.iter().any(same) {
+            answer.by.push(*source);
+        }
+    }
     answer.holds = !answer.by.is_empty();
     answer
 }

@@ -73,10 +73,17 @@ fn all_rules(object: &Object) -> impl Iterator<Item = (Direction, &Rule)> {
 }
 
 /// What is to be said of all rules that name nobody of a world, and of all objects that select nobody.
-pub fn told(world: &World, loaded: &Loaded) -> Vec<Told> {
+///
+/// `now` is in seconds since 1970.
+pub fn told(world: &World, loaded: &Loaded, now: i64) -> Vec<Told> {
     let mut named = Named::of(world);
     let mut all = rules_told(&mut named, loaded);
     all.extend(idle_told(world, loaded));
+    for exception in loaded.policies.exceptions().iter().filter(|exception| !exception.lives(now)) {
+        let (exception, day) = (exception.id().to_string(), exception.expires.strftime("%Y-%m-%d").to_string());
+        let (file, place) = loaded.files.get(&exception).cloned().unwrap_or_default();
+        all.push(Told { file, place, problem: Unfit::HasEnded { exception, day } });
+    }
     // A NetworkPolicy may come before its pods; its author is told nothing by Kubernetes either.
     let ours = loaded.policies.objects().iter().filter(|object| object.id.kind != ObjectKind::NetworkPolicy);
     let subjects = ours.map(|object| (object.id.clone(), &object.subject));
@@ -232,7 +239,7 @@ mod tests {
                 of("e", false, &[]),
             ]
         );
-        let told: Vec<bool> = told(&world, world.policy()).iter().map(|told| told.problem.is_warning()).collect();
+        let told: Vec<bool> = told(&world, world.policy(), 0).iter().map(|told| told.problem.is_warning()).collect();
         assert_eq!(told, [false, true, false, false, true, true]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use kumiko_abi::policy::{Cell, DENY_SET, Question, View, find};
+use kumiko_abi::policy::{Cell, DENY_SET, Question, View, find, flags_of_both};
 use kumiko_abi::{FlowId, Reason};
 use kumiko_core::policy::revoke::Refused;
 
@@ -47,7 +47,8 @@ impl NodeState {
         }
         let (egress, one) = self.judge_end(&between.source_uid, between.to.ip(), between, false);
         let (ingress, other) = self.judge_end(&between.target_uid, between.client, between, true);
-        (Refused::of_both(egress, ingress), one | other)
+        let flags = flags_of_both((egress.is_none(), one), (ingress.is_none(), other));
+        (Refused::of_both(egress, ingress), flags)
     }
 
     /// What one end's rules say; `ingress`: it is the destination.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use kumiko_abi::{
     CommandResult, Config, EventKind, FlowKey, Reason, Stage, Verdict,
+    flow::flags,
     policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN},
 };
 use kumiko_core::{
@@ -129,21 +130,30 @@ fn expected(says: [Says; 2]) -> (Verdict, Option<Reason>) {
     }
 }
 
-/// What the program made of a SYN or of a first datagram.
-fn verdict(node: &mut Node, key: &FlowKey) -> (Verdict, Reason) {
+/// What would be said if what is in audit were enforced, or everybody strict: flags of the flow, by what each view says of its
+/// ends.
+fn would(views: [Vec<naive::Refusal>; 3]) -> u32 {
+    let lets = views.map(|ends| ends.iter().all(Option::is_none));
+    let [enforced, with_audit, strict] = lets;
+    (if enforced == with_audit { 0 } else { flags::AUDIT_DIFFERS }) | if strict { 0 } else { flags::STRICT_REFUSES }
+}
+
+/// What the program made of a SYN or of a first datagram, with these flags.
+fn verdict(node: &mut Node, key: &FlowKey) -> (Verdict, Reason, u32) {
     while node.syns.next().is_some() {}
     let mut denied = None;
-    while let Some((kind, reason, _)) = node.event() {
+    while let Some((kind, reason, event)) = node.event() {
         if kind == EventKind::Denied {
-            denied = Some(reason);
+            denied = Some((reason, event.flow.flags));
         }
     }
+    let would = |all: u32| all & (flags::AUDIT_DIFFERS | flags::STRICT_REFUSES);
     match (denied, node.datapath.flows().get(key)) {
-        (Some(reason), _) => (Verdict::Deny, reason),
+        (Some((reason, all)), _) => (Verdict::Deny, reason, would(all)),
         (None, Some(flow)) => {
             let verdict = [Verdict::Deny, Verdict::Audit].into_iter().find(|verdict| *verdict as u8 == flow.verdict);
             let verdict = verdict.unwrap_or(Verdict::Allow);
-            (verdict, Reason::from_u16(flow.reason).unwrap())
+            (verdict, Reason::from_u16(flow.reason).unwrap(), would(flow.flags))
         }
         (None, None) => panic!("neither denied nor entered"),
     }
@@ -163,7 +173,8 @@ fn the_programs_say_what_the_formula_says() {
             maps.remove_addr(&addr).unwrap();
         }
         let (mut written, mut port, mut decided) = (Desired::default(), 1_024_u16, BTreeMap::new());
-        for seed in 0..WORLDS {
+        let first = std::env::var("KUMIKO_POLICY_SEED").map_or(0, |seed| seed.parse().unwrap());
+        for seed in first..first + WORLDS {
             let mut random = Random::new(seed);
             let mut all = random.everything();
             // The machine's clock goes on meanwhile.
@@ -241,11 +252,16 @@ fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: 
             egress.map(|refusal| (reason(&refusal, false, false), enforced(from))),
             ingress.map(|refusal| (reason(&refusal, false, false), enforced(to))),
         ];
-        let expected = expected(says);
+        let ends = |[egress, ingress]: [Option<Refusal>; 2]| {
+            egress.into_iter().chain(ingress.filter(|_| local(to))).collect::<Vec<_>>()
+        };
+        let views =
+            [naive::verdict(all, asked, false), naive::verdict(all, asked, true), naive::were_both_strict(all, asked)];
+        let expected = (expected(says), would(views.map(ends)));
         node.sends(&frame);
         let found = verdict(node, &key);
         tell(expected, found, asked, all, seed);
-        *decided.entry((asked.proto, true, expected.0 as u8, expected.1)).or_default() += 1;
+        *decided.entry((asked.proto, true, expected.0.0 as u8, expected.0.1)).or_default() += 1;
     } else if local(to) && !naive::proved(all, asked) {
         here.set(&maps, &to.unwrap().name);
         // A process of the node that is not the kubelet: no probe.
@@ -256,16 +272,25 @@ fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: 
         // A SYN in the clear is refused by stage, unless a rule takes an address for enough.
         let clear = enforced(to) && asked.proto == naive::TCP;
         let says = ingress.map(|refusal| (reason(&refusal, host, clear), enforced(to)));
-        let expected = expected([None, says]);
+        let views = [
+            naive::verdict(&bare, asked, false),
+            naive::verdict(&bare, asked, true),
+            naive::were_both_strict(&bare, asked),
+        ];
+        let would = would(views.map(|[_, ingress]| ingress.into_iter().collect()));
+        let expected = (expected([None, says]), would);
         // What no interface brought and no pod sends is a process's of this node: a test's packets have its control group.
         node.gets_by(if host { 0 } else { 99 }, &frame);
         let found = verdict(node, &key);
         tell(expected, found, asked, all, seed);
-        *decided.entry((asked.proto, false, expected.0 as u8, expected.1)).or_default() += 1;
+        *decided.entry((asked.proto, false, expected.0.0 as u8, expected.0.1)).or_default() += 1;
     }
 }
 
-fn tell(expected: (Verdict, Option<Reason>), found: (Verdict, Reason), asked: Asked, all: &Everything, seed: u64) {
-    let same = expected.0 == found.0 && expected.1.is_none_or(|reason| reason == found.1);
+type Expected = ((Verdict, Option<Reason>), u32);
+
+fn tell(expected: Expected, found: (Verdict, Reason, u32), asked: Asked, all: &Everything, seed: u64) {
+    let ((verdict, reason), would) = expected;
+    let same = verdict == found.0 && reason.is_none_or(|reason| reason == found.1) && would == found.2;
     assert!(same, "seed {seed}: {asked:?}: expected {expected:?}, found {found:?}\n{}", documents(all));
 }

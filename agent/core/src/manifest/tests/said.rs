@@ -19,6 +19,9 @@ const LISTS: [(&str, &str); 5] = [
     ("together", include_str!("said/together.txt")),
 ];
 
+/// 2026-11-25.
+const NOW: i64 = 1_795_564_800;
+
 /// An enum's variants by name. The match is exhaustive: a new variant does not compile until it is listed, and then wants its
 /// document.
 macro_rules! variants {
@@ -41,7 +44,7 @@ variants!(NotHad as not_had in NOT_HAD: Outside Claimed Shared);
 variants!(PrincipalError as principal in PRINCIPALS: Form Part);
 variants!(Unfit as unfit in UNFIT:
     TeamsLabel NothingToSuspend StageTooLow NotRaised NotEnforced TrustDomain OwnTrustDomain NothingToReplace AllowsNobody SelectsNobody
-    SaysNothing PortOfNobody ServicesNetwork DeniesNobody);
+    HasEnded SaysNothing PortOfNobody ServicesNetwork DeniesNobody);
 
 /// All there is to be said.
 fn all() -> BTreeSet<String> {
@@ -83,7 +86,7 @@ impl Said {
         let namespaces = BTreeMap::from([("was-strict".to_owned(), kumiko_abi::Stage::Strict)]);
         let before = Raised { namespaces, ..Raised::default() };
         let loaded = load_after(&before, Some("cluster.local"), folder.objects());
-        for told in loaded.problems.iter().chain(&nobody::told(&world, &loaded)) {
+        for told in loaded.problems.iter().chain(&nobody::told(&world, &loaded, NOW)) {
             said.lines.push(told.to_string());
             said.parts.insert(unfit(&told.problem).to_owned());
         }

@@ -30,7 +30,13 @@ pub(super) fn find<'a>(
 fn wants(rule: &Rule, peer: &Peer<'_>, asked: Asked, destination: Option<&Workload>, proof: Proof) -> Vec<String> {
     let mut why = match &rule.peers {
         None => Vec::new(),
-        Some(peers) => peers.iter().map(|who| peer_wants(who, peer)).min_by_key(Vec::len).unwrap_or_default(),
+        Some(peers) => {
+            // Of as near ones, a network of the address' own family is the one that was meant.
+            let stranger =
+                |who: &Who| matches!(who, Who::Block(block) if block.net.addr().is_ipv4() != peer.ip.is_ipv4());
+            let each = peers.iter().map(|who| (stranger(who), peer_wants(rule.list, who, peer)));
+            each.min_by_key(|(stranger, why)| (why.len(), *stranger)).map(|(_, why)| why).unwrap_or_default()
+        }
     };
     if rule.ports.as_ref().is_some_and(|ports| !ports.iter().any(|port| port.mean(asked, destination))) {
         let ports: Vec<String> = rule.ports.iter().flatten().map(ToString::to_string).collect();
@@ -42,11 +48,11 @@ fn wants(rule: &Rule, peer: &Peer<'_>, asked: Asked, destination: Option<&Worklo
     why
 }
 
-fn peer_wants(who: &Who, peer: &Peer<'_>) -> Vec<String> {
+fn peer_wants(list: List, who: &Who, peer: &Peer<'_>) -> Vec<String> {
     match (who, peer.member) {
         (Who::Workload(selector), Some(member)) => selector_wants(selector, member.workload, member.namespace_labels),
         (Who::Workload(_), None) => vec![format!("{} is no workload, wants one", peer.ip)],
-        (Who::Block(block), Some(_)) if block.has(peer.ip) => {
+        (Who::Block(block), Some(_)) if list != List::Kubernetes && block.has(peer.ip) => {
             vec!["networks allow only addresses of no workload; name the workload".to_owned()]
         }
         (Who::Block(block), _) if block.has(peer.ip) => Vec::new(),

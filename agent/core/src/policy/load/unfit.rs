@@ -144,6 +144,14 @@ pub enum Unfit {
         /// The object.
         object: String,
     },
+    /// An exception that is over.
+    #[error("{exception} ended on {day}, so it suspends nothing (a warning): remove it, or give it another end")]
+    HasEnded {
+        /// The exception.
+        exception: String,
+        /// The day.
+        day: String,
+    },
     /// A direction of a baseline without a rule or a ceiling.
     #[error(
         "{object}: spec.{direction} has no rule, so it says nothing (a warning): write `allow: []` for a ceiling that lets nothing \
@@ -208,6 +216,7 @@ impl Unfit {
             self,
             Self::AllowsNobody { .. }
                 | Self::SelectsNobody { .. }
+                | Self::HasEnded { .. }
                 | Self::SaysNothing { .. }
                 | Self::PortOfNobody { .. }
                 | Self::ServicesNetwork { .. }

@@ -79,6 +79,18 @@ fn at_a_probe_s_port_the_kubelet_is_told_from_others() {
 }
 
 #[test]
+fn of_kubernetes_networks_workloads_are_part() {
+    let block = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: tools}\nspec:\n  \
+                 podSelector: {}\n  ingress: [{from: [{ipBlock: {cidr: 'fd00::/8'}}, {ipBlock: {cidr: 10.0.0.0/8}}], \
+                 ports: [{port: 80}]}]\n";
+    let told_at = |from, port| told(block, from, "tools/shell", port);
+    let port = told_at("fx-dev/batch-1", 22);
+    assert!(port.contains("\nnearest: rule 0: port is TCP 22, wants TCP 80\n"), "{port}");
+    let address = told_at("192.0.2.1", 80);
+    assert!(address.contains("\nnearest: rule 0: address is 192.0.2.1, wants 10.0.0.0/8\n"), "{address}");
+}
+
+#[test]
 fn of_several_rules_that_deny_the_first_by_name_is_told_first() {
     let two = "apiVersion: kumiko.dev/v1alpha1\nkind: MeshBaseline\nmetadata: {name: a}\nspec:\n  subject: {namespace: tools}\n  \
                ingress: {deny: [{name: z}, {name: b}]}\n";
@@ -153,7 +165,7 @@ fn kubernetes_refuses_and_a_strict_pod_wants_proof() {
         told("", "192.0.2.1", "tools/shell", 22),
         "deny (unproved)\n\
          by: tools/shell is strict, and only an address speaks for 192.0.2.1\n\
-         next: enrol 192.0.2.1, or allow it by a rule with unauthenticated: true"
+         next: allow 192.0.2.1 by a rule that names its network (ipBlock) or entity"
     );
 }
 
