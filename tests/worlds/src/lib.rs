@@ -6,9 +6,11 @@ pub mod naive;
 pub mod random;
 
 pub use naive::{Asked, Everything, Pod, Refusal};
-pub use random::{Random, documents};
+pub use random::{Random, broken, documents};
 
-use kumiko_core::manifest::{Scope, parse_in};
+use std::collections::BTreeMap;
+
+use kumiko_core::manifest::{FileContent, FolderState, Scope, parse_in};
 use kumiko_core::model::World;
 use kumiko_core::policy::load::{Loaded, load};
 
@@ -18,7 +20,19 @@ use kumiko_core::policy::load::{Loaded, load};
 /// If they are not taken as they are.
 #[must_use]
 pub fn read(all: &Everything) -> (World, Loaded) {
-    read_text(&documents(all))
+    if all.broken.is_empty() {
+        return read_text(&documents(all));
+    }
+    let mut files = BTreeMap::from([("f".to_owned(), FileContent::Text(documents(all)))]);
+    for (number, text) in broken(all).into_iter().enumerate() {
+        files.insert(format!("g{number}"), FileContent::Text(text));
+    }
+    let mut folder = FolderState::of(Scope::Policy);
+    folder.apply(files);
+    let (world, _) = World::build("td", 1, folder.objects()).unwrap();
+    let loaded = load(folder.objects());
+    assert_eq!(loaded.problems, [], "{all:?}");
+    (world, loaded)
 }
 
 /// The same of the documents themselves.

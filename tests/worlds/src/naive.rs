@@ -40,6 +40,8 @@ pub struct Everything {
     pub policies: Vec<(String, String, MeshPolicySpec)>,
     pub network: Vec<(String, String, NetworkPolicySpec)>,
     pub exceptions: Vec<(String, MeshExceptionSpec)>,
+    /// Names of policies of which no version ever was valid.
+    pub broken: Vec<String>,
     pub now: i64,
 }
 
@@ -166,8 +168,8 @@ impl Sided<'_> {
         if let Some(name) = ceilings.iter().min() {
             return Some(('C', name.clone()));
         }
-        if let Some(name) = self.kubernetes() {
-            return Some(('K', name));
+        if let Some(selecting) = self.kubernetes() {
+            return Some(self.default('K', &selecting));
         }
         let (mut selecting, mut t, mut t_lenient) = (Vec::new(), false, false);
         for (namespace, name, spec) in &self.all.policies {
@@ -187,14 +189,15 @@ impl Sided<'_> {
                 _ => continue,
             };
             selecting.push(name.clone());
-            for rule in rules.iter().filter(|rule| self.allows(rule)) {
+            let known = !self.all.broken.contains(name);
+            for rule in rules.iter().filter(|rule| known && self.allows(rule)) {
                 t = true;
                 t_lenient |= self.lenient(rule);
             }
         }
         let selecting_none = selecting.is_empty();
         if !selecting_none && !t && !g {
-            return selecting.into_iter().min().map(|name| ('T', name));
+            return Some(self.default('T', &selecting));
         }
         let probe = self.ingress && self.entity(Entity::Probe);
         // Unlisted protocols are denied where T or C is active; elsewhere nothing is said of them.
@@ -322,8 +325,14 @@ impl Sided<'_> {
         }
     }
 
-    /// The first NetworkPolicy that selects and none of which allows.
-    fn kubernetes(&self) -> Option<String> {
+    /// A refusal by default, in which the rules of one that selects may be unknown.
+    fn default(&self, letter: char, selecting: &[String]) -> (char, String) {
+        let unknown = selecting.iter().any(|name| self.all.broken.contains(name));
+        (if unknown { 'I' } else { letter }, selecting.iter().min().cloned().unwrap_or_default())
+    }
+
+    /// The NetworkPolicies that select and none of which allows.
+    fn kubernetes(&self) -> Option<Vec<String>> {
         // Other protocols are not Kubernetes' business.
         if self.entity(Entity::Host) || self.bare() {
             return None;
@@ -334,7 +343,9 @@ impl Sided<'_> {
                 continue;
             }
             let types = spec.policy_types.clone().unwrap_or_default();
-            let has_egress = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+            // Of one that is refused an empty list may have lost what it had.
+            let broken = self.all.broken.contains(name);
+            let has_egress = spec.egress.as_ref().is_some_and(|rules| broken || !rules.is_empty());
             let about = match (self.ingress, types.is_empty()) {
                 (true, true) => true,
                 (false, true) => has_egress,
@@ -352,7 +363,7 @@ impl Sided<'_> {
                 let rules = spec.egress.iter().flatten();
                 rules.map(|r| (r.to.clone().unwrap_or_default(), r.ports.clone().unwrap_or_default())).collect()
             };
-            for (peers, ports) in &rules {
+            for (peers, ports) in rules.iter().filter(|_| !broken) {
                 let peer = peers.is_empty() || peers.iter().any(|peer| self.kubernetes_peer(namespace, peer));
                 let port = ports.is_empty() || ports.iter().any(|port| self.kubernetes_port(port));
                 if peer && port {
@@ -360,7 +371,7 @@ impl Sided<'_> {
                 }
             }
         }
-        selecting.into_iter().min()
+        (!selecting.is_empty()).then_some(selecting)
     }
 
     fn kubernetes_peer(&self, namespace: &str, peer: &NetworkPolicyPeer) -> bool {

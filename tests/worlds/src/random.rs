@@ -4,7 +4,7 @@ mod admin;
 mod change;
 mod documents;
 
-pub use documents::documents;
+pub use documents::{broken, documents};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -84,19 +84,29 @@ impl Random {
         }
         Everything {
             pods,
-            nodes: vec![("n1".into(), ip("172.16.0.1")), ("n2".into(), ip("172.16.0.2"))],
+            nodes: [("n1", "172.16.0.1"), ("n2", "172.16.0.2"), ("n1", "2001:db8::5"), ("n2", "2001:db8::6")]
+                .map(|(name, of)| (name.to_owned(), ip(of)))
+                .into(),
             // Nodes are known, within these networks or not; without any nobody is outside.
             inside: ["10.0.0.0/8", "fd00::/16", "172.16.0.0/16"][..self.pick(&[0, 2, 2, 3, 3])]
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-            api_server: vec![ip("172.16.0.1")],
+            api_server: vec![ip("172.16.0.1"), ip("2001:db8::5")],
             baselines,
             policies,
             network,
             exceptions,
+            broken: Vec::new(),
             now: NOW,
         }
+    }
+
+    /// Of some policies that are enforced no version ever was valid.
+    pub fn breaks(&mut self, all: &mut Everything) {
+        let enforced = all.policies.iter().filter(|(.., spec)| spec.mode == Mode::Enforce).map(|(_, name, _)| name);
+        let names = enforced.chain(all.network.iter().map(|(_, name, _)| name));
+        all.broken = names.filter(|_| self.one_in(6)).cloned().collect();
     }
 
     fn pod(&mut self, number: usize, tiers: &[&str], stages: &[usize]) -> Pod {
@@ -130,7 +140,12 @@ impl Random {
     fn subject(&mut self) -> BaselineSubject {
         let namespace = self.some(3, |r| r.pick(&NAMESPACES).to_owned());
         let service_account = namespace.is_some().then(|| self.some(3, |r| r.pick(&ACCOUNTS).to_owned())).flatten();
-        BaselineSubject { namespace, service_account, namespace_labels: self.tier(3), spiffe_id: None }
+        let spiffe_id = if namespace.is_none() { self.some(6, Self::spiffe_id) } else { None };
+        BaselineSubject { namespace, service_account, namespace_labels: self.tier(3), spiffe_id }
+    }
+
+    fn spiffe_id(&mut self) -> String {
+        format!("spiffe://td/ns/{}/sa/{}", self.pick(&NAMESPACES), self.pick(&ACCOUNTS))
     }
 
     fn peer(&mut self, platforms: bool) -> Peer {
@@ -140,11 +155,7 @@ impl Random {
                 let all = [Entity::World, Entity::Host, Entity::Node, Entity::Probe, Entity::KubeApiserver];
                 Peer { entity: Some(self.pick(&all)), ..Peer::default() }
             }
-            2 => {
-                let (namespace, account) = (self.pick(&NAMESPACES), self.pick(&ACCOUNTS));
-                let spiffe_id = Some(format!("spiffe://td/ns/{namespace}/sa/{account}"));
-                Peer { spiffe_id, ..Peer::default() }
-            }
+            2 => Peer { spiffe_id: Some(self.spiffe_id()), ..Peer::default() },
             3 => Peer {
                 namespace_labels: BTreeMap::from([(TIER.to_owned(), self.pick(&TIERS).to_owned())]),
                 ..Peer::default()
@@ -163,6 +174,8 @@ impl Random {
         let except = match cidr.as_str() {
             "10.0.0.0/8" => vec!["10.0.0.0/29".to_owned()],
             "0.0.0.0/0" => vec!["192.0.2.0/25".to_owned(), "10.0.0.16/28".to_owned()],
+            "fd00::/64" => vec!["fd00::2/127".to_owned()],
+            "2001:db8::/32" => vec!["2001:db8::4/127".to_owned()],
             _ => Vec::new(),
         };
         IpBlock { cidr, except: if self.one_in(2) { except } else { Vec::new() } }
@@ -343,10 +356,12 @@ impl Random {
             if pod || !r.one_in(4) {
                 return all.pods[r.below(all.pods.len())].ips[usize::from(v6)];
             }
-            let outer =
-                if v6 { ["2001:db8::1", "fd00::ffff", "fe00::1"] } else { ["192.0.2.1", "192.0.2.200", "172.16.0.1"] };
-            let near = if v6 { "fd00:1::1" } else { "172.16.0.2" };
-            ip(if r.one_in(3) { near } else { r.pick(&outer) })
+            let outer = if v6 {
+                &["2001:db8::1", "fd00::ffff", "fe00::1", "2001:db8::5", "2001:db8::6", "fd00:1::1"][..]
+            } else {
+                &["192.0.2.1", "192.0.2.200", "172.16.0.1", "172.16.0.2"]
+            };
+            ip(r.pick(outer))
         };
         let from_pod = self.one_in(2);
         let from = some_ip(self, from_pod);

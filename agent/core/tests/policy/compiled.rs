@@ -20,6 +20,7 @@ fn term(letter: char) -> Term {
         'C' => Term::Ceiling,
         'K' => Term::NetworkPolicy,
         'T' => Term::Team,
+        'I' => Term::Invalid,
         _ => Term::Proof,
     }
 }
@@ -117,6 +118,9 @@ fn the_kernels_tables_say_what_the_formula_says() {
         for _ in 0..seed % 8 {
             random.change(&mut all);
         }
+        if seed % 4 == 0 {
+            random.breaks(&mut all);
+        }
         let (world, loaded) = read(&all);
         let evaluator = Evaluator { world: &world, policies: &loaded.policies, settings: &loaded.settings };
         let nodes = compiled(&all, &evaluator, u32::try_from(seed % 2).unwrap());
@@ -133,7 +137,7 @@ fn the_kernels_tables_say_what_the_formula_says() {
     assert!(lapsed >= 100, "{lapsed}");
     for view in View::ALL {
         for ingress in [false, true] {
-            for letter in [None, Some('D'), Some('C'), Some('K'), Some('T'), Some('P')] {
+            for letter in [None, Some('D'), Some('C'), Some('K'), Some('T'), Some('I'), Some('P')] {
                 let times = decided.get(&(view, ingress, letter)).copied().unwrap_or(0);
                 let never = letter == Some('P') && !ingress;
                 assert!(times >= 100 || never, "{letter:?} decided {view:?}, ingress {ingress} only {times} times");

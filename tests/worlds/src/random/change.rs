@@ -145,9 +145,14 @@ impl Random {
     }
 
     fn change_node(&mut self, all: &mut Everything) {
-        let one = (self.pick(&["n1", "n2", "n3"]).to_owned(), ip(&format!("172.16.0.{}", 1 + self.below(6))));
+        let of = if self.one_in(3) {
+            format!("2001:db8::{}", 5 + self.below(4))
+        } else {
+            format!("172.16.0.{}", 1 + self.below(6))
+        };
+        let one = (self.pick(&["n1", "n2", "n3"]).to_owned(), ip(&of));
         if all.nodes.iter().all(|(name, ip)| *name == one.0 || *ip != one.1) {
-            self.put(&mut all.nodes, one, |one, other| one.0 == other.0);
+            self.put(&mut all.nodes, one, |one, other| one.0 == other.0 && one.1.is_ipv4() == other.1.is_ipv4());
         }
     }
 
