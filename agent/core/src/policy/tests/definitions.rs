@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use serde_json::{Value, json};
 
 use crate::policy::object::definitions;
@@ -49,4 +50,26 @@ fn deploy_crds_is_what_the_types_say() {
         let fresh = serde_saphyr::to_string(&definition).unwrap();
         assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), fresh, "{name} is stale: run `cargo xtask crds`");
     }
+}
+
+/// What is no team's to write is in no role that Kubernetes gives to a namespace's editors.
+#[test]
+fn teams_write_their_own_policies_and_nothing_else() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/rbac/policy.yaml");
+    let text = fs::read_to_string(file).unwrap();
+    let roles: Vec<ClusterRole> = serde_saphyr::from_multiple(&text).unwrap();
+    let known: BTreeSet<String> = definitions().into_iter().map(|(_, of)| of.spec.names.plural).collect();
+    let mut written = BTreeSet::new();
+    for role in &roles {
+        let aggregated = role.metadata.labels.iter().flatten().any(|(key, _)| key.contains("/aggregate-to-"));
+        assert_eq!(role.aggregation_rule, None);
+        for rule in role.rules.iter().flatten() {
+            assert_eq!(rule.api_groups.as_deref(), Some(&["kumiko.dev".to_owned()][..]));
+            let resources: BTreeSet<String> = rule.resources.iter().flatten().cloned().collect();
+            assert!(resources.is_subset(&known), "{resources:?}");
+            assert!(!aggregated || resources == BTreeSet::from(["meshpolicies".to_owned()]), "{resources:?}");
+            written.extend(resources);
+        }
+    }
+    assert_eq!(written, known);
 }
