@@ -71,7 +71,7 @@ fn says(world: &World, tries: [Try; 2], allowed: bool) -> Result<()> {
 }
 
 /// Changes a document of the folder; in force when this returns.
-fn edit(world: &World, file: &str, change: impl FnOnce(String) -> String) -> Result<()> {
+pub(super) fn edit(world: &World, file: &str, change: impl FnOnce(String) -> String) -> Result<()> {
     let path = world.lab.manifests().join(file);
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {file}"))?;
     let changed = change(text.clone());
@@ -212,29 +212,88 @@ fn spoofed(world: &World) -> Result<u64> {
     Ok(status.stats.get("spoofed").copied().unwrap_or(0))
 }
 
-/// Each way to end, and what the same object says next.
+const CUT: &str = "{action: cut}";
+const KEEP: &str = "{action: keep}";
+const LONG: &str = "{action: grace, seconds: 3600}";
+const SHORT: &str = "{action: grace, seconds: 1}";
+const WHILE: &str = "{action: grace, seconds: 10}";
+
+/// What becomes of what is open.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Stays,
+    /// By the time that this is in force.
+    Ends,
+    /// In a while.
+    Later,
+}
+use Fate::{Ends, Later, Stays};
+
+/// What objects say that are all about a server, one version after the other, and what then becomes of who is let by none.
+const OTHERWISE: [&[(&[&str], Fate)]; 12] = [
+    &[(&[CUT], Ends)],
+    &[(&[SHORT], Later)],
+    &[(&[KEEP], Stays), (&[CUT], Ends)],
+    &[(&[KEEP], Stays), (&[SHORT], Later)],
+    &[(&[KEEP], Stays), (&[LONG], Stays), (&[SHORT], Later)],
+    &[(&[LONG], Stays), (&[CUT], Ends)],
+    &[(&[LONG], Stays), (&[SHORT], Later)],
+    &[(&[LONG], Stays), (&[KEEP], Stays), (&[CUT], Ends)],
+    // The strictest one counts.
+    &[(&[KEEP, CUT], Ends)],
+    &[(&[CUT, KEEP], Ends)],
+    &[(&[KEEP, LONG], Stays), (&[SHORT, LONG], Later)],
+    &[(&[KEEP], Stays), (&[KEEP, CUT], Ends)],
+];
+
+/// Each way to end, and what is said next.
 pub(super) fn revoked_otherwise() -> Result<()> {
     within("otherwise", Net::Routed, |world| {
-        const WAYS: [(&str, bool); 3] =
-            [("{action: cut}", false), ("{action: grace, seconds: 3600}", true), ("{action: keep}", true)];
-        let with = |on_revoke: &str| TEAM.replace("spec:", &format!("spec:\n  onRevoke: {on_revoke}"));
-        for (first, stays) in WAYS {
-            for (second, still) in WAYS.iter().filter(|(second, _)| *second != first) {
-                let what = || format!("{first}, then {second}");
-                let mut open = OTHERS.iter().map(|one| world.open(*one, stays)).collect::<Result<Vec<_>>>()?;
-                world.apply(&with(first))?;
-                open.iter_mut().flatten().try_for_each(Open::check).with_context(what)?;
-                world.apply(&with(second))?;
-                if stays {
-                    open.iter_mut().flatten().for_each(|open| open.stays = *still);
-                    open.iter_mut().flatten().try_for_each(Open::check).with_context(what)?;
+        let said = |ways: &[&str]| -> String {
+            let one = |(number, way): (usize, &&str)| {
+                let named = TEAM.replace("name: server,", &format!("name: server-{number},"));
+                format!("---{}", named.replace("spec:", &format!("spec:\n  onRevoke: {way}")))
+            };
+            ways.iter().enumerate().map(one).collect()
+        };
+        for versions in OTHERWISE {
+            let mut open = OTHERS.iter().map(|one| world.open(*one, true)).collect::<Result<Vec<_>>>()?;
+            for (number, (ways, fate)) in versions.iter().enumerate() {
+                let what = || format!("version {number} of {versions:?}");
+                world.apply(&said(ways))?;
+                if matches!(fate, Later) {
+                    world.wait_closed("other-1").with_context(what)?;
                 }
-                world.all(&OTHERS.map(|one| (one, false)))?;
-                world.apply("")?;
+                open.iter_mut().flatten().for_each(|open| open.stays = matches!(fate, Stays));
+                open.iter_mut().flatten().try_for_each(Open::check).with_context(what)?;
+                world.all(&OTHERS.map(|one| (one, false))).with_context(what)?;
             }
+            world.apply("")?;
         }
-        Ok(())
+        kept_in_time(world)
     })
+}
+
+/// A while that has begun ends nothing once its object says otherwise. That it would be over is told by another one.
+fn kept_in_time(world: &World) -> Result<()> {
+    const CALLS: [Try; 2] = [("other-1", "server-1", OPEN), ("client-1", "server-1", OPEN)];
+    let shut = |namespace: &str, subject: &str, way: &str| {
+        format!(
+            "---\napiVersion: kumiko.dev/v1alpha1\nkind: MeshPolicy\nmetadata: {{name: shut, namespace: {namespace}}}\n\
+             spec: {{subject: {{serviceAccount: {subject}}}, onRevoke: {way}, egress: []}}\n"
+        )
+    };
+    let both = |way: &str| shut("other", "other", way) + &shut("demo", "client", WHILE);
+    let mut open = CALLS.iter().map(|one| world.open(*one, true)).collect::<Result<Vec<_>>>()?;
+    world.apply(&both(WHILE))?;
+    world.apply(&both(KEEP))?;
+    open.iter_mut().flatten().try_for_each(Open::check).context("with a while left")?;
+    world.wait_closed("client-1")?;
+    for (open, stays) in open.iter_mut().zip([true, false]) {
+        open.iter_mut().for_each(|open| open.stays = stays);
+        open.iter_mut().try_for_each(Open::check).context("after the while")?;
+    }
+    Ok(())
 }
 
 /// While the agent comes back somebody connects all the time: none of it is let by the rules that were.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kumiko_lab::{Family, Net};
+use kumiko_lab::{Family, Net, Netns};
 use kumiko_tests::own_port::any;
 
 use super::world::{OPEN, SHUT, Try, World, within};
@@ -24,13 +24,19 @@ pub(super) struct Exchange {
 impl Exchange {
     pub(super) fn new(world: &World, (from, to, port): Try, ip: IpAddr) -> Result<Self> {
         let address = SocketAddr::new(ip, port);
-        let socket = world.lab.pod(from)?.netns.within(|| {
-            let socket = UdpSocket::bind((any(address), world.ports.next()))?;
-            socket.connect(address)?;
+        let own = SocketAddr::new(any(address), world.ports.next());
+        Self::between(format!("{from} to {to}:{port} ({address})"), &world.lab.pod(from)?.netns, own, address)
+    }
+
+    /// From an address of a namespace's own.
+    pub(super) fn between(what: String, netns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Self> {
+        let socket = netns.within(|| {
+            let socket = UdpSocket::bind(from)?;
+            socket.connect(to)?;
             socket.set_read_timeout(Some(AGAIN))?;
             Ok(socket)
         })?;
-        Ok(Self { what: format!("{from} to {to}:{port} ({address})"), socket })
+        Ok(Self { what, socket })
     }
 
     /// Asks until there is an answer, or a refusal (false).

@@ -6,6 +6,8 @@ mod changes;
 mod datagrams;
 mod documents;
 mod echoes;
+mod ends;
+mod kinds;
 mod older;
 mod others;
 mod unfit;
@@ -17,7 +19,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::jiff::Timestamp;
 use kumiko_lab::agents::binary;
 use kumiko_lab::command::wait_for;
 use kumiko_lab::peer::{Peer, Step};
@@ -26,9 +27,7 @@ use kumiko_tests::harness;
 use libtest_mimic::Arguments;
 use serde_json::Value;
 
-use documents::{
-    AUDITED, BASELINE, CLEAR, EGRESS, EGRESS_CLEAR, EXCEPTION, KUBERNETES, NOBODY, OBSERVED, PROBES, TEAM,
-};
+use documents::{AUDITED, BASELINE, CLEAR, EGRESS, EGRESS_CLEAR, KUBERNETES, NOBODY, OBSERVED, PROBES, TEAM};
 use world::{OPEN, Open, PROBED, SHUT, World, within};
 
 const NAMES: &[&str] = &[
@@ -59,6 +58,7 @@ const NAMES: &[&str] = &[
     "policy_of_others_raises_nobody_until_it_is_accepted",
     "a_process_of_the_node_is_judged_by_its_own_address",
     "what_a_pod_sends_within_its_link_is_judged",
+    "each_kind_of_rule_decides",
 ];
 
 fn main() -> ExitCode {
@@ -70,9 +70,9 @@ fn run(args: &Arguments) -> Result<bool> {
         eprintln!("skipped: without a mesh there are no rules");
         return Ok(true);
     }
-    let tests: [fn() -> Result<()>; 27] = [
+    let tests: [fn() -> Result<()>; 28] = [
         rules,
-        exceptions,
+        ends::exceptions,
         open,
         revoked,
         restarted,
@@ -93,11 +93,12 @@ fn run(args: &Arguments) -> Result<bool> {
         changes::forged,
         changes::revoked_otherwise,
         changes::meanwhile,
-        ended,
+        ends::without_agent,
         older::cut,
         others::accepted,
         addresses::of_the_node,
         addresses::of_the_link,
+        kinds::decide,
     ];
     let trials = NAMES.iter().zip(tests).map(|(name, test)| harness::trial(*name, test));
     Ok(harness::run_trials(args, trials.collect()))
@@ -170,61 +171,6 @@ fn rules() -> Result<()> {
     })
 }
 
-/// A baseline, and an exception from it that ends so soon.
-fn until(seconds: u64, on_expiry: &str) -> String {
-    let at = Timestamp::now() + Duration::from_secs(seconds);
-    let exception = EXCEPTION.replace("{expires}", &at.to_string()).replace("{on_expiry}", on_expiry);
-    format!("{BASELINE}{exception}")
-}
-
-/// The kernel knows when an exception ends.
-fn ended() -> Result<()> {
-    within("ended", Net::Routed, |world| {
-        world.apply(&until(3_600, "cut"))?;
-        world.all(&[(("other-1", "server-1", OPEN), true)])?;
-        world.apply(&until(10, "cut")).context("an exception that ends")?;
-        let open = world.open(("other-1", "server-1", OPEN), false)?;
-        world.lab.kill_agent(1)?;
-        wait_for("the exception has ended", Duration::from_secs(20), || {
-            world.check_by_pod(("other-1", "server-1", OPEN), false)
-        })?;
-        // Others go on.
-        world.check_by_pod(("client-1", "server-1", OPEN), true)?;
-        drop(open);
-        world.lab.start_agent(1)?;
-        world.all(&[(("other-1", "server-1", OPEN), false), (("client-1", "server-1", OPEN), true)])
-    })
-}
-
-fn exceptions() -> Result<()> {
-    within("ends", Net::Routed, |world| {
-        let suspended = [
-            (("other-1", "server-1", OPEN), true),
-            (("other-1", "server-2", OPEN), true),
-            (("other-1", "server-1", SHUT), false),
-            (("other-1", "server-2", SHUT), false),
-        ];
-        let over = suspended.map(|(one, _)| (one, false));
-        world.apply(&until(3_600, "cut")).context("an exception")?;
-        world.all(&suspended)?;
-        for (on_expiry, stays) in [("keep", true), ("cut", false)] {
-            world.apply(&until(10, on_expiry)).context("an exception that ends")?;
-            let (mut open, before) = (Vec::new(), world.judged()?);
-            for (one, _) in suspended.iter().filter(|(_, allowed)| *allowed) {
-                open.extend(world.open(*one, stays)?);
-            }
-            wait_for("the exception has ended", Duration::from_secs(20), || world.all(&over))?;
-            wait_for("open flows were looked at", Duration::from_secs(20), || {
-                let now = world.judged()?;
-                ensure!(now.iter().zip(&before).all(|(now, before)| now > before), "{before:?}, {now:?}");
-                Ok(())
-            })?;
-            open.iter_mut().try_for_each(Open::check).with_context(|| format!("onExpiry: {on_expiry}"))?;
-        }
-        Ok(())
-    })
-}
-
 fn open() -> Result<()> {
     within("open", Net::Routed, |world| {
         let tries = [
@@ -282,16 +228,7 @@ fn revoked() -> Result<()> {
         world.apply(&with("{action: grace, seconds: 4}"))?;
         kept.iter_mut().try_for_each(Open::check).context("with a while left")?;
         kept.iter_mut().for_each(|open| open.stays = false);
-        // Time passes; the flows are asked only once, since what is asked tells of the cut.
-        wait_for("the while is over", Duration::from_secs(20), || {
-            for node in 1..=2 {
-                let flows = world.lab.admin(node, "/v1/flows?limit=1000")?;
-                let live = |flow: &&Value| flow.get("state").and_then(Value::as_str) == Some("open");
-                let open = flows.as_array().into_iter().flatten().filter(live).count();
-                ensure!(open == 0, "{open} flows are open on n{node}");
-            }
-            Ok(())
-        })?;
+        world.wait_closed("other-1").context("the while is over")?;
         kept.iter_mut().try_for_each(Open::check).context("after the while")
     })
 }

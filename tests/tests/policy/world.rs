@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kumiko_lab::command::wait_for;
 use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage};
 use kumiko_tests::echo::{Datagrams, Echo};
 use kumiko_tests::in_force;
@@ -90,6 +91,23 @@ impl World {
         Ok([epoch(1)?, epoch(2)?])
     }
 
+    /// Waits until nothing of a pod is open that any node knows. What is open is not asked: that would tell of its end, too.
+    pub(super) fn wait_closed(&self, from: &str) -> Result<()> {
+        wait_for("what is open is closed", Duration::from_secs(20), || {
+            for node in 1..=2 {
+                let flows = self.lab.admin(node, "/v1/flows?limit=1000")?;
+                let field = |flow: &Value, at: &str| flow.pointer(at).and_then(Value::as_str).map(str::to_owned);
+                let live = |flow: &&Value| {
+                    field(flow, "/state").as_deref() == Some("open")
+                        && field(flow, "/source/name").as_deref() == Some(from)
+                };
+                let open = flows.as_array().into_iter().flatten().filter(live).count();
+                ensure!(open == 0, "{open} flows are open on n{node}");
+            }
+            Ok(())
+        })
+    }
+
     /// Writes other documents than before, be they good or bad.
     pub(super) fn put(&self, text: &str) -> Result<()> {
         std::fs::write(self.lab.manifests().join("policy.yaml"), text).context("the policy's file")
@@ -135,6 +153,7 @@ impl World {
 pub(super) struct Open {
     what: String,
     stream: TcpStream,
+    pub(super) by_service: bool,
     pub(super) stays: bool,
 }
 
@@ -174,7 +193,7 @@ impl World {
                     let stream = client.within(|| Ok(own_port::connect(self.ports.next(), address, CONNECT_WITHIN)?));
                     let stream = stream.with_context(|| what.clone())?;
                     stream.set_read_timeout(Some(CONNECT_WITHIN))?;
-                    let mut open = Open { what, stream, stays };
+                    let mut open = Open { what, stream, by_service: by == "Service", stays };
                     if !idle {
                         open.ask().with_context(|| open.what.clone())?;
                     }
