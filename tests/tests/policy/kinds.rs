@@ -21,7 +21,7 @@ use super::world::{OPEN, SHUT, World, within};
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// For one connect, which takes milliseconds.
 const WITHIN: Duration = Duration::from_secs(20);
-/// Addresses of a host outside of the cluster: it has two of each family, and rules mean the first.
+/// Addresses of a host outside of the cluster: it has two of each family, so that rules can mean one and not the other.
 const OUTSIDE: [[&str; 2]; 2] = [["192.0.2.7", "2001:db8::7"], ["192.0.2.200", "2001:db8::200"]];
 
 /// Over which protocols something is tried.

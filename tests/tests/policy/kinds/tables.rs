@@ -47,7 +47,7 @@ fn except(ceiling: &str) -> String {
         .replace("{on_expiry}", "cut")
 }
 
-/// Both of what rules call a network: one of each family.
+/// All addresses of both families but one of the host outside.
 const BLOCKS: &str = "{ipBlock: {cidr: 0.0.0.0/0, except: [192.0.2.128/25]}}, \
                       {ipBlock: {cidr: '::/0', except: ['2001:db8::200/120']}}";
 
@@ -122,6 +122,8 @@ fn baselines() -> Vec<Case> {
                 (Tcp, "other-1", "server-2", OPEN, true),
                 (Tcp, "other-1", "server-1", SHUT, false),
                 (Tcp, "other-1", "server-2", SHUT, false),
+                // It names a port of TCP.
+                (Udp, "other-1", "server-1", OPEN, false),
                 (Both, "clear-1", "server-2", OPEN, false),
                 (Tcp, "client-1", "server-2", OPEN, true),
                 (Tcp, "client-1", "server-2", SHUT, false),
@@ -226,14 +228,17 @@ fn entities() -> Vec<Case> {
     for (entity, settings, who) in all {
         let peer = format!("{{entity: {entity}}}");
         let ends = ["n1", "n2", "outside", "barred"].map(|end| (end, who.contains(&end)));
-        let inward = ends.iter().map(|(end, allowed)| (Both, *end, "server-1", OPEN, *allowed));
+        let coming = ends.iter().map(|(end, allowed)| (Both, *end, "server-1", OPEN, *allowed));
         let pods = [(Both, "client-1", "server-1", OPEN, false), (Both, "client-2", "server-1", OPEN, false)];
-        let rule = self::inward(&format!("from: [{peer}]"));
-        cases.push(Case(entity, format!("{rule}{settings}"), inward.chain(pods).collect()));
-        let outward = ends.iter().map(|(end, allowed)| (Both, "client-1", *end, OPEN, *allowed));
+        let rule = inward(&format!("from: [{peer}]"));
+        cases.push(Case(entity, format!("{rule}{settings}"), coming.chain(pods).collect()));
+        let going = ends.iter().map(|(end, allowed)| (Both, "client-1", *end, OPEN, *allowed));
         let pods = [(Both, "client-1", "server-1", OPEN, false), (Both, "client-1", "clear-1", OPEN, false)];
-        cases.push(Case(entity, format!("{}{settings}", to(&peer)), outward.chain(pods).collect()));
+        cases.push(Case(entity, format!("{}{settings}", to(&peer)), going.chain(pods).collect()));
     }
+    // Each pod has a host of its own.
+    let others = vec![(Both, "n1", "server-2", OPEN, false), (Both, "n2", "server-2", OPEN, true)];
+    cases.push(Case("host, elsewhere", inward("from: [{entity: host}]"), others));
     cases
 }
 
