@@ -43,11 +43,13 @@ const fn whole(version: char) -> Version {
     Version { labels: version, outward: version, inward: version }
 }
 
-/// Mixtures of them, and the pairs on which each says something else than they do.
-pub(super) const MIXED: [(Version, &[usize]); 4] = [
+/// All mixtures of them, and the pairs on which each says something else than they do.
+pub(super) const MIXED: [(Version, &[usize]); 6] = [
     (Version { labels: 'b', ..whole('a') }, &[0, 1, 2, 3, 4]),
     (Version { labels: 'a', ..whole('b') }, &[0, 1, 2, 3, 4]),
     (Version { outward: 'b', ..whole('a') }, &[0, 1, 2, 3, 5]),
+    (Version { outward: 'a', ..whole('b') }, &[0, 1, 2, 3]),
+    (Version { inward: 'b', ..whole('a') }, &[0, 1, 4]),
     (Version { inward: 'a', ..whole('b') }, &[0, 1, 4, 5]),
 ];
 
