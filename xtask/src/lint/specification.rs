@@ -127,7 +127,11 @@ fn names(root: &Path, target: &str) -> Result<Names> {
     let mut files: Vec<PathBuf> = TRIAL_WORDS.iter().map(|file| root.join(file)).filter(|file| file.exists()).collect();
     if file.ends_with("main.rs") {
         for entry in fs::read_dir(file.parent().context("a file in no folder")?)? {
-            files.push(entry?.path());
+            let path = entry?.path();
+            // Names of trials stand in the files beside main.rs, not in those of their modules.
+            if path.is_file() {
+                files.push(path);
+            }
         }
     } else {
         files.push(file);
