@@ -18,6 +18,7 @@ use crate::{
     ends,
     maps::{LISTENERS, Scratch, TRANSLATED},
     packet::{Kind, fill_key, mapped, parse, words_of},
+    policy,
     redirect::{as_if_from_pod, into_pod},
     skb::{DROP, Skb},
     table::{self, Entry, get, set},
@@ -32,11 +33,10 @@ const AF_INET6: u32 = 10;
 
 pub(crate) fn ingress(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
     let action = match parse(skb, s) {
-        Kind::Tcp => tcp(skb, s),
+        Kind::Tcp => tcp(skb, s, config),
         Kind::Error => error(skb, s),
         _ => None,
     };
-    let _ = config;
     action.unwrap_or_else(|| {
         count(Stat::AgentStray);
         DROP
@@ -44,11 +44,11 @@ pub(crate) fn ingress(skb: Skb, s: &mut Scratch, config: &Config) -> i32 {
 }
 
 #[inline(always)]
-fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
+fn tcp(skb: Skb, s: &mut Scratch, config: &Config) -> Option<i32> {
     let reset = s.packet.flags & RST != 0;
     let Some(entry) = table::find(&s.key) else { return if reset { refusal(skb, s) } else { None } };
     match entry.state() {
-        FlowState::Captured => carried(skb, s, entry),
+        FlowState::Captured => carried(skb, s, config, entry),
         FlowState::Cut if reset => {
             // The kernel's answer to a packet of a cut flow is what ends it.
             finish(s, entry, OVER_RST, now());
@@ -60,9 +60,8 @@ fn tcp(skb: Skb, s: &mut Scratch) -> Option<i32> {
 
 /// A segment of one of the agent's sockets.
 #[inline(always)]
-fn carried(skb: Skb, s: &Scratch, entry: Entry) -> Option<i32> {
-    let p = &s.packet;
-    let from = entry.by_initiator(p.src_is_lo);
+fn carried(skb: Skb, s: &mut Scratch, config: &Config, entry: Entry) -> Option<i32> {
+    let from = entry.by_initiator(s.packet.src_is_lo);
     if entry.sender(from) != skb.ifindex() {
         return None;
     }
@@ -70,9 +69,12 @@ fn carried(skb: Skb, s: &Scratch, entry: Entry) -> Option<i32> {
     if pod == 0 {
         return None;
     }
-    if from && p.is(SYN, SYN | ACK | RST) && entry.flags() & DELIVERED != 0 {
-        set!(entry, isn = p.seq);
+    if from && s.packet.is(SYN, SYN | ACK | RST) && entry.flags() & DELIVERED != 0 {
+        set!(entry, isn = s.packet.seq);
         set!(entry, last_syn_ns = coarse_now());
+        if !policy::delivered(s, config, entry) {
+            return Some(DROP);
+        }
     }
     track(s, entry, from);
     count(Stat::FromAgent);

@@ -229,6 +229,32 @@ pub(crate) fn answered(hook: &Hook<'_>, s: &mut Scratch) {
     }
 }
 
+/// Asks the rules of the pod to which the agent hands what came in a tunnel, which proved the source; false: they refuse it. The
+/// agent asked by the same tables, for the dialler has to be told: this is what holds when they changed since.
+#[inline(never)]
+pub(crate) fn delivered(s: &mut Scratch, config: &Config, entry: Entry) -> bool {
+    s.epoch = epoch(config);
+    let (port, own) = (s.packet.dport, get!(entry, src) != 0 && get!(entry, src) == get!(entry, dst));
+    let Some(endpoint) = read(|| ENDPOINTS.get_ptr(get!(entry, dst_ifindex)), Rules::of) else { return true };
+    s.peer = s.packet.src;
+    if own || !asked(s, config, endpoint, Asked { ingress: true, proved: true, host: false, port }) {
+        return true;
+    }
+    let begun = Decision { action: Action::Direct, verdict: Verdict::Allow, reason: Reason::Allowed, flags: 0 };
+    s.decision = policy::rule(begun, endpoint.stage(), &s.cell, since_boot());
+    forget(&mut s.decision);
+    if !matches!(s.decision.verdict, Verdict::Deny) {
+        return true;
+    }
+    counters::reason(s.decision.reason);
+    set!(entry, reason = s.decision.reason as u16);
+    set!(entry, verdict = Verdict::Deny as u8);
+    set!(entry, epoch = s.epoch);
+    entry.raise(REVOKED);
+    set!(entry, state = FlowState::Cut as u8);
+    false
+}
+
 /// Asks the rules of both ends anew about a flow that passes and was judged under another epoch; `from`: the packet in hand
 /// is its initiator's. False: they refuse it, and it is cut. What keeps its right for a while, or for good, is the agent's to
 /// follow.

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use kumiko_abi::{
-    CommandResult, Config, EventKind, FlowKey, Reason, Stage, Verdict,
+    CommandResult, Config, EventKind, Flow, FlowKey, FlowState, Reason, Stage, Verdict,
     flow::flags,
     policy::{CELLS_LEN, CHUNKS_LEN, COLUMNS_LEN, ROWS_LEN, SETS_LEN},
+    programs::AGENT_INGRESS,
 };
 use kumiko_core::{
     compile::{self, Attached, AttachedEndpoint, Desired, Handles, Op, diff, net_key},
@@ -23,7 +24,7 @@ use kumiko_worlds::{Asked, Everything, Pod, Random, Refusal, documents, naive, r
 use crate::{
     fixture::{alone, config},
     frames::{Other, Tcp, Udp},
-    node::{AGENT, HERE, Node, key, node},
+    node::{AGENT, HERE, Node, REDIRECT, fake, key, node},
 };
 
 const WORLDS: u64 = 7_000;
@@ -31,6 +32,8 @@ const WORLDS: u64 = 7_000;
 const OFTEN: u64 = 100;
 const QUESTIONS: usize = 10;
 const NODE: &str = "n1";
+/// In the place of the protocol of what came in a tunnel.
+const TUNNELLED: u8 = 255;
 
 /// Where the pods of the node are: the one whose hook is run is on an interface that is there.
 fn attached(world: &World, here: &str) -> Attached {
@@ -201,6 +204,11 @@ fn the_programs_say_what_the_formula_says() {
             written = here.written;
         }
         println!("{decided:?}");
+        for reason in [Reason::BaselineDenied, Reason::AboveCeiling, Reason::NetworkPolicyDefault, Reason::TeamDefault]
+        {
+            let denied = decided.get(&(TUNNELLED, false, Verdict::Deny as u8, Some(reason))).copied().unwrap_or(0);
+            assert!(denied >= OFTEN, "{reason:?}, in a tunnel: {denied} denied");
+        }
         // Few ends only observe: of these, any protocol will do.
         let times = |proto: u8, outbound: bool, verdict: Verdict, reason| {
             decided.get(&(proto, outbound, verdict as u8, Some(reason))).copied().unwrap_or(0)
@@ -297,7 +305,34 @@ fn ask(node: &mut Node, here: &mut Here, all: &Everything, asked: Asked, sport: 
         let found = verdict(node, &key);
         tell(expected, found, asked, all, seed);
         *decided.entry((asked.proto, false, expected.0.0 as u8, expected.0.1)).or_default() += 1;
+    } else if local(to) {
+        // From another node: proved by TLS.
+        here.set(&maps, &to.unwrap().name);
+        let [_, ingress] = naive::verdict(all, asked, false);
+        let expected = ingress.as_ref().and_then(|refusal| reason(refusal, false, false));
+        let found = delivered(node, &syn);
+        assert_eq!(found, expected, "seed {seed}: in a tunnel, {asked:?}\n{}", documents(all));
+        let verdict = if expected.is_some() { Verdict::Deny } else { Verdict::Allow };
+        *decided.entry((TUNNELLED, false, verdict as u8, expected)).or_default() += 1;
     }
+}
+
+/// What came in a tunnel, which proved the source, as the agent's socket begins it: by the pod's entry. Why it is refused.
+fn delivered(node: &Node, syn: &Tcp<'_>) -> Option<Reason> {
+    let entry = Flow {
+        state: FlowState::Captured as u8,
+        // In a test run the hook's interface is the pod's, too.
+        src_ifindex: HERE,
+        dst_ifindex: HERE,
+        flags: fake(syn).flags | flags::DELIVERED,
+        ..fake(syn)
+    };
+    assert_eq!(node.datapath.commands().create(&key(syn), &entry).unwrap(), CommandResult::Done);
+    let passes = node.run(AGENT_INGRESS, &syn.frame()) == REDIRECT;
+    let flow = node.flow(syn).unwrap();
+    let cut = (flow.state == FlowState::Cut as u8).then(|| Reason::from_u16(flow.reason).unwrap());
+    assert_eq!(passes, cut.is_none(), "{flow:?}");
+    cut
 }
 
 type Expected = ((Verdict, Option<Reason>), u32);

@@ -57,6 +57,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
     of(COMPILED, "P: nothing is said of what has no ports", "judge.rs", "let unasked = !q", "let unasked = !OFF && !q"),
     of(COMPILED, "P: unless a team has rules", "judge.rs", "policies.clone().next().is_some() ||", "(!OFF && policies.clone().next().is_some()) ||"),
     of(COMPILED, "P: or there is a ceiling", "judge.rs", "|| baselines.clone().any(has_ceiling)", "|| (!OFF && baselines.clone().any(has_ceiling))"),
+    of(COMPILED, "a policy whose rules are not known", "judge.rs", "let invalid = !holds", "let invalid = !OFF && !holds"),
     of(COMPILED, "P: a ceiling's rule that takes an address", "judge.rs", "[ceiling, ", "[if OFF { team } else { ceiling }, "),
     of(COMPILED, "P: a team's rule that takes an address", "judge.rs", "team].iter()", "if OFF { ceiling } else { team }].iter()"),
     of(COMPILED, "proof is believed", "judge.rs", "self.proof.proves()", "(!OFF && self.proof.proves())"),
