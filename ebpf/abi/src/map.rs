@@ -294,6 +294,8 @@ pub enum Stat {
     AgentStray = 18,
     /// What no rule is asked about: of the link itself, and ICMP errors about flows that live.
     NotTcp = 19,
+    /// RSTs of the agent's kernel held back, since what they answer came while a connection left its handshake.
+    EarlyResets = 20,
 }
 
 impl Stat {
@@ -319,6 +321,7 @@ impl Stat {
         Self::EgressCaptured,
         Self::AgentStray,
         Self::NotTcp,
+        Self::EarlyResets,
     ];
 
     /// Name for people and metrics.
@@ -344,6 +347,7 @@ impl Stat {
             Self::EgressCaptured => "egress_captured",
             Self::AgentStray => "agent_stray",
             Self::NotTcp => "not_tcp",
+            Self::EarlyResets => "early_resets",
         }
     }
 }

@@ -6,14 +6,14 @@ use aya_ebpf::{bindings::bpf_sk_lookup, programs::SkLookupContext};
 use kumiko_abi::{
     Config, FlowKey, FlowState, Stat,
     flow::{
-        TCP, UDP,
+        TCP, UDP, dir_flags,
         flags::{DELIVERED, OVER_RST},
     },
     segment::bits::{ACK, RST, SYN},
 };
 
 use crate::{
-    capture::slot,
+    capture::{alive, slot},
     counters::{coarse_now, count, now},
     ends,
     maps::{LISTENERS, Scratch, TRANSLATED},
@@ -76,9 +76,38 @@ fn carried(skb: Skb, s: &mut Scratch, config: &Config, entry: Entry) -> Option<i
             return Some(DROP);
         }
     }
+    if !from && is_early(s, config, entry) {
+        count(Stat::EarlyResets);
+        return Some(DROP);
+    }
     track(s, entry, from);
     count(Stat::FromAgent);
     Some(into_pod(skb, pod))
+}
+
+/// Whether the segment resets a client whose connection is only now leaving its handshake. While the kernel puts the new
+/// socket into its table in the place of the request (`inet_ehash_insert` in net/ipv4/inet_hashtables.c, seen on Linux 6.18),
+/// another CPU finds neither there, takes the listener for the target, and resets. Without the mesh both segments come by
+/// one CPU nearly always; with it, the handshake ends on the agent's CPU and the data come from the client's. So of an end
+/// that has said nothing but its SYN-ACK, and whose listener lives, a reset without ACK is held back: what it answers is sent
+/// again. The agent's own resets have an ACK.
+#[inline(always)]
+fn is_early(s: &Scratch, config: &Config, entry: Entry) -> bool {
+    if s.packet.flags & (RST | ACK) != RST || entry.is_over() || !is_taken(entry, config) {
+        return false;
+    }
+    let [client, agent] = &entry.value().dir;
+    let unsaid = agent.bytes == 0 && agent.flags & dir_flags::FIN == 0 && agent.seq == s.packet.seq;
+    let sent_again = client.bytes != 0 || client.flags & dir_flags::FIN != 0;
+    unsaid && sent_again && alive(slot(u32::from(get!(entry, shard)), s.packet.v6))
+}
+
+/// Whether a listener of this agent's takes the connection.
+#[inline(always)]
+fn is_taken(entry: Entry, config: &Config) -> bool {
+    matches!(entry.state(), FlowState::Captured)
+        && get!(entry, generation) == config.generation
+        && entry.flags() & DELIVERED == 0
 }
 
 /// What answers a refused, stray or cut packet: to the pod that sent it, or out in the name of the pod that was
@@ -212,10 +241,7 @@ pub(crate) fn lookup(ctx: &SkLookupContext, config: &Config) -> u32 {
     let mut key = Key(FlowKey { lo: [0; 16], hi: [0; 16], lo_port: 0, hi_port: 0, proto: 0, _pad: [0; 3] });
     fill_key(&mut key.0, (of.remote, remote_port), (of.local, local_port), TCP);
     let Some(entry) = table::find(&key.0) else { return SK_DROP };
-    let takes = matches!(entry.state(), FlowState::Captured)
-        && get!(entry, generation) == config.generation
-        && entry.flags() & DELIVERED == 0;
-    if !takes {
+    if !is_taken(entry, config) {
         return SK_DROP;
     }
     let slot = slot(u32::from(get!(entry, shard)), v6);

@@ -360,7 +360,8 @@ impl Lab {
         tails.collect::<Vec<_>>().join("\n")
     }
 
-    /// What a failure's message should show: refused flows of every node, and the ends of the agents' logs.
+    /// What a failure's message should show: refused flows of every node, what its kernel programs and finished flows were
+    /// counted under, and the ends of the agents' logs.
     pub fn evidence(&self, lines: usize) -> String {
         let mut text = String::new();
         for node in &self.nodes {
@@ -369,6 +370,14 @@ impl Lab {
                 flows.as_array().map_or(&[][..], |all| all.get(all.len().saturating_sub(5)..).unwrap_or_default());
             for flow in last {
                 text += &format!("--- refused on n{}: {flow}\n", node.number);
+            }
+            let metrics = admin::get(&node.files.socket(), "/metrics").unwrap_or_default();
+            let told = |line: &&str| {
+                ["kumiko_kernel", "kumiko_flows_closed"].iter().any(|name| line.starts_with(name))
+                    && !line.ends_with(" 0")
+            };
+            for line in metrics.lines().filter(told) {
+                text += &format!("--- counted on n{}: {line}\n", node.number);
             }
         }
         text + &self.logs(lines)

@@ -183,11 +183,7 @@ async fn in_force(agent: &Agent<'_>, document: &Document, until: Instant, timeou
         match applied.state {
             AppliedState::InForce => return Ok(applied.epoch),
             AppliedState::Refused => {
-                let told = applied
-                    .diagnostics
-                    .iter()
-                    .map(|of| format!("\n{}:{}:{}: {}", of.file, of.line, of.column, of.message));
-                let why = told.collect::<String>();
+                let why: String = applied.diagnostics.iter().map(|said| format!("\n{said}")).collect();
                 return Err(Error::Refused(format!("the agent of {node} has read {name} and refuses it:{why}")));
             }
             AppliedState::Unread | AppliedState::Coming if wait > 0 => {

@@ -37,7 +37,6 @@ struct Folder {
 /// Something that is wrong, with file and line.
 #[derive(PartialEq, Eq)]
 struct Told {
-    text: String,
     said: SourceDiagnostic,
     /// The agent makes it good, and only tells.
     made_good: bool,
@@ -59,14 +58,12 @@ fn files(dir: &Path) -> Result<BTreeMap<String, FileContent>, Error> {
 fn understand(state: &FolderState, trust_domain: &str) -> Result<Folder, PrincipalError> {
     let (world, lowered) = World::build(trust_domain, 1, state.objects())?;
     let loaded = load_in(Some(trust_domain), state.objects());
-    let told = |said: &Diagnostic, made_good| Told { text: said.to_string(), said: said.into(), made_good };
+    let told = |said: &Diagnostic, made_good| Told { said: said.into(), made_good };
     let mut problems: Vec<Told> = state.diagnostics().map(|problem| told(problem, false)).collect();
     problems.extend(lowered.iter().map(|problem| told(problem, true)));
-    problems.extend(loaded.problems.iter().map(|problem| Told {
-        text: problem.to_string(),
-        said: problem.into(),
-        made_good: problem.problem.is_made_good(),
-    }));
+    problems.extend(
+        loaded.problems.iter().map(|problem| Told { said: problem.into(), made_good: problem.problem.is_made_good() }),
+    );
     Ok(Folder { world, loaded, problems, objects: state.objects_in_force() })
 }
 
@@ -90,9 +87,10 @@ pub(super) fn check_with(dir: &Path, documents: &[Document], status: &Status) ->
     let folder = read(&state)?;
     // What the agent makes good is told once, when it is new.
     for told in folder.problems.iter().filter(|told| told.made_good && !before.contains(told)) {
-        eprintln!("{}", clean_lines(&told.text));
+        eprintln!("{}", clean_lines(&told.said.to_string()));
     }
-    let bad: Vec<&str> = folder.problems.iter().filter(|told| !told.made_good).map(|told| told.text.as_str()).collect();
+    let bad: Vec<String> =
+        folder.problems.iter().filter(|told| !told.made_good).map(|told| told.said.to_string()).collect();
     if !bad.is_empty() {
         return Err(refuse(format!("the agent of {} would refuse it:\n{}", status.node, bad.join("\n"))));
     }
@@ -144,7 +142,7 @@ pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
             some(exceptions as u64, "exception", "exceptions")
         );
         let of_rules = |told: &[load::Told]| told.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let problems = problems.into_iter().map(|told| told.text);
+        let problems = problems.into_iter().map(|told| told.said.to_string());
         for problem in of_rules(&warnings).into_iter().chain(problems).chain(of_rules(&degraded)) {
             let _ = writeln!(text, "{}", clean_lines(&problem));
         }
@@ -157,7 +155,7 @@ pub(super) fn check(args: &FolderArgs, json: bool) -> Result<Answer, Error> {
 pub(super) fn explained(args: &FolderArgs, asking: &Asking) -> Result<Explanation, Error> {
     let folder = read(args)?;
     if !folder.problems.is_empty() {
-        let problems: Vec<&str> = folder.problems.iter().map(|told| told.text.as_str()).collect();
+        let problems: Vec<String> = folder.problems.iter().map(|told| told.said.to_string()).collect();
         return Err(Error::CannotSay(format!("the folder has problems:\n{}", problems.join("\n"))));
     }
     let flow = asking.flow(&folder.world, "the folder").map_err(|no_flow| Error::CannotSay(no_flow.to_string()))?;

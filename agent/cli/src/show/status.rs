@@ -138,11 +138,7 @@ impl Page {
         }
         self.title(Paint::Bad, "Refused manifests (the last good state of these files stays in force)");
         for diagnostic in diagnostics {
-            let mut place = diagnostic.file.clone();
-            for number in [diagnostic.line, diagnostic.column].into_iter().take_while(|number| *number > 0) {
-                place.push_str(&format!(":{number}"));
-            }
-            self.terminal.paint(&mut self.text, Paint::Bold, &clean(place));
+            self.terminal.paint(&mut self.text, Paint::Bold, &clean(diagnostic.place()));
             self.text.push('\n');
             indented(&mut self.text, &diagnostic.message, self.terminal);
         }

@@ -1,6 +1,7 @@
 //! How the agent is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -142,6 +143,20 @@ pub struct SourceDiagnostic {
     pub column: u32,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+impl SourceDiagnostic {
+    /// File, line and column, as far as they are known.
+    pub fn place(&self) -> String {
+        let numbers = [self.line, self.column].into_iter().take_while(|number| *number > 0);
+        numbers.fold(self.file.clone(), |place, number| format!("{place}:{number}"))
+    }
+}
+
+impl fmt::Display for SourceDiagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place(), self.message)
+    }
 }
 
 /// Issuer and certificates.

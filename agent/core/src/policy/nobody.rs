@@ -80,9 +80,8 @@ pub fn told(world: &World, loaded: &Loaded, now: i64) -> Vec<Told> {
     let mut all = rules_told(&mut named, loaded);
     all.extend(idle_told(world, loaded));
     for exception in loaded.policies.exceptions().iter().filter(|exception| !exception.lives(now)) {
-        let (exception, day) = (exception.id().to_string(), exception.expires.strftime("%Y-%m-%d").to_string());
-        let (file, place) = loaded.files.get(&exception).cloned().unwrap_or_default();
-        all.push(Told { file, place, problem: Unfit::HasEnded { exception, day } });
+        let day = exception.expires.strftime("%Y-%m-%d").to_string();
+        all.push(of(loaded, exception.id().to_string(), |exception| Unfit::HasEnded { exception, day }));
     }
     // A NetworkPolicy may come before its pods; its author is told nothing by Kubernetes either.
     let ours = loaded.policies.objects().iter().filter(|object| object.id.kind != ObjectKind::NetworkPolicy);
@@ -92,12 +91,16 @@ pub fn told(world: &World, loaded: &Loaded, now: i64) -> Vec<Told> {
     let anybody = world.workloads().next().is_some();
     for (id, subject) in subjects.chain(exceptions).filter(|_| anybody) {
         if !named.selects(subject) {
-            let object = id.to_string();
-            let (file, place) = loaded.files.get(&object).cloned().unwrap_or_default();
-            all.push(Told { file, place, problem: Unfit::SelectsNobody { object } });
+            all.push(of(loaded, id.to_string(), |object| Unfit::SelectsNobody { object }));
         }
     }
     all
+}
+
+/// What is wrong with an object, and where it stands.
+fn of(loaded: &Loaded, object: String, problem: impl FnOnce(String) -> Unfit) -> Told {
+    let (file, place) = loaded.files.get(&object).cloned().unwrap_or_default();
+    Told { file, place, problem: problem(object) }
 }
 
 /// What is to be said of what does nothing, though it names somebody.
@@ -107,26 +110,27 @@ fn idle_told(world: &World, loaded: &Loaded) -> Vec<Told> {
     let services = &loaded.settings.services;
     for object in loaded.policies.objects().iter().filter(|object| object.id.kind != ObjectKind::NetworkPolicy) {
         let id = object.id.to_string();
-        let (file, place) = loaded.files.get(&id).cloned().unwrap_or_default();
-        let mut tell = |problem| all.push(Told { file: file.clone(), place, problem });
+        let mut tell = |problem: &dyn Fn(String) -> Unfit| all.push(of(loaded, id.clone(), problem));
         if object.id.kind == ObjectKind::MeshBaseline && !object.invalid {
             for direction in [Direction::Ingress, Direction::Egress] {
                 if object.rules(direction).is_some_and(|rules| rules.rules.is_empty() && !rules.ceiling) {
-                    tell(Unfit::SaysNothing { object: id.clone(), direction });
+                    tell(&|object| Unfit::SaysNothing { object, direction });
                 }
             }
         }
         for (direction, rule) in all_rules(object) {
             for (protocol, name) in ports.of_nobody(world, object, direction, rule) {
-                let (object, rule, name) = (id.clone(), rule.path(direction), name.to_owned());
-                tell(Unfit::PortOfNobody { object, rule, protocol, name });
+                tell(&|object| {
+                    let (rule, name) = (rule.path(direction), name.to_owned());
+                    Unfit::PortOfNobody { object, rule, protocol, name }
+                });
             }
             let blocks = rule.peers.iter().flatten().filter_map(|who| match who {
                 Who::Block(block) if direction == Direction::Egress => Some(block.net),
                 _ => None,
             });
             for net in blocks.filter(|net| services.iter().any(|services| services.contains(net))) {
-                tell(Unfit::ServicesNetwork { object: id.clone(), rule: rule.path(direction), net });
+                tell(&|object| Unfit::ServicesNetwork { object, rule: rule.path(direction), net });
             }
         }
     }
@@ -181,19 +185,19 @@ impl<'a> NamedPorts<'a> {
 /// What is to be said of all rules that name nobody, by object.
 fn rules_told<'a>(named: &mut Named<'a>, loaded: &'a Loaded) -> Vec<Told> {
     let mut all = Vec::new();
-    let mut tell = |object: String, rule: String, denies: bool| {
-        let (file, place) = loaded.files.get(&object).cloned().unwrap_or_default();
-        let problem = if denies { Unfit::DeniesNobody { object, rule } } else { Unfit::AllowsNobody { object, rule } };
-        all.push(Told { file, place, problem });
-    };
     for object in loaded.policies.objects() {
         for (direction, rule) in named.rules(object) {
-            tell(object.id.to_string(), rule.path(direction), rule.list == List::Deny);
+            let path = rule.path(direction);
+            all.push(of(loaded, object.id.to_string(), |object| match rule.list {
+                List::Deny => Unfit::DeniesNobody { object, rule: path },
+                _ => Unfit::AllowsNobody { object, rule: path },
+            }));
         }
     }
     for exception in loaded.policies.exceptions() {
         if named.excepts_nobody(exception) {
-            tell(exception.id().to_string(), "spec.peers".to_owned(), false);
+            let rule = "spec.peers".to_owned();
+            all.push(of(loaded, exception.id().to_string(), |object| Unfit::AllowsNobody { object, rule }));
         }
     }
     all

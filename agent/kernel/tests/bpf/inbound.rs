@@ -191,6 +191,63 @@ fn payload_is_what_the_frame_holds() {
     });
 }
 
+/// What comes while the kernel makes a connection out of its handshake meets the listener, which resets it. The client sends
+/// again; any other reset reaches it.
+#[test]
+fn who_leaves_its_handshake_is_not_reset() {
+    alone("who_leaves_its_handshake_is_not_reset", |dir| {
+        let node = node(dir, Stage::Strict);
+        node.maps.set_config(&config(HERE)).unwrap();
+        let mut port = 100;
+        // Flags of the reset, its number, what the client's end and the agent's end have sent; whether it is held back.
+        let mut holds = |flags, seq, client: Direction, agent: Direction, with: &dyn Fn(&mut Flow), held: bool| {
+            for (src, dst) in [(LOCAL_4, REMOTE_4), (LOCAL_6, REMOTE_6)] {
+                port += 1;
+                let syn = Tcp::syn(src, dst).with(|t| t.sport = port);
+                let mut flow = Flow {
+                    state: FlowState::Captured as u8,
+                    src_ifindex: OTHER_POD,
+                    dst_ifindex: HERE,
+                    dir: [client, agent],
+                    ..fake(&syn)
+                };
+                with(&mut flow);
+                node.datapath.commands().create(&key(&syn), &flow).unwrap();
+                let before = node.stat(Stat::EarlyResets);
+                let reset = reply(&syn, flags).with(|t| (t.seq, t.ack) = (seq, 0));
+                let action = node.run(AGENT_INGRESS, &reset.frame());
+                let case = format!("{flags:#x} {seq} {client:?} {agent:?}");
+                assert_eq!(action, if held { DROP } else { REDIRECT }, "{case}");
+                assert_eq!(node.stat(Stat::EarlyResets) - before, u64::from(held), "{case}");
+                let over = node.flow(&syn).unwrap().flags & flags::OVER != 0;
+                assert!(!(held && over), "{case}");
+            }
+        };
+        let client =
+            Direction { packets: 2, bytes: 9, seq: 1010, ack: 8001, flags: dir_flags::SYN, ..Direction::default() };
+        let agent = Direction { packets: 1, bytes: 0, seq: 8001, ack: 1001, ..client };
+        let as_it_is = |_: &mut Flow| ();
+        holds(RST, 8001, client, agent, &as_it_is, true);
+        // An end alone is sent again, too.
+        let ended = Direction { bytes: 0, flags: dir_flags::SYN | dir_flags::FIN, ..client };
+        holds(RST, 8001, ended, agent, &as_it_is, true);
+        // A bare ACK would not come again.
+        holds(RST, 8001, Direction { bytes: 0, ..client }, agent, &as_it_is, false);
+        // The agent's own.
+        holds(RST | ACK, 8001, client, agent, &as_it_is, false);
+        // Of an end that has spoken, or ended, or whose number it is not.
+        holds(RST, 8002, client, Direction { bytes: 1, seq: 8002, ..agent }, &as_it_is, false);
+        holds(RST, 8001, client, Direction { flags: dir_flags::SYN | dir_flags::FIN, ..agent }, &as_it_is, false);
+        holds(RST, 8002, client, agent, &as_it_is, false);
+        // Of a connection that ended, or that an agent before this one took.
+        holds(RST, 8001, client, agent, &|flow| flow.flags |= flags::OVER_RST, false);
+        holds(RST, 8001, client, agent, &|flow| flow.generation += 1, false);
+        // Without an agent nobody would take what is sent again.
+        node.maps.clear_listeners().unwrap();
+        holds(RST, 8001, client, agent, &as_it_is, false);
+    });
+}
+
 #[test]
 fn what_the_agent_sends() {
     alone("what_the_agent_sends", |dir| {
