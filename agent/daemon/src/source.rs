@@ -6,6 +6,7 @@
 
 mod held;
 mod last_good;
+mod notified;
 mod since;
 mod watch;
 

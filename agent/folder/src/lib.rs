@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kumiko_core::manifest::{FileContent, MAX_BYTES, Place};
+use rustix::fs::SeekFrom;
 
 /// Most manifests that are read.
 pub const MAX_FILES: usize = 10_000;
@@ -16,8 +17,8 @@ pub const MAX_FILES: usize = 10_000;
 const MAX_LISTED: usize = 20_000;
 /// How far the clock of a file system may be ahead of ours.
 const CLOCKS: Duration = Duration::from_secs(10);
-/// Deepest subfolder.
-const MAX_DEPTH: usize = 8;
+/// Deepest subfolder that is read.
+pub const MAX_DEPTH: usize = 8;
 
 /// What the folder holds.
 #[derive(Debug, Default)]
@@ -111,6 +112,7 @@ fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
     if bytes.len() > MAX_BYTES {
         return Ok(Some(FileContent::TooLarge(bytes.len())));
     }
+    wait_for_truncation(&file);
     let after = file.metadata()?;
     let stamp = |m: &fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec());
     if stamp(&before) != stamp(&after) {
@@ -124,6 +126,15 @@ fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
             FileContent::NotText(end(text.unwrap_or_default()))
         }
     }))
+}
+
+/// Waits for who is truncating a file. It is empty long before truncate(2) returns and inotify tells of it: a file system
+/// may have to wait for its journal. All of that happens under the inode's lock, and who looks for a hole takes it too:
+/// ext4, btrfs, tmpfs; on XFS reading does (`do_truncate` of fs/open.c, `ext4_llseek`, `shmem_file_llseek`). Where neither
+/// is so, only the time of a file tells that it was written to just now.
+fn wait_for_truncation(file: &File) {
+    // Where the hole is does not matter, nor that an empty file has none.
+    let _ = rustix::fs::seek(file, SeekFrom::Hole(0));
 }
 
 /// The place behind a text.

@@ -155,6 +155,25 @@ async fn a_file_that_is_written_anew_all_the_time_never_says_nothing() {
     assert!(source.counters.readings() > 2, "{} readings", source.counters.readings());
 }
 
+#[test]
+fn who_truncates_is_told_of_by_the_time_his_file_was_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.yaml");
+    let mut notified = notified::Notified::of(dir.path()).unwrap();
+    for _ in 0..8 {
+        // The more there is to free, the longer it is empty already and nothing has been told.
+        fs::write(&path, vec![b'#'; 64 << 20]).unwrap();
+        notified.take();
+        let truncated = path.clone();
+        let writer = std::thread::spawn(move || fs::File::create(truncated).unwrap());
+        while fs::metadata(&path).unwrap().len() > 0 {}
+        let files = read(dir.path()).unwrap().files;
+        let told: Vec<_> = notified.take().into_iter().map(|told| told.what).collect();
+        assert_eq!(told, [notified::What::Written], "{files:?}");
+        drop(writer.join().unwrap());
+    }
+}
+
 #[tokio::test]
 async fn a_writer_that_never_closes_is_given_up() {
     use std::io::Write as _;
