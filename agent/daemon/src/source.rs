@@ -11,7 +11,7 @@ mod since;
 mod watch;
 
 pub use held::{Held, Version};
-pub use kumiko_folder::{MAX_FILES, Reading, read};
+pub use kumiko_folder::{KeepOut, MAX_FILES, Reading, read};
 pub use since::Since;
 
 use std::collections::HashSet;
@@ -25,6 +25,7 @@ use kumiko_core::model::World;
 use kumiko_core::policy::foreign::Raised;
 use kumiko_core::policy::load::{load_after, load_in};
 use kumiko_core::principal::PrincipalError;
+use kumiko_kernel::lease::keep_writers_out;
 use thiserror::Error;
 use tokio::sync::watch as channel;
 use tracing::{info, warn};
@@ -119,11 +120,20 @@ pub struct Taking {
 /// The trust domain is none, or no thread can be had. A folder that is missing or unreadable is no error: status says
 /// so, and it is read when it is there.
 pub fn start(url: &SourceUrl, trust_domain: &str, taking: Taking) -> Result<Source, SourceError> {
+    start_reading(url, trust_domain, taking, keep_writers_out)
+}
+
+fn start_reading(
+    url: &SourceUrl,
+    trust_domain: &str,
+    taking: Taking,
+    keep_out: KeepOut,
+) -> Result<Source, SourceError> {
     let SourceUrl::Dir(dir) = url;
     // As notifications name it, and so that it stays the same folder.
     let dir = std::path::absolute(dir).map_err(SourceError::Folder)?;
     let (publisher, source) = Publisher::new(dir.clone(), trust_domain, taking)?;
-    watch::spawn(dir, publisher)?;
+    watch::spawn(dir, publisher, keep_out)?;
     Ok(source)
 }
 

@@ -27,7 +27,21 @@ pub struct Reading {
     pub files: BTreeMap<String, FileContent>,
     /// A file changed while it was read, and is [`FileContent::Unfinished`]: look again.
     pub torn: bool,
+    /// Who may have written to a file while it was read. Those that are not in it were read while nobody could.
+    pub writers: BTreeMap<String, Writer>,
 }
+
+/// What is known of who writes to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// Somebody has it open.
+    Open,
+    /// Nothing.
+    Unknown,
+}
+
+/// Keeps writers out of a file until it is closed: whether it could, or somebody has it open. An error: nothing is known.
+pub type KeepOut = fn(&File) -> io::Result<bool>;
 
 /// Reads every `*.yaml` and `*.yml` of a folder and its subfolders. Hidden names are left out: editors' temporary files
 /// and the versions behind a ConfigMap mount, whose visible names are links.
@@ -35,6 +49,14 @@ pub struct Reading {
 /// # Errors
 /// The folder itself cannot be listed. A file that cannot be read is told as its content.
 pub fn read(dir: &Path) -> io::Result<Reading> {
+    read_alone(dir, |_| Err(io::ErrorKind::Unsupported.into()))
+}
+
+/// The same, each file while nobody can write to it, where that can be had.
+///
+/// # Errors
+/// As of [`read`].
+pub fn read_alone(dir: &Path, keep_out: KeepOut) -> io::Result<Reading> {
     let mut paths = Vec::new();
     list(dir, &mut PathBuf::new(), 0, &mut paths)?;
     paths.sort();
@@ -42,7 +64,7 @@ pub fn read(dir: &Path) -> io::Result<Reading> {
     for (number, path) in paths.into_iter().enumerate() {
         let name = path.to_string_lossy().into_owned();
         let content = if number < MAX_FILES {
-            match content(&dir.join(&path), &mut reading.torn) {
+            match reading.content(&name, &dir.join(&path), keep_out) {
                 // Gone since it was listed; a link to nothing is still there.
                 Err(_) if fs::symlink_metadata(dir.join(&path)).is_err() => continue,
                 Err(error) => FileContent::Unreadable(error.to_string()),
@@ -92,46 +114,56 @@ fn list(dir: &Path, below: &mut PathBuf, depth: usize, paths: &mut Vec<PathBuf>)
     Ok(())
 }
 
-/// The content of a file, `None` if it is neither a regular file nor a folder that lies too deep.
-fn content(path: &Path, torn: &mut bool) -> io::Result<Option<FileContent>> {
-    if fs::symlink_metadata(path)?.is_dir() {
-        return Ok(Some(FileContent::TooDeep(MAX_DEPTH)));
-    }
-    if !fs::metadata(path)?.is_file() {
-        // Opening a pipe would wait for its writer.
-        return Ok(None);
-    }
-    let mut file = File::open(path)?;
-    let before = file.metadata()?;
-    let size = usize::try_from(before.len()).unwrap_or(usize::MAX);
-    if size > MAX_BYTES {
-        return Ok(Some(FileContent::TooLarge(size)));
-    }
-    let mut bytes = Vec::with_capacity(size);
-    (&mut file).take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > MAX_BYTES {
-        return Ok(Some(FileContent::TooLarge(bytes.len())));
-    }
-    wait_for_truncation(&file);
-    let after = file.metadata()?;
-    let stamp = |m: &fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec());
-    if stamp(&before) != stamp(&after) {
-        *torn = true;
-        return Ok(Some(FileContent::Unfinished));
-    }
-    Ok(Some(match String::from_utf8(bytes) {
-        Ok(text) => FileContent::Text(text),
-        Err(error) => {
-            let text = error.as_bytes().get(..error.utf8_error().valid_up_to());
-            FileContent::NotText(end(text.unwrap_or_default()))
+impl Reading {
+    /// The content of a file, `None` if it is neither a regular file nor a folder that lies too deep.
+    fn content(&mut self, name: &str, path: &Path, keep_out: KeepOut) -> io::Result<Option<FileContent>> {
+        if fs::symlink_metadata(path)?.is_dir() {
+            return Ok(Some(FileContent::TooDeep(MAX_DEPTH)));
         }
-    }))
+        if !fs::metadata(path)?.is_file() {
+            // Opening a pipe would wait for its writer.
+            return Ok(None);
+        }
+        let mut file = File::open(path)?;
+        let writer = match keep_out(&file) {
+            Ok(true) => None,
+            Ok(false) => Some(Writer::Open),
+            Err(_) => Some(Writer::Unknown),
+        };
+        self.writers.extend(writer.map(|writer| (name.to_owned(), writer)));
+        let before = file.metadata()?;
+        let size = usize::try_from(before.len()).unwrap_or(usize::MAX);
+        if size > MAX_BYTES {
+            return Ok(Some(FileContent::TooLarge(size)));
+        }
+        let mut bytes = Vec::with_capacity(size);
+        (&mut file).take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+        if bytes.len() > MAX_BYTES {
+            return Ok(Some(FileContent::TooLarge(bytes.len())));
+        }
+        if writer.is_some() {
+            wait_for_truncation(&file);
+        }
+        let after = file.metadata()?;
+        let stamp = |m: &fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec());
+        if stamp(&before) != stamp(&after) {
+            self.torn = true;
+            return Ok(Some(FileContent::Unfinished));
+        }
+        Ok(Some(match String::from_utf8(bytes) {
+            Ok(text) => FileContent::Text(text),
+            Err(error) => {
+                let text = error.as_bytes().get(..error.utf8_error().valid_up_to());
+                FileContent::NotText(end(text.unwrap_or_default()))
+            }
+        }))
+    }
 }
 
-/// Waits for who is truncating a file. It is empty long before truncate(2) returns and inotify tells of it: a file system
-/// may have to wait for its journal. All of that happens under the inode's lock, and who looks for a hole takes it too:
-/// ext4, btrfs, tmpfs; on XFS reading does (`do_truncate` of fs/open.c, `ext4_llseek`, `shmem_file_llseek`). Where neither
-/// is so, only the time of a file tells that it was written to just now.
+/// Waits for who is truncating a file that others may write to. It is empty long before truncate(2) returns and inotify
+/// tells of it: a file system may have to wait for its journal. All of that happens under the inode's lock, and who looks
+/// for a hole takes it too: ext4, btrfs, tmpfs; on XFS reading does (`do_truncate` of fs/open.c, `ext4_llseek`,
+/// `shmem_file_llseek`). Where neither is so, only the time of a file tells that it was written to just now.
 fn wait_for_truncation(file: &File) {
     // Where the hole is does not matter, nor that an empty file has none.
     let _ = rustix::fs::seek(file, SeekFrom::Hole(0));

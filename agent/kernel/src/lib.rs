@@ -9,6 +9,7 @@ pub mod diag;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod inject;
+pub mod lease;
 pub mod link;
 mod netlink;
 pub mod netns;

@@ -1,8 +1,8 @@
 //! What happened in a folder since it is watched, in the order in which it happened.
 //!
 //! Read from inotify(7) with nothing between: the kernel queues a notification before the call that it tells of returns,
-//! so who empties the queue after a reading knows of whatever the reading may have seen half of. A thread that passes
-//! notifications on would not do: for how long it is kept from its CPU, nobody knows.
+//! so who empties the queue knows of each call that has ended. A thread that passes notifications on would not do: for how
+//! long it is kept from its CPU, nobody knows. Of a write that has not returned nothing may have been told.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use kumiko_folder::MAX_DEPTH;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 
 /// What is told of a folder: not who only reads, as we do ourselves.
 const TOLD: WatchFlags = WatchFlags::ATTRIB
@@ -28,11 +28,14 @@ const TOLD: WatchFlags = WatchFlags::ATTRIB
     .union(WatchFlags::MODIFY)
     .union(WatchFlags::MOVE)
     .union(WatchFlags::MOVE_SELF)
-    // A file that lost its name may have a writer for long; who has the name now is another.
     .union(WatchFlags::EXCL_UNLINK)
     .union(WatchFlags::ONLYDIR);
+/// The same of a subfolder: a link to one is not followed, as it is not read.
+const BELOW: WatchFlags = TOLD.union(WatchFlags::DONT_FOLLOW);
 /// Room for notifications taken at once; one with the longest name takes 272 bytes.
 const BUFFER: usize = 8192;
+/// Bytes of a notification without a name.
+const SHORTEST: u64 = 16;
 
 /// One notification.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,7 +80,7 @@ impl Notified {
     pub(super) fn of(dir: &Path) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         let mut notified = Self { inotify, dir: dir.to_owned(), folders: HashMap::new() };
-        notified.add(dir.to_owned())?;
+        notified.add(dir.to_owned(), TOLD)?;
         Ok(notified)
     }
 
@@ -86,12 +89,17 @@ impl Notified {
         wait(&mut [PollFd::new(&self.inotify, PollFlags::IN)], within)
     }
 
-    /// All that are queued. An error ends them, and is told as [`What::Lost`].
+    /// All that are queued, and perhaps some that come meanwhile. An error ends them, and is told as [`What::Lost`].
     pub(super) fn take(&mut self) -> Vec<Told> {
+        // Whoever writes all the time would keep us here.
+        let queued = ioctl_fionread(&self.inotify).map_or(u64::MAX, |bytes| bytes / SHORTEST);
         let mut raw = Vec::new();
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
         let error = loop {
+            if reader.is_buffer_empty() && raw.len() as u64 >= queued {
+                break Errno::WOULDBLOCK;
+            }
             match reader.next() {
                 Ok(event) => {
                     let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()).to_owned());
@@ -114,7 +122,8 @@ impl Notified {
     }
 
     fn tell(&mut self, wd: i32, events: ReadFlags, name: Option<&OsStr>) -> Option<Told> {
-        if events.contains(ReadFlags::QUEUE_OVERFLOW) {
+        // A file system that is gone from a subfolder shows another one, which is not watched.
+        if events.intersects(ReadFlags::QUEUE_OVERFLOW | ReadFlags::UNMOUNT) {
             return Some(self.lost());
         }
         let folder = self.folders.get(&wd)?;
@@ -156,7 +165,7 @@ impl Notified {
         if !events.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
             return Told { path, what: What::Other };
         }
-        match self.add(path.clone()) {
+        match self.add(path.clone(), BELOW) {
             Ok(()) => Told { path, what: What::Folder },
             Err(error) if is_gone(&error) => Told { path, what: What::Other },
             Err(_) => self.lost(),
@@ -164,17 +173,17 @@ impl Notified {
     }
 
     /// Watches a folder, then lists it for those below: what is made in between is told.
-    fn add(&mut self, folder: PathBuf) -> io::Result<()> {
+    fn add(&mut self, folder: PathBuf, told: WatchFlags) -> io::Result<()> {
         let below = folder.strip_prefix(&self.dir).unwrap_or(&folder);
         if below.components().count() > MAX_DEPTH || below.components().any(|part| is_hidden(part.as_os_str())) {
             return Ok(());
         }
-        let wd = inotify::add_watch(&self.inotify, &folder, TOLD)?;
+        let wd = inotify::add_watch(&self.inotify, &folder, told)?;
         self.folders.insert(wd, folder.clone());
         for entry in fs::read_dir(&folder)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
-                match self.add(entry.path()) {
+                match self.add(entry.path(), BELOW) {
                     Err(error) if is_gone(&error) => {}
                     other => other?,
                 }
