@@ -13,7 +13,10 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// Changes the folder, so that it says something else than before, and waits until every node judges by it.
 pub fn after(lab: &Lab, change: impl FnOnce() -> Result<()>) -> Result<()> {
     let nodes = || lab.nodes.iter().map(|node| node.number);
-    let before = nodes().map(|node| epochs(lab, node)).collect::<Result<Vec<_>>>()?;
+    // What is in force is told a moment after it is.
+    let before = wait_for("all documents are in force", WITHIN, || {
+        nodes().map(|node| epochs(lab, node)).collect::<Result<Vec<_>>>()
+    })?;
     change()?;
     wait_for("the policy is in force", WITHIN, || {
         for (node, [before, _]) in nodes().zip(&before) {

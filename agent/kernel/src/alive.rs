@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 /// How long a holder that was killed a moment ago may take to be gone.
-const DYING: Duration = Duration::from_secs(1);
+const DYING: Duration = Duration::from_secs(3);
 /// Name of [`HostLock`], in the abstract namespace of Unix sockets, which each network namespace has for itself.
 const HOST_NAME: &[u8] = b"kumiko-agent";
 

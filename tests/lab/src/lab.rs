@@ -22,6 +22,9 @@ use crate::spec::{Family, LabSpec, Stage, of_family};
 use crate::state::{self, LabState};
 use crate::{admin, services, topology};
 
+/// For a fault point's answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// A lab; taken down when dropped, unless it is to be kept.
 #[derive(Debug)]
 pub struct Lab {
@@ -311,6 +314,8 @@ impl Lab {
     pub fn fault(&self, node: u8, demand: &str) -> Result<String> {
         let path = self.node(node)?.files.faults();
         let mut stream = UnixStream::connect(&path).with_context(|| format!("connecting to {}", path.display()))?;
+        // One that is stopped does not answer.
+        stream.set_read_timeout(Some(ANSWER))?;
         writeln!(stream, "{demand}").context("asking the fault points")?;
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).context("the answer of the fault points")?;

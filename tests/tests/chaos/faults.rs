@@ -13,6 +13,8 @@ use rand::rngs::StdRng;
 
 /// How long an armed point is waited for; then another one is drawn.
 const MET_WITHIN: Duration = Duration::from_millis(1_500);
+/// For an agent that goes on to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The stages that the namespace of the spare pods moves through: no client of the load depends on them.
 const STAGES: [Stage; 4] = [Stage::Strict, Stage::Off, Stage::Permissive, Stage::Observe];
 /// Records to a key in tunnels of this test: keys change all the time.
@@ -117,8 +119,11 @@ fn once(lab: &mut Lab, random: &mut StdRng, node: u8, point: Point, action: &str
     }
     if action == "stop" {
         // Without a point to stop at the socket answers; it may have stopped a moment ago.
-        lab.signal_agent(node, Signal::SIGCONT)?;
-        lab.fault(node, "disarm")?;
+        // Or does so before it is told not to: then its answer waits for another signal.
+        wait_for("it is told not to stop", PATIENCE, || {
+            lab.signal_agent(node, Signal::SIGCONT)?;
+            lab.fault(node, "disarm")
+        })?;
         lab.signal_agent(node, Signal::SIGCONT)?;
     }
     Ok(false)

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kumiko_lab::Net;
 use kumiko_lab::agents::{NodeFiles, binary};
+use kumiko_lab::command::wait_for;
 use serde_json::Value;
 
 use super::documents::{BASELINE, EGRESS, TEAM};
@@ -139,16 +141,17 @@ fn field<'a>(flow: &'a Value, at: &str) -> &'a str {
 fn both_nodes_are_told(world: &World) -> Result<()> {
     let epochs @ [first, second] = world.judged()?;
     for (node, own, there, other) in [(1, first, 2, second), (2, second, 1, first)] {
-        let flows = flows(world, node)?;
-        let is = |flow: &&Value| {
+        let is = |flow: &Value| {
             field(flow, "/path") == "tunnel" && flow["epoch"] == own && field(flow, "/verdict") == "allow"
         };
-        let flow = flows.iter().find(is).context("no flow in a tunnel")?;
-        ensure!(flow["peerEpoch"] == other, "{flow}; epochs: {epochs:?}");
+        let flow = wait_for("a flow in a tunnel is told", Duration::from_secs(20), || {
+            flows(world, node)?.into_iter().find(is).context("no flow in a tunnel")
+        })?;
+        ensure!(flow.get("peerEpoch") == Some(&other.into()), "{flow}; epochs: {epochs:?}");
         let asked = ["policy", "explain", "--from", "demo/client-1", "--to", "demo/server-2", "--port"];
         let port = OPEN.to_string();
         for (args, when) in [
-            (vec!["policy", "explain", "--flow", field(flow, "/id")], "when it let this flow"),
+            (vec!["policy", "explain", "--flow", field(&flow, "/id")], "when it let this flow"),
             (asked.into_iter().chain([port.as_str()]).collect(), " ago"),
         ] {
             let output = kumiko(world, node, &args)?;

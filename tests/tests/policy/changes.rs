@@ -138,7 +138,7 @@ pub(super) fn recreated() -> Result<()> {
 /// The address passes to a pod of another namespace with the same service account and labels.
 pub(super) fn inherited() -> Result<()> {
     within("inherited", Net::Routed, |world| {
-        set_stage(&world.lab.manifests(), "third", Stage::Strict)?;
+        in_force::after(&world.lab, || set_stage(&world.lab.manifests(), "third", Stage::Strict))?;
         world.apply(&rule("{namespace: demo}"))?;
         let mut held = Held::new(world, OWN)?;
         edit(world, "workload-client-1.yaml", |text| {

@@ -1,5 +1,6 @@
 //! UDP keeps to the rules: an exchange that they refuse is told so at once, and answers to those that they let need none.
 
+use std::cell::Cell;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Exchange {
     what: String,
     socket: UdpSocket,
+    /// What the last one asked consists of, to tell its answers from late ones to those before.
+    asked: Cell<u8>,
 }
 
 impl Exchange {
@@ -36,19 +39,26 @@ impl Exchange {
             socket.set_read_timeout(Some(AGAIN))?;
             Ok(socket)
         })?;
-        Ok(Self { what, socket })
+        Ok(Self { what, socket, asked: Cell::new(0) })
     }
 
     /// Asks until there is an answer, or a refusal (false).
-    fn ask(&self, payload: &[u8]) -> Result<bool> {
+    fn ask(&self, size: usize) -> Result<bool> {
         let begun = Instant::now();
-        let mut answer = vec![0; payload.len() + 1];
+        self.asked.set(self.asked.get().wrapping_add(1));
+        let payload = vec![self.asked.get(); size];
+        let mut answer = vec![0; usize::from(u16::MAX)];
+        let mut waits = false;
         while begun.elapsed() < PATIENCE {
-            let sent = self.socket.send(payload).map(|_| ());
-            match sent.and_then(|()| self.socket.recv(&mut answer)) {
+            let asked = if waits { Ok(()) } else { self.socket.send(&payload).map(drop) };
+            waits = false;
+            match asked.and_then(|()| self.socket.recv(&mut answer)) {
+                Ok(read) if answer.get(..read) == Some(payload.as_slice()) => return Ok(true),
                 Ok(read) => {
-                    ensure!(answer.get(..read) == Some(payload), "{}: another answer", self.what);
-                    return Ok(true);
+                    // Whoever is late answers what was sent twice twice.
+                    let late = answer.first().is_some_and(|first| *first != self.asked.get());
+                    ensure!(late, "{}: another answer, of {read} bytes", self.what);
+                    waits = true;
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(false),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
@@ -59,8 +69,10 @@ impl Exchange {
     }
 
     pub(super) fn check(&self, allowed: bool) -> Result<()> {
+        // What was refused before this may have been told twice.
+        self.socket.take_error().with_context(|| self.what.clone())?;
         for size in [1, 1_000, 9_000] {
-            let answered = self.ask(&vec![7; size])?;
+            let answered = self.ask(size)?;
             ensure!(answered == allowed, "{}, {size} bytes: answered: {answered}; allowed: {allowed}", self.what);
         }
         Ok(())

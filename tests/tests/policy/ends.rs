@@ -38,7 +38,7 @@ pub(super) fn without_agent() -> Result<()> {
             ensure!(asked.is_ok() || Timestamp::now() >= end, "before the end: {asked:?}");
             open.stays = false;
         }
-        wait_for("the exception has ended", Duration::from_secs(20), || {
+        wait_for("the exception has ended", Duration::from_secs(40), || {
             world.check_by_pod(("other-1", "server-1", OPEN), false)
         })?;
         by_exception.iter_mut().try_for_each(Open::check).context("open by the exception")?;
@@ -62,7 +62,7 @@ pub(super) fn exceptions() -> Result<()> {
         world.apply(&until(soon(3_600), "cut")).context("an exception")?;
         world.all(&suspended)?;
         for (on_expiry, stays) in [("keep", true), ("cut", false)] {
-            world.apply(&until(soon(10), on_expiry)).context("an exception that ends")?;
+            world.apply(&until(soon(15), on_expiry)).context("an exception that ends")?;
             let (mut open, before) = (Vec::new(), world.judged()?);
             for (one, _) in suspended.iter().filter(|(_, allowed)| *allowed) {
                 open.extend(world.open(*one, stays)?);

@@ -225,7 +225,7 @@ fn revoked() -> Result<()> {
         world.all(&tries.map(|one| (one, false)))?;
         world.apply("")?;
         kept.iter_mut().try_for_each(Open::check).context("kept, and allowed again")?;
-        world.apply(&with("{action: grace, seconds: 4}"))?;
+        world.apply(&with("{action: grace, seconds: 12}"))?;
         kept.iter_mut().try_for_each(Open::check).context("with a while left")?;
         kept.iter_mut().for_each(|open| open.stays = false);
         world.wait_closed("other-1").context("the while is over")?;

@@ -31,9 +31,13 @@ spec: {acceptedPolicyKinds: [CiliumNetworkPolicy.cilium.io]}
 
 pub(super) fn accepted() -> Result<()> {
     within("others", Net::Routed, |world| {
-        let told = || -> Result<Vec<String>> {
-            let status: Status = serde_json::from_value(world.lab.admin(1, "/v1/status")?)?;
-            Ok(status.source.diagnostics.into_iter().map(|told| told.message).collect())
+        let says = |fits: &dyn Fn(&[String]) -> bool| {
+            wait_for("it is told", WITHIN, || {
+                let status: Status = serde_json::from_value(world.lab.admin(1, "/v1/status")?)?;
+                let told: Vec<String> = status.source.diagnostics.into_iter().map(|told| told.message).collect();
+                ensure!(fits(&told), "{told:?}");
+                Ok(())
+            })
         };
         // At strict it lets nobody in who is known by an address only, such as another node's own processes.
         let to = SocketAddr::new(world.lab.pod("clear-1")?.ip(Family::V4), OPEN);
@@ -49,17 +53,14 @@ pub(super) fn accepted() -> Result<()> {
         asks(true)?;
         let why = "Namespace clear: its stage would be strict and is observe, for kumiko does not enforce \
                    CiliumNetworkPolicy.cilium.io clear/l7";
-        ensure!(told()?.iter().any(|told| told.starts_with(why)), "{:?}", told()?);
+        says(&|told| told.iter().any(|told| told.starts_with(why)))?;
         world.put(&format!("{CILIUM}{ACCEPTED}"))?;
         world.lab.wait_stage("clear", Stage::Strict)?;
         asks(false)?;
-        ensure!(told()?.is_empty(), "{:?}", told()?);
+        says(&|told| told.is_empty())?;
         // Accepted no more: nobody who may write such an object takes a namespace out of the mesh.
         world.put(CILIUM)?;
-        wait_for("it is told", WITHIN, || {
-            ensure!(told()?.iter().any(|told| told.contains("namespace clear goes on at strict")), "{:?}", told()?);
-            Ok(())
-        })?;
+        says(&|told| told.iter().any(|told| told.contains("namespace clear goes on at strict")))?;
         asks(false)?;
         world.lab.wait_stage("clear", Stage::Strict)
     })

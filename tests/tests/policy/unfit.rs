@@ -28,8 +28,7 @@ pub(super) fn invalid() -> Result<()> {
         for (bad, refused) in [(TEAM.replace("ports", "port"), refused), (TEAM.replace("20000}", "20000"), all)] {
             world.put(&bad)?;
             wait_for("it refuses what it selects", Duration::from_secs(20), || world.all(&refused))?;
-            let flows = world.lab.admin(2, "/v1/flows?verdict=deny")?.to_string();
-            ensure!(flows.contains("policy_invalid"), "{flows}");
+            is_told(world, 2, "policy_invalid")?;
             world.put("")?;
             wait_for("it is gone", Duration::from_secs(20), || world.all(&open))?;
         }
@@ -147,9 +146,17 @@ pub(super) fn disputed() -> Result<()> {
         world.all(&others)?;
         let status = world.lab.admin(1, "/v1/status")?;
         ensure!(status.pointer("/source/disputed").and_then(Value::as_u64) == Some(4), "{status}");
-        let flows = world.lab.admin(1, "/v1/flows?verdict=deny")?.to_string();
-        ensure!(flows.contains("disputed_address"), "{flows}");
+        is_told(world, 1, "disputed_address")?;
         world.put("")?;
         wait_for("they are the servers' again", Duration::from_secs(20), || world.all(&open))
+    })
+}
+
+/// A refusal's record comes soon, not at once.
+fn is_told(world: &World, node: u8, reason: &str) -> Result<()> {
+    wait_for("the refusal is told", Duration::from_secs(20), || {
+        let flows = world.lab.admin(node, "/v1/flows?verdict=deny")?.to_string();
+        ensure!(flows.contains(reason), "no {reason}: {flows}");
+        Ok(())
     })
 }

@@ -93,7 +93,7 @@ impl World {
 
     /// Waits until nothing of a pod is open that any node knows. What is open is not asked: that would tell of its end, too.
     pub(super) fn wait_closed(&self, from: &str) -> Result<()> {
-        wait_for("what is open is closed", Duration::from_secs(20), || {
+        wait_for("what is open is closed", Duration::from_secs(40), || {
             for node in 1..=2 {
                 let flows = self.lab.admin(node, "/v1/flows?limit=1000")?;
                 let field = |flow: &Value, at: &str| flow.pointer(at).and_then(Value::as_str).map(str::to_owned);

@@ -163,14 +163,14 @@ fn agents_that_take_no_policy_or_another_folders_are_told() {
     let elsewhere = tempfile::tempdir().unwrap();
     fs::write(elsewhere.path().join("world.yaml"), WORLD).unwrap();
     let second = agent(elsewhere.path());
-    let both = ["--also", second.socket.to_str().unwrap(), "--wait", "--timeout", "1"];
+    let both = ["--also", second.socket.to_str().unwrap(), "--wait"];
     let (code, shown, told) = place.apply(&[&team], &both);
     assert_eq!((code, told.as_str()), (Some(0), ""), "{shown}");
     for dir in [place.folder.path(), elsewhere.path()] {
         assert_eq!(fs::read_to_string(dir.join("team.yaml")).unwrap(), TEAM);
     }
     let other = place.document("other.yaml", &TEAM.replace("name: api", "name: other"));
-    let named = [&both[..], &["--folder", place.folder.path().to_str().unwrap()]].concat();
+    let named = [&both[..], &["--timeout", "1", "--folder", place.folder.path().to_str().unwrap()]].concat();
     let (code, _, told) = place.apply(&[&other], &named);
     assert_eq!(code, Some(1));
     assert!(told.contains("has not read other.yaml within 1 s: is "), "{told}");
