@@ -27,7 +27,7 @@ pub struct Reading {
     pub files: BTreeMap<String, FileContent>,
     /// A file changed while it was read, and is [`FileContent::Unfinished`]: look again.
     pub torn: bool,
-    /// Who may have written to a file while it was read. Those that are not in it were read while nobody could.
+    /// Who may have written to a file while it was read. Others that were read, were while nobody could.
     pub writers: BTreeMap<String, Writer>,
 }
 

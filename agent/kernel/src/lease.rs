@@ -7,14 +7,29 @@ use std::os::fd::AsRawFd as _;
 /// asm-generic/fcntl.h: which signal tells of the file, instead of SIGIO. `libc` has no name for it.
 const F_SETSIG: libc::c_int = 10;
 
+/// File systems of which this kernel knows all writers, by linux/magic.h. A network's give leases too, or say that somebody
+/// writes, and mean their server's word: FUSE, NFS, CIFS.
+const LOCAL: [u64; 7] = [
+    0xEF53,      // ext2 to ext4
+    0x5846_5342, // XFS
+    0x9123_683E, // btrfs
+    0xF2F5_2010, // F2FS
+    0x0102_1994, // tmpfs
+    0x8584_58F6, // ramfs
+    0x794C_7630, // overlayfs
+];
+
 /// Keeps writers out of a file, which is open for reading only, until it is closed: whoever opens it for writing in the
-/// meantime, or truncates it, waits. So hold it for no longer than one reading takes. `false`: somebody has it open for
-/// writing now, by whatever name, or has it mapped so.
+/// meantime, or truncates it, waits, for `fs.lease-break-time` at most; with `O_NONBLOCK` it is told `EWOULDBLOCK`. So hold
+/// it for no longer than one reading takes. `false`: somebody has it open for writing now, by whatever name, or mapped so.
 ///
 /// # Errors
-/// Nothing is known of writers: the file is somebody else's and the process has no `CAP_LEASE`, its file system has no
-/// leases (FUSE, NFS), or `fs.leases-enable` is 0.
+/// Nothing is known of writers: the file is somebody else's and the process has no `CAP_LEASE`, its file system is none
+/// of which the kernel knows all writers, or `fs.leases-enable` is 0.
 pub fn keep_writers_out(file: &File) -> io::Result<bool> {
+    if !u64::try_from(rustix::fs::fstatfs(file)?.f_type).is_ok_and(|magic| LOCAL.contains(&magic)) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     // Who waits for us is told by a signal; the usual one, SIGIO, would end the process. This one is ignored by default.
     fcntl(file, F_SETSIG, libc::SIGURG)?;
     match fcntl(file, libc::F_SETLEASE, libc::F_RDLCK) {
@@ -62,5 +77,11 @@ mod tests {
         assert!(!keep_writers_out(&File::open(&path).unwrap()).unwrap());
         drop(writer);
         assert!(keep_writers_out(&File::open(&path).unwrap()).unwrap());
+    }
+
+    #[test]
+    fn of_other_file_systems_nothing_is_known() {
+        let told = keep_writers_out(&File::open("/proc/version").unwrap());
+        assert_eq!(told.unwrap_err().kind(), io::ErrorKind::Unsupported);
     }
 }

@@ -207,7 +207,8 @@ impl Watched {
             let after = fingerprint(&self.dir).unwrap_or_default();
             let now = SystemTime::now();
             let writer = |print: &Print| reading.as_ref().ok().and_then(|whole| writer(whole, print.path()));
-            let fresh = |print: &Print| writer(print).is_some() && print.age(now).is_some_and(|age| age < FRESH);
+            let fresh =
+                |print: &Print| writer(print) == Some(Writer::Unknown) && print.age(now).is_some_and(|age| age < FRESH);
             let fresh = after.iter().any(fresh);
             let (any, meanwhile) = self.noted();
             self.again = any || fresh || after != self.print || reading.as_ref().is_ok_and(|whole| whole.torn);
