@@ -11,7 +11,7 @@ mod since;
 mod watch;
 
 pub use held::{Held, Version};
-pub use kumiko_folder::{KeepOut, MAX_FILES, Reading, read};
+pub use kumiko_folder::{MAX_FILES, Reading, read};
 pub use since::Since;
 
 use std::collections::HashSet;
@@ -25,6 +25,7 @@ use kumiko_core::model::World;
 use kumiko_core::policy::foreign::Raised;
 use kumiko_core::policy::load::{load_after, load_in};
 use kumiko_core::principal::PrincipalError;
+use kumiko_folder::KeepOut;
 use kumiko_kernel::lease::keep_writers_out;
 use thiserror::Error;
 use tokio::sync::watch as channel;

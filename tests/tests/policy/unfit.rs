@@ -47,7 +47,6 @@ pub(super) fn invalid() -> Result<()> {
     })
 }
 
-/// Somebody's document says that the servers' addresses are its own pod's: nobody may talk to these until it is gone.
 /// A team's rules that are more than the tables hold neither keep the platform's next word from coming into force, nor another
 /// team's.
 pub(super) fn too_much() -> Result<()> {
@@ -118,6 +117,7 @@ spec:
     })
 }
 
+/// Somebody's document says that the servers' addresses are its own pod's: nobody may talk to these until it is gone.
 pub(super) fn disputed() -> Result<()> {
     within("disputed", Net::Routed, |world| {
         let open = [
