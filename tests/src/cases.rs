@@ -22,6 +22,8 @@ pub struct Case {
     pub server: Option<Vec<Step>>,
     /// Whether an RST overtakes bytes, so that how many arrive is chance (that they are a prefix is not).
     pub prefix: bool,
+    /// Whether the first ICMP error that comes back to the client is lost on its way.
+    pub first_error_lost: bool,
 }
 
 /// Who a client calls.
@@ -72,6 +74,7 @@ pub fn all() -> Vec<Case> {
         client,
         server: Some(server),
         prefix: false,
+        first_error_lost: false,
     };
     vec![
         case(
@@ -155,6 +158,7 @@ pub fn failing() -> Vec<Case> {
         client: vec![Step::Close],
         server: None,
         prefix: false,
+        first_error_lost: false,
     };
     let unreachable: &[&str] = &["EHOSTUNREACH", "ENETUNREACH"];
     vec![
@@ -173,6 +177,8 @@ pub fn failing() -> Vec<Case> {
         case("rejected_admin_prohibited", Aim::Rejected(REJECTIONS[2]), &["EHOSTUNREACH", "EACCES"]),
         case("rejected_no_route", Aim::Rejected(REJECTIONS[3]), &["ENETUNREACH"]),
         case("pod_gone", Aim::Gone, unreachable),
+        // As if it had come while the client was still in `connect`: its kernel keeps such an error for later, and goes on.
+        Case { first_error_lost: true, ..case("pod_gone_first_error_lost", Aim::Gone, unreachable) },
         case("no_such_pod", Aim::Nobody, unreachable),
     ]
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use kumiko_lab::peer::{ConnReport, Peer};
 use kumiko_lab::wire::Capture;
-use kumiko_lab::{Family, Lab, LabSpec, Net, PodSpec, ServiceSpec, Stage, command, topology};
+use kumiko_lab::{Family, Lab, LabSpec, Net, Netns, PodSpec, ServiceSpec, Stage, command, topology};
 
 use crate::cases::{Aim, Case, REJECTIONS};
 
@@ -103,11 +103,17 @@ impl Side {
         spec = spec.with_ports(FIRST_PORT, PORTS);
         spec.agent_args = vec!["--idle-check".into(), IDLE_CHECK.as_secs().to_string()];
         let side = Self::of(&spec, mesh.is_some())?;
+        // An error a second for each client, as by default, would not do for all that it tries at once.
+        let answers_all = |ns: &Netns| {
+            ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"].iter().try_for_each(|limit| ns.sysctl(limit, "0"))
+        };
         for pod in side.lab.pods.iter().filter(|pod| pod.netns.exists()) {
             pod.netns.sysctl("net.ipv4.tcp_syn_retries", "1")?;
+            answers_all(&pod.netns)?;
         }
-        if mesh.is_some() {
-            for node in 1..=2 {
+        for node in 1..=2 {
+            answers_all(&side.lab.node(node)?.netns)?;
+            if mesh.is_some() {
                 side.lab.agent_netns(node)?.sysctl("net.ipv4.tcp_syn_retries", "1")?;
             }
         }
@@ -194,6 +200,10 @@ impl Side {
     ) -> Result<(ConnReport, Option<ConnReport>)> {
         let to = self.target(case, path, family, port)?;
         let server = self.server(path);
+        if case.first_error_lost {
+            let client = &self.lab.pod("client-1")?.netns;
+            client.within(|| command::run_with_input("nft", &["-f", "-"], &first_error_lost(port)))?;
+        }
         let Some(script) = &case.server else {
             let connecting = match case.within {
                 Some(within) => self.client.connect_within(to, within, case.client.clone()),
@@ -222,6 +232,18 @@ fn failing_ports() -> String {
         rules += &format!("    tcp dport {port} reject with icmpx type {with}\n");
     }
     format!("table inet failing {{\n  chain input {{\n    type filter hook input priority 0;\n{rules}  }}\n}}\n")
+}
+
+/// Rules by which a pod loses every other ICMP error about a connection to a port, the first one first.
+fn first_error_lost(port: u16) -> String {
+    // Behind ICMP's header the error quotes an IP header and the ports: the second is the one that was asked.
+    let [v4, v6] = [20, 40].map(|header| (8 + header + 2) * 8);
+    let lost = "numgen inc mod 2 0 drop";
+    format!(
+        "table inet lost_{port} {{\n  chain input {{\n    type filter hook input priority 0;\n    \
+         icmp type destination-unreachable @th,{v4},16 {port} {lost}\n    \
+         icmpv6 type destination-unreachable @th,{v6},16 {port} {lost}\n  }}\n}}\n"
+    )
 }
 
 /// Compares what an exchange gave with the mesh and without.

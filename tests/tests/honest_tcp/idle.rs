@@ -56,6 +56,7 @@ fn case(opened: &str) -> Case {
             Step::Close,
         ]),
         prefix: false,
+        first_error_lost: false,
     }
 }
 

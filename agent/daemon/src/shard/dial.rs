@@ -310,13 +310,16 @@ async fn refuse(shard: &Rc<Shard>, syn: &SynRecord, plan: Option<&Plan>, failure
         }
     }
     shard.common.sink.refused(syn.id, failure.reason, failure.errno);
-    let cut = |reason| shard.set_state(syn, FlowState::Cut, reason, Verdict::Deny, 0);
+    let cut = |marks| shard.set_state(syn, FlowState::Cut, failure.reason, Verdict::Deny, marks);
     let told = match answer {
-        Answer::Reset => cut(failure.reason).and_then(|()| shard.inject(syn)),
-        Answer::Unreachable(errno) => cut(failure.reason).and_then(|()| shard.unreachable(syn, errno)),
+        // The RST that the SYN gets ends the entry.
+        Answer::Reset => cut(0).and_then(|()| shard.inject(syn)),
+        // An ICMP error may be lost; and one that meets the client's socket in use (`connect` has not yet returned) its
+        // kernel only remembers (`tcp_v4_err`). Then the SYN comes again, and is dialled anew: a cut entry would reset it.
+        Answer::Unreachable(errno) => cut(flags::OVER_RST).and_then(|()| shard.unreachable(syn, errno)),
         Answer::Silence => {
             gave_up(shard, syn).await;
-            cut(failure.reason)
+            cut(flags::OVER_RST)
         }
         // Too late: the entry is gone or another's.
         Answer::Downgrade => Ok(()),
