@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use memchr::memmem::Finder;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -30,8 +31,11 @@ pub use packet::{Segment, parse};
 
 /// Port of the tunnels.
 pub const TUNNEL_PORT: u16 = 15008;
-/// tcpdump's ring: a gibibyte at the speed of veths passes faster than it is looked at.
-const BUFFER_KIB: &str = "786432";
+/// tcpdump's ring, nearly the most that it takes: at the speed of veths a gibibyte passes in half a second, for which a
+/// busy machine may keep tcpdump waiting.
+const BUFFER_KIB: &str = "1572864";
+/// Bytes of the pipe between tcpdump and the reader, the most without privilege; by default it holds but one large frame.
+const PIPE: i32 = 1 << 20;
 /// Sent over the wire before a capture ends: what tcpdump has not read by then it throws away.
 const MARKER: &str = "Xk7-eNd-Of-CaPtUrE";
 /// How many offending frames are kept for the message.
@@ -94,6 +98,7 @@ impl Capture {
             .stderr(Stdio::piped());
         let mut child = ns.spawn(&mut command)?;
         let stdout = child.stdout.take().context("tcpdump's output")?;
+        fcntl(&stdout, FcntlArg::F_SETPIPE_SZ(PIPE)).context("making tcpdump's pipe larger")?;
         let mut stderr = BufReader::new(child.stderr.take().context("tcpdump's messages")?);
         let mut first = String::new();
         while !first.contains("listening on") {
@@ -128,10 +133,7 @@ impl Capture {
         let Ok(report) = self.reader.join() else { bail!("the reader of the capture panicked") };
         let mut report = report?;
         let said = self.said.join().unwrap_or_default();
-        report.dropped = said
-            .lines()
-            .find_map(|line| line.strip_suffix(" packets dropped by kernel")?.trim().parse().ok())
-            .with_context(|| format!("tcpdump does not say what it dropped: {said}"))?;
+        report.dropped = dropped(&said).with_context(|| format!("tcpdump does not say what it dropped: {said}"))?;
         Ok(report)
     }
 }
@@ -147,6 +149,12 @@ impl WireReport {
         }
         Ok(())
     }
+}
+
+/// How many frames the kernel dropped, by what tcpdump says at its end.
+fn dropped(said: &str) -> Option<u64> {
+    let line = said.lines().find(|line| line.ends_with(" dropped by kernel"))?;
+    line.split_once(" packet")?.0.parse().ok()
 }
 
 /// The printable bytes before and after a place in a frame.
@@ -228,5 +236,18 @@ impl Analyser {
         if self.report.offences.len() < KEPT {
             self.report.offences.push(what);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_dropped_is_read() {
+        let said = |last: &str| dropped(&format!("7 packets captured\n8 packets received by filter\n{last}"));
+        assert_eq!(said("0 packets dropped by kernel\n"), Some(0));
+        assert_eq!(said("1 packet dropped by kernel\n"), Some(1));
+        assert_eq!(said(""), None);
     }
 }
