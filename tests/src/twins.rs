@@ -200,16 +200,22 @@ impl Side {
     ) -> Result<(ConnReport, Option<ConnReport>)> {
         let to = self.target(case, path, family, port)?;
         let server = self.server(path);
-        if case.first_error_lost {
-            let client = &self.lab.pod("client-1")?.netns;
-            client.within(|| command::run_with_input("nft", &["-f", "-"], &first_error_lost(port)))?;
-        }
         let Some(script) = &case.server else {
+            let client = &self.lab.pod("client-1")?.netns;
+            let nft = |rules: &str| client.within(|| command::run_with_input("nft", &["-f", "-"], rules)).map(drop);
+            if case.first_error_lost {
+                nft(&first_error_lost(port))?;
+            }
             let connecting = match case.within {
                 Some(within) => self.client.connect_within(to, within, case.client.clone()),
                 None => self.client.connect(to, 1, case.client.clone()),
             };
-            return Ok((connecting?.report()?, None));
+            let report = connecting?.report()?;
+            if case.first_error_lost {
+                // The port may be another exchange's next.
+                nft(&format!("delete table inet lost_{port}"))?;
+            }
+            return Ok((report, None));
         };
         server.listen(SocketAddr::new(self.lab.pod(path.server())?.ip(family), port))?;
         let serving = server.serve(port, 1, script.clone())?;

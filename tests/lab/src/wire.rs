@@ -31,8 +31,8 @@ pub use packet::{Segment, parse};
 
 /// Port of the tunnels.
 pub const TUNNEL_PORT: u16 = 15008;
-/// tcpdump's ring, nearly the most that it takes: at the speed of veths a gibibyte passes in half a second, for which a
-/// busy machine may keep tcpdump waiting.
+/// tcpdump's ring (it takes less than 2 GiB): at the speed of veths a gibibyte passes in half a second, for which a busy
+/// machine may keep tcpdump waiting.
 const BUFFER_KIB: &str = "1572864";
 /// Bytes of the pipe between tcpdump and the reader, the most without privilege; by default it holds but one large frame.
 const PIPE: i32 = 1 << 20;
